@@ -1,0 +1,43 @@
+# make demo    phantom slides to trained classifier, honest numbers and heatmaps (about ten minutes)
+# make test    the tests
+# make check   ruff, mypy, import direction
+# make bench   speed against baselines, measured in the same run
+#
+# Each target makes .venv and installs what it needs by itself, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo.done
+	$(BIN)/mil-demo --out demo
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest
+
+check: .venv/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+bench: .venv/dev.done
+	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("slidemil needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo.done: .venv/made pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/dev.done: .venv/made pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,121 @@
+"""CONTRACT feature file `features/<slide_id>.h5` (HDF5): the embeddings of one slide's patches.
+
+Data sets
+  features  (N, D) float16 (float32 on request), chunks of at least 1,024 rows (fewer when N is smaller)
+  coords    (N, 2) int64, level-0 (x, y) of each patch's top-left corner; row i belongs to features row i
+
+Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. The data set `coords` also
+carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
+`level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
+rows do not match. The file is written whole or not at all.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.artifact import atomic_file, check_format
+from tiling.errors import SlideError
+
+FORMAT, VERSION = "slidemil-features", 1
+_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """Where a feature file comes from. Two files are comparable when all fields but the slide's are equal."""
+
+    slide_id: str
+    store_digest: str  # digest of the patch store that was embedded
+    encoder: str  # name, for example "resnet50"
+    weights: str  # "default", "random" or the name of the weights file
+    weights_sha256: str  # of the state dict's bytes
+    input_px: int  # side of the square image that the network saw
+    normalisation: str  # "mean=(…) std=(…)" on 0..1 RGB
+    precision: str  # "fp32", "bf16" or "fp16"
+    patch_size_px: int
+    patch_size_l0: int  # side of a patch in level-0 pixels
+    overlap_px: int
+    width_l0: int
+    height_l0: int
+    mpp_l0: float  # µm per level-0 pixel; NaN if the slide has no scale
+    mpp: float  # µm per patch pixel; NaN if the slide has no scale
+
+    def provenance(self) -> dict[str, Any]:
+        """What must be equal for an existing file to be taken as done."""
+        keys = ("store_digest", "encoder", "weights_sha256", "input_px", "normalisation", "precision")
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """features (N, D) float16 or float32; coords_l0 (N, 2) int64 (x, y) of patch corners."""
+
+    features: NDArray[Any]
+    coords_l0: NDArray[np.int64]
+    info: EmbeddingInfo
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write a feature file atomically. Raises SlideError for NaN or infinity among the features."""
+    features, coords, info = embeddings.features, embeddings.coords_l0, embeddings.info
+    if not np.isfinite(features).all():
+        raise SlideError(f"{info.slide_id}: the encoder returned NaN or infinity; try --precision fp32")
+    assert len(features) == len(coords), (features.shape, coords.shape)
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        rows = max(1, min(len(features), _CHUNK_ROWS))
+        file.create_dataset("features", data=features, chunks=(rows, features.shape[1]), track_times=False)
+        coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
+        file.attrs.update(format=FORMAT, version=VERSION, **asdict(info))
+        coords_data.attrs.update(
+            name=info.slide_id,
+            patch_size=info.patch_size_px,
+            patch_size_level0=info.patch_size_l0,
+            level0_width=info.width_l0,
+            level0_height=info.height_l0,
+            overlap=info.overlap_px,
+        )
+
+
+def read_info(path: Path) -> EmbeddingInfo:
+    """The attributes alone: cheap. Raises SlideError if the file is unreadable or of another version."""
+    with _open(path) as file:
+        return _info(file, path)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """The whole file in memory. Raises SlideError if it is unreadable, of another version or inconsistent."""
+    with _open(path) as file:
+        info = _info(file, path)
+        try:
+            features, coords = file["features"][:], file["coords"][:]
+        except (KeyError, OSError) as error:
+            raise SlideError(f"{path}: damaged feature file ({error}); extract it again") from error
+    if features.ndim != 2 or coords.shape != (len(features), 2):
+        raise SlideError(f"{path}: features {features.shape} and coords {coords.shape} do not belong together")
+    return Embeddings(features, coords, info)
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such feature file") from None
+    except OSError as error:
+        raise SlideError(f"{path}: not a readable HDF5 file ({error}); extract it again") from error
+
+
+def _info(file: h5py.File, path: Path) -> EmbeddingInfo:
+    attributes = dict(file.attrs)
+    check_format(attributes, FORMAT, VERSION, path)
+    values: dict[str, Any] = {}
+    for entry in fields(EmbeddingInfo):
+        if entry.name not in attributes:
+            raise SlideError(f"{path}: attribute {entry.name!r} is missing; extract it again")
+        assert isinstance(entry.type, type)
+        values[entry.name] = entry.type(attributes[entry.name])
+    return EmbeddingInfo(**values)

@@ -1,0 +1,1 @@
+"""Slides to tissue-masked patches. Imports neither `features` nor `mil`, and never torch."""

@@ -1,0 +1,28 @@
+"""`tile-slides`: slides to patch stores."""
+
+from pathlib import Path
+
+from tiling.command import config_from, parser_for, run_command
+from tiling.config import TilingConfig
+
+
+def main() -> None:
+    run_command("tile-slides", _run)
+
+
+def _run() -> int:
+    parser = parser_for(
+        TilingConfig,
+        "tile-slides",
+        "Cut slides into tissue-masked patches at an exact scale, one zarr store a slide.",
+    )
+    parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide file, or a glob")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the patch stores, <slide_id>.zarr")
+    arguments = parser.parse_args()
+    config = config_from(TilingConfig, arguments)
+
+    from tiling.manifest import load_slides, select_part
+    from tiling.pipeline import tile_slides
+
+    rows = load_slides(arguments.slides)
+    return tile_slides(select_part(rows, config.part) if config.part else rows, config, arguments.out)

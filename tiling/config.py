@@ -1,0 +1,49 @@
+"""Settings of `tile-slides`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tiling.command import setting
+from tiling.manifest import MPP_MAX, MPP_MIN
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """What decides about the patches, then how the job runs. Raises ValueError for impossible values."""
+
+    mpp: float | Literal["native"] = setting(
+        0.5, "scale of the patches in µm per pixel, or `native`: level-0 pixels as they are"
+    )
+    patch_px: int = setting(512, "side of a patch in pixels at that scale")
+    overlap_px: int = setting(0, "overlap of neighbouring patches in pixels at that scale")
+    tissue: Literal["otsu", "all"] = setting(
+        "otsu", "how tissue is found: Otsu's threshold on colour saturation, or `all`: the whole slide counts"
+    )
+    min_tissue: float = setting(0.5, "least share of tissue in a patch, 0 to 1")
+    pixels: Literal["jpeg", "zstd", "reference"] = setting(
+        "jpeg", "how pixels are kept: jpeg, zstd (lossless), or reference (coordinates only)"
+    )
+    jpeg_quality: int = setting(90, "JPEG quality, 1 to 100")
+    workers: int = setting(0, "slides done at the same time, each in its own process; 0: one per core")
+    part: str = setting("", "do only part i/n of the slides (array jobs)")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
+    overwrite: bool = setting(False, "replace outputs that were made with other settings")
+
+    def __post_init__(self) -> None:
+        if self.mpp != "native" and not MPP_MIN <= float(self.mpp) <= MPP_MAX:
+            raise ValueError(f"--mpp is {self.mpp}, expected {MPP_MIN} to {MPP_MAX} µm per pixel, or native")
+        if self.patch_px < 16:
+            raise ValueError(f"--patch-px is {self.patch_px}, expected at least 16 pixels")
+        if not 0 <= self.overlap_px < self.patch_px:
+            raise ValueError(f"--overlap-px is {self.overlap_px}, expected 0 to {self.patch_px - 1}")
+        if not 0 <= self.min_tissue <= 1:
+            raise ValueError(f"--min-tissue is {self.min_tissue}, expected 0 to 1")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"--jpeg-quality is {self.jpeg_quality}, expected 1 to 100")
+        if self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}, expected 0 or more")
+
+    def content(self) -> dict[str, object]:
+        """The settings that decide about a store's content, as JSON values."""
+        keys = ("mpp", "patch_px", "overlap_px", "tissue", "min_tissue", "pixels", "jpeg_quality")
+        return {key: getattr(self, key) for key in keys}

@@ -1,0 +1,201 @@
+"""CONTRACT slide table: a CSV file, one row a slide.
+
+Columns
+  slide_id    unique, `[A-Za-z0-9._-]+`; default: the file's stem
+  path        the slide file, or the folder of one DICOM series; relative paths start at the table's folder
+  patient_id  default: slide_id. All slides of a patient are kept on one side of every split
+  site        optional: hospital or scanner
+  split       optional: train, val or test
+  mpp         optional: µm per level-0 pixel; overrides what the file says (0.05 to 20)
+  any other   a label, chosen with --target
+
+A folder, a single file or a glob stands for a table with only path and slide_id. UTF-8, with or without a
+byte-order mark; white space around values is dropped. A table that breaks a rule MUST be refused before any
+work starts, with all its faults at once and their row numbers (the header is row 1).
+"""
+
+import csv
+import glob
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tiling.errors import RequestError
+
+FORMAT, VERSION = "slidemil-slide-table", 1
+MPP_MIN, MPP_MAX = 0.05, 20.0
+SPLITS = ("train", "val", "test")
+_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp")
+_ID = re.compile(r"[A-Za-z0-9._-]+")
+_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
+)
+_SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One slide of the table. `labels` holds the columns that have no meaning of their own."""
+
+    slide_id: str
+    path: Path | None = None
+    patient_id: str = ""
+    site: str = ""
+    split: str = ""
+    mpp: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def load_slides(source: str) -> list[SlideRow]:
+    """Slides named by `source`: a table (.csv), a folder, one slide file or a glob. Raises RequestError."""
+    path = Path(source)
+    if path.suffix.lower() == ".csv":
+        return load_table(path, needs_path=True)
+    if path.is_dir():
+        found = _slides_in(path)
+        if not found:
+            raise RequestError(
+                f"{path}: no slide in this folder (looked for {' '.join(sorted(_SUFFIXES))}, also in subfolders)"
+            )
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
+        if not found:
+            raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
+    rows = [SlideRow(slide_id=p.name if p.is_dir() else p.stem, path=p) for p in found]
+    rows = [_with_defaults(r) for r in rows]
+    _raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
+    return rows
+
+
+def load_table(path: Path, *, needs_path: bool, target: str | None = None) -> list[SlideRow]:
+    """Read a slide table (rows in file order). Raises RequestError with every fault and its row number.
+
+    needs_path: the slides themselves will be opened, so each row needs a path that exists.
+    target: the label column; must exist and be filled in every row.
+    """
+    header, records = _read_csv(path)
+    faults = _header_faults(header, needs_path, target)
+    _raise_faults(path, faults)
+    rows = []
+    for number, record in records:
+        row, row_faults = _parse_row(record, path.parent, needs_path, target)
+        faults += [f"row {number}: {fault}" for fault in row_faults]
+        rows.append(row)
+    faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
+    if not rows:
+        faults.append("the table has a header and no rows")
+    _raise_faults(path, faults)
+    return rows
+
+
+def select_part(rows: Sequence[SlideRow], part: str) -> list[SlideRow]:
+    """Every n-th row from the i-th on, for `--part i/n` of an array job (i from 1 to n)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise RequestError(f"--part {part}: expected i/n with 1 <= i <= n, for example 3/8")
+    return list(rows[int(match[1]) - 1 :: int(match[2])])
+
+
+def _slides_in(folder: Path) -> list[Path]:
+    """Slide files below `folder`; the .dcm files of one folder are one slide, named by the folder."""
+    slides = set()
+    for p in folder.rglob("*"):
+        if p.suffix.lower() in _SUFFIXES and p.is_file() and not p.name.startswith("."):
+            slides.add(p.parent if p.suffix.lower() == ".dcm" else p)
+    return sorted(slides)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such slide table") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not a UTF-8 text file ({error}); save the table as CSV UTF-8") from None
+    lines = csv.reader(text.splitlines())
+    header = [name.strip() for name in next(lines, [])]
+    records = []
+    for cells in lines:
+        if any(cell.strip() for cell in cells):
+            values = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+            records.append((lines.line_num, dict(zip(header, values, strict=False))))
+    return header, records
+
+
+def _header_faults(header: list[str], needs_path: bool, target: str | None) -> list[str]:
+    faults = [f"column {name!r} appears {n} times" for name, n in Counter(header).items() if n > 1]
+    if needs_path and "path" not in header:
+        faults.append(f"no column 'path'; found {', '.join(map(repr, header)) or 'an empty file'}")
+    if not needs_path and "slide_id" not in header and "path" not in header:
+        faults.append(f"no column 'slide_id'; found {', '.join(map(repr, header)) or 'an empty file'}")
+    if target is not None and (target not in header or target in _RESERVED):
+        labels = [name for name in header if name not in _RESERVED]
+        faults.append(f"no label column {target!r}; the label columns are {', '.join(map(repr, labels)) or 'none'}")
+    return faults
+
+
+def _parse_row(
+    record: dict[str, str], folder: Path, needs_path: bool, target: str | None
+) -> tuple[SlideRow, list[str]]:
+    faults = []
+    path = folder / record["path"] if record.get("path") else None
+    if needs_path and path is None:
+        faults.append("path is empty")
+    elif needs_path and path is not None and not path.exists():
+        faults.append(f"no such file: {path}")
+    split = record.get("split", "")
+    if split and split not in SPLITS:
+        faults.append(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
+    if target is not None and not record[target]:
+        faults.append(f"label {target!r} is empty; fill it in or leave the row out")
+    row = SlideRow(
+        slide_id=record.get("slide_id") or (path.stem if path else ""),
+        path=path,
+        patient_id=record.get("patient_id", ""),
+        site=record.get("site", ""),
+        split=split,
+        mpp=mpp,
+        labels={k: v for k, v in record.items() if k not in _RESERVED},
+    )
+    return _with_defaults(row), faults + mpp_fault
+
+
+def _parse_mpp(text: str) -> tuple[float | None, list[str]]:
+    if not text:
+        return None, []
+    try:
+        mpp = float(text)
+    except ValueError:
+        return None, [f"mpp is {text!r}, expected a number of µm per pixel"]
+    if not MPP_MIN <= mpp <= MPP_MAX:
+        return None, [f"mpp is {text}, expected {MPP_MIN} to {MPP_MAX} µm per pixel"]
+    return mpp, []
+
+
+def _with_defaults(row: SlideRow) -> SlideRow:
+    return row if row.patient_id else SlideRow(**{**vars(row), "patient_id": row.slide_id})
+
+
+def _id_faults(named: list[tuple[str, str]]) -> list[str]:
+    """Faults of slide ids, each given with the place (row or file) that it comes from."""
+    faults = [
+        f"{place}: slide_id {name!r} has characters other than A-Z a-z 0-9 . _ -; give one in a slide table"
+        for place, name in named
+        if not _ID.fullmatch(name)
+    ]
+    places: dict[str, list[str]] = {}
+    for place, name in named:
+        places.setdefault(name, []).append(place)
+    return faults + [f"slide_id {n!r} is used by {', '.join(p)}" for n, p in places.items() if len(p) > 1]
+
+
+def _raise_faults(source: str | Path, faults: list[str]) -> None:
+    if faults:
+        shown = "\n  ".join(faults[:_SHOWN_FAULTS])
+        more = f"\n  … and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+        raise RequestError(f"{source}: {len(faults)} fault(s)\n  {shown}{more}")

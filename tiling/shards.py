@@ -1,0 +1,110 @@
+"""Shards of a zarr v3 array of patches (N, P, P, 3), chunk = one patch, written and read without decoding.
+
+A shard file is the compressed patches, each followed by its CRC-32C (zarr codec `crc32c`), and then the
+index: (offset, length) of each as little-endian uint64, and the CRC-32C of the index (zarr v3
+`sharding_indexed`, index at the end). Writing it here keeps one compressed patch in memory at a time; reading
+it here hands out any patch's compressed bytes, and no flipped bit passes for a pixel.
+"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.errors import SlideError
+
+PATCHES_PER_SHARD = 512
+_ABSENT = np.uint64(2**64 - 1)
+_INDEX_BYTES = PATCHES_PER_SHARD * 16
+
+
+class ShardWriter:
+    """Appends compressed patches to the shard files below `folder` (the array's folder)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._index: list[tuple[int, int]] = []
+        self._shard = 0
+
+    def append(self, data: bytes) -> None:
+        if self._file is None:
+            path = _shard_path(self._folder, self._shard)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
+        self._index.append((self._file.tell(), len(data) + 4))
+        self._file.write(data)
+        self._file.write(_checksum(data))
+        if len(self._index) == PATCHES_PER_SHARD:
+            self.close()
+
+    def close(self) -> None:
+        """Finish the shard that is open. Must be called after the last patch."""
+        if self._file is None:
+            return
+        index = np.full((PATCHES_PER_SHARD, 2), _ABSENT, "<u8")
+        index[: len(self._index)] = self._index
+        self._file.write(index.tobytes())
+        self._file.write(_checksum(index.tobytes()))
+        self._file.close()
+        self._file, self._index, self._shard = None, [], self._shard + 1
+
+
+def _checksum(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / "c" / str(shard) / "0" / "0" / "0"
+
+
+class ShardReader:
+    """Hands out the compressed bytes of patches. Threads may share one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._indices: dict[int, NDArray[np.uint64]] = {}
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """Compressed patches start to stop-1. Raises SlideError if a shard is missing, cut or damaged."""
+        found: list[bytes] = []
+        while start < stop:
+            shard, first = divmod(start, PATCHES_PER_SHARD)
+            count = min(stop - start, PATCHES_PER_SHARD - first)
+            found += self._read_shard(shard, first, first + count)
+            start += count
+        return found
+
+    def _read_shard(self, shard: int, first: int, last: int) -> list[bytes]:
+        path = _shard_path(self._folder, shard)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise SlideError(f"{path}: this part of the store is missing; tile the slide again") from None
+        try:
+            if shard not in self._indices:
+                self._indices[shard] = _read_index(file, path)
+            index = self._indices[shard][first:last]
+            if (index == _ABSENT).any():
+                raise SlideError(f"{path}: a patch is missing; tile the slide again")
+            offset, end = int(index[0, 0]), int(index[-1].sum())
+            data = os.pread(file, end - offset, offset)
+        finally:
+            os.close(file)
+        chunks = [data[int(o) - offset : int(o) - offset + int(n)] for o, n in index]
+        for i, chunk in enumerate(chunks, first):
+            if len(chunk) < 4 or _checksum(chunk[:-4]) != chunk[-4:]:
+                raise SlideError(f"{path}: patch {i} of this shard is damaged; tile the slide again")
+        return [chunk[:-4] for chunk in chunks]
+
+
+def _read_index(file: int, path: Path) -> NDArray[np.uint64]:
+    size = os.fstat(file).st_size
+    tail = os.pread(file, _INDEX_BYTES + 4, max(0, size - _INDEX_BYTES - 4))
+    index, checksum = tail[:_INDEX_BYTES], tail[_INDEX_BYTES:]
+    if len(tail) < _INDEX_BYTES + 4 or _checksum(index) != checksum:
+        raise SlideError(f"{path}: cut short or damaged ({size} bytes); tile the slide again")
+    return np.frombuffer(index, "<u8").reshape(-1, 2)
