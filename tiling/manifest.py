@@ -7,6 +7,7 @@ Columns
   site        optional: hospital or scanner
   split       optional: train, val or test
   mpp         optional: µm per level-0 pixel; overrides what the file says (0.05 to 20)
+  annotation  optional: GeoJSON file of regions in level-0 pixels, drawn as outlines on heatmaps
   any other   a label, chosen with --target
 
 A folder, a single file or a glob stands for a table with only path and slide_id. UTF-8, with or without a
@@ -27,7 +28,7 @@ from tiling.errors import RequestError
 FORMAT, VERSION = "slidemil-slide-table", 1
 MPP_MIN, MPP_MAX = 0.05, 20.0
 SPLITS = ("train", "val", "test")
-_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp")
+_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation")
 _ID = re.compile(r"[A-Za-z0-9._-]+")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
@@ -45,6 +46,7 @@ class SlideRow:
     site: str = ""
     split: str = ""
     mpp: float | None = None
+    annotation: Path | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -153,6 +155,9 @@ def _parse_row(
     mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
     if target is not None and not record[target]:
         faults.append(f"label {target!r} is empty; fill it in or leave the row out")
+    annotation = folder / record["annotation"] if record.get("annotation") else None
+    if needs_path and annotation is not None and not annotation.is_file():
+        faults.append(f"no such annotation file: {annotation}")
     row = SlideRow(
         slide_id=record.get("slide_id") or (path.stem if path else ""),
         path=path,
@@ -160,6 +165,7 @@ def _parse_row(
         site=record.get("site", ""),
         split=split,
         mpp=mpp,
+        annotation=annotation,
         labels={k: v for k, v in record.items() if k not in _RESERVED},
     )
     return _with_defaults(row), faults + mpp_fault

@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ class PatchStoreInfo:
     overlap_px: int
     level: int  # the slide level that was read
     backend: str  # the reader that read it
-    thumbnail_downsample: float
     config: dict[str, Any]  # TilingConfig.content()
-    packages: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str]
+    thumbnail_downsample: float = math.nan  # level-0 pixels per thumbnail pixel
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tiling.manifest import SlideRow
 from tiling.patches import PatchStore, PatchStoreInfo, write_store
 from tiling.quality import sharpness
 from tiling.slide import Pixels, Slide, open_slide
-from tiling.tissue import read_thumbnail, tissue_mask
+from tiling.tissue import mask_downsample, read_thumbnail, tissue_mask
 
 
 def store_path(out: Path, slide_id: str) -> Path:
@@ -55,16 +56,15 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
     scale = choose_scale(slide, config.mpp, config.patch_px, config.overlap_px, row.mpp)
     assert row.path is not None
     fingerprint = slide_fingerprint(row.path)
-    thumbnail_downsample = math.nan
-    info = _info(slide, row, config, scale, fingerprint, thumbnail_downsample)
+    info = _info(slide, row, config, scale, fingerprint)
     if path.exists() and not config.overwrite:
         store = PatchStore(path)
         require_same(store.info.provenance(), info.provenance(), path)
         return Outcome(row.slide_id, "skipped", "already done", len(store))
-    thumbnail = read_thumbnail(slide, scale.mpp_l0)
+    thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
     mask = tissue_mask(thumbnail, config.tissue, scale.mpp_l0)
     coords_l0, tissue_fraction = _tissue_patches(slide, scale, mask, thumbnail.downsample, config.min_tissue)
-    info = _info(slide, row, config, scale, fingerprint, thumbnail.downsample)
+    info = replace(info, thumbnail_downsample=thumbnail.downsample)
     patches = _scored(read_patches(slide, scale, coords_l0))
     write_store(path, info, coords_l0, tissue_fraction, mask, thumbnail.pixels, patches)
     if len(coords_l0) == 0:
@@ -100,7 +100,6 @@ def _info(
     config: TilingConfig,
     scale: Scale,
     fingerprint: str,
-    thumbnail_downsample: float,
 ) -> PatchStoreInfo:
     width_l0, height_l0 = slide.level_sizes[0]
     return PatchStoreInfo(
@@ -117,7 +116,6 @@ def _info(
         overlap_px=config.overlap_px,
         level=scale.level,
         backend=slide.backend,
-        thumbnail_downsample=thumbnail_downsample,
         config=config.content(),
         packages=package_versions(),
     )

@@ -30,12 +30,15 @@ class Thumbnail:
     downsample: float
 
 
-def read_thumbnail(slide: Slide, mpp_l0: float) -> Thumbnail:
-    """The slide at about 8 µm per pixel by area averaging, read in blocks so that memory stays small."""
+def mask_downsample(slide: Slide, mpp_l0: float) -> float:
+    """Downsample of the thumbnail that the mask is made on: about 8 µm per pixel."""
     if math.isnan(mpp_l0):
-        wanted = max(1.0, max(slide.level_sizes[0]) / UNSCALED_SIDE_PX)
-    else:
-        wanted = max(1.0, TARGET_MPP / mpp_l0)
+        return max(1.0, max(slide.level_sizes[0]) / UNSCALED_SIDE_PX)
+    return max(1.0, TARGET_MPP / mpp_l0)
+
+
+def read_thumbnail(slide: Slide, wanted: float) -> Thumbnail:
+    """The slide at about `wanted` downsample by area averaging, read in blocks so that memory stays small."""
     level = max((i for i, d in enumerate(slide.downsamples) if d <= wanted * 1.01), default=0)
     factor = max(1, round(wanted / slide.downsamples[level]))
     width, height = slide.level_sizes[level]
