@@ -1,0 +1,41 @@
+"""Fixtures: the real slides, where they are, and a small phantom slide for everything else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiling.phantom import PhantomSpec, write_phantom
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SLIDE_MIL_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of real slides. Without it the test is skipped, or fails where SLIDE_MIL_REQUIRE_DATA is set."""
+    if not DATA.is_dir():
+        message = f"no real slides at {DATA}; set SLIDE_MIL_DATA to their folder"
+        pytest.fail(message) if os.environ.get("SLIDE_MIL_REQUIRE_DATA") else pytest.skip(message)
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def phantom_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tumour phantom of 4,000 × 3,008 px at 0.25 µm/px, as SVS."""
+    path = tmp_path_factory.mktemp("phantom") / "phantom.svs"
+    write_phantom(PhantomSpec(width_px=4000, height_px=3008, seed=3, tumour=True, lesion_fraction=0.05), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run a console script of this installation: command("tile-slides", …) -> CompletedProcess with text."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        script = Path(sys.executable).parent / name
+        return subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, timeout=280)
+
+    return run

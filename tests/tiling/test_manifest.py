@@ -1,0 +1,107 @@
+import pytest
+
+from tiling.errors import RequestError
+from tiling.manifest import load_slides, load_table, select_part
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.svs", "b.tiff"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def table(folder, text, **how):
+    path = folder / "slides.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_table(path, **{"needs_path": True, **how})
+
+
+def faults(folder, text, **how):
+    with pytest.raises(RequestError) as error:
+        table(folder, text, **how)
+    return str(error.value)
+
+
+def test_values_and_defaults(folder):
+    a, b = table(
+        folder, "slide_id,path,patient_id,site,split,mpp,grade\nA,a.svs,P1,x,train,0.25,high\n,b.tiff,,,,,low\n"
+    )
+    assert (a.slide_id, a.path, a.patient_id, a.site, a.split, a.mpp) == (
+        "A",
+        folder / "a.svs",
+        "P1",
+        "x",
+        "train",
+        0.25,
+    )
+    assert a.labels == {"grade": "high"}
+    assert (b.slide_id, b.patient_id, b.mpp, b.labels) == ("b", "b", None, {"grade": "low"})
+
+
+def test_byte_order_mark_and_white_space_do_not_matter(folder):
+    (row,) = table(folder, b"\xef\xbb\xbf slide_id , path\r\n s1 , a.svs \r\n\r\n")
+    assert (row.slide_id, row.path) == ("s1", folder / "a.svs")
+
+
+def test_every_fault_is_reported_at_once_with_its_row(folder):
+    text = "slide_id,path,mpp,split,y\ns1,a.svs,0.5,train,1\ns1,none.svs,900,dev,\nbad id,b.tiff,half,,1\n"
+    said = faults(folder, text, target="y")
+    assert "slide_id 's1' is used by row 2, row 3" in said
+    assert "row 3: no such file" in said and "none.svs" in said
+    assert "row 3: mpp is 900" in said
+    assert "row 3: split is 'dev'" in said
+    assert "row 3: label 'y' is empty" in said
+    assert "row 4: mpp is 'half'" in said
+    assert "row 4: slide_id 'bad id'" in said
+    assert "7 fault(s)" in said
+
+
+def test_missing_columns_are_named_with_what_there_is(folder):
+    assert "no column 'path'; found 'slide_id', 'y'" in faults(folder, "slide_id,y\ns,1\n")
+    said = faults(folder, "slide_id,path,grade\ns,a.svs,1\n", target="stage")
+    assert "no label column 'stage'; the label columns are 'grade'" in said
+    assert "no rows" in faults(folder, "slide_id,path\n")
+    assert "found an empty file" in faults(folder, "")
+    assert "column 'y' appears 2 times" in faults(folder, "path,y,y\na.svs,1,2\n")
+
+
+def test_labels_alone_need_no_path(folder):
+    (row,) = table(folder, "slide_id,y\ns,1\n", needs_path=False, target="y")
+    assert row.path is None and row.labels == {"y": "1"}
+
+
+def test_a_folder_a_file_and_a_glob_stand_for_a_table(folder):
+    (folder / "series").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (folder / "series" / name).write_bytes(b"x")
+    (folder / "notes.txt").write_text("not a slide")
+    assert [r.slide_id for r in load_slides(str(folder))] == ["a", "b", "series"]
+    assert [r.slide_id for r in load_slides(str(folder / "a.svs"))] == ["a"]
+    assert [r.slide_id for r in load_slides(str(folder / "*.tiff"))] == ["b"]
+
+
+def test_nothing_to_do_is_said(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(RequestError, match="no slide in this folder"):
+        load_slides(str(tmp_path))
+    with pytest.raises(RequestError, match="no such file, folder or slide table"):
+        load_slides(str(tmp_path / "nowhere"))
+    with pytest.raises(RequestError, match="no such slide table"):
+        load_slides(str(tmp_path / "nowhere.csv"))
+
+
+def test_two_slides_of_one_name_are_refused(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.svs").write_bytes(b"x")
+    with pytest.raises(RequestError, match="slide_id 'a' is used by"):
+        load_slides(str(folder))
+
+
+def test_parts_cover_all_rows_once(folder):
+    rows = load_slides(str(folder))
+    parts = [r for i in (1, 2, 3) for r in select_part(rows, f"{i}/3")]
+    assert sorted(r.slide_id for r in parts) == [r.slide_id for r in rows]
+    for wrong in ("0/3", "4/3", "x", "1"):
+        with pytest.raises(RequestError, match="expected i/n"):
+            select_part(rows, wrong)

