@@ -142,7 +142,7 @@ def _with_lines(running: Iterator[Outcome], total: int, verb: str) -> list[Outco
     outcomes = []
     for outcome in running:
         outcomes.append(outcome)
-        said = f"{outcome.patches} patches" if outcome.status == "done" else outcome.reason
+        said = f"{outcome.patches} patches" if outcome.status == "done" and outcome.patches else outcome.reason
         line = f"{verb} [{len(outcomes)}/{total}] {outcome.slide_id}: {outcome.status}"
         print(f"{line}{', ' + said if said else ''}", file=sys.stderr, flush=True)
     return outcomes
