@@ -67,8 +67,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         raise SlideError(f"{info.slide_id}: the encoder returned NaN or infinity; try --precision fp32")
     assert len(features) == len(coords), (features.shape, coords.shape)
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        rows = max(1, min(len(features), _CHUNK_ROWS))
-        file.create_dataset("features", data=features, chunks=(rows, features.shape[1]), track_times=False)
+        chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
+        file.create_dataset("features", data=features, chunks=chunks, track_times=False)
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
         file.attrs.update(format=FORMAT, version=VERSION, **asdict(info))
         coords_data.attrs.update(
@@ -85,6 +85,13 @@ def read_info(path: Path) -> EmbeddingInfo:
     """The attributes alone: cheap. Raises SlideError if the file is unreadable or of another version."""
     with _open(path) as file:
         return _info(file, path)
+
+
+def stored_dtype(path: Path) -> str:
+    """Type of the stored features, "float16" or "float32". Raises SlideError like `read_info`."""
+    with _open(path) as file:
+        _info(file, path)
+        return str(file["features"].dtype)
 
 
 def read_embeddings(path: Path) -> Embeddings:

@@ -1,0 +1,37 @@
+"""Settings of `extract-features`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tiling.command import setting
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What decides about the features, then how the job runs. Raises ValueError for impossible values."""
+
+    encoder: str = setting(
+        "resnet50", "resnet18, resnet50, vgg16, googlenet, inception-v3 (ImageNet, torchvision) or efficientnet-lite0"
+    )
+    weights: str = setting(
+        "default", "default (pinned ImageNet weights), random (the baseline), or a .pth or .safetensors file"
+    )
+    seed: int = setting(0, "seed of --weights random")
+    input_px: int = setting(0, "side in pixels to which patches are resized; 0: the network sees them as they are")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32"
+    )
+    features_dtype: Literal["float16", "float32"] = setting("float16", "type of the stored features")
+    device: str = setting("auto", "cpu, cuda, cuda:1, …; auto: a CUDA device where there is one")
+    batch_size: int | Literal["auto"] = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
+    part: str = setting("", "do only part i/n of the slides (array jobs)")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
+    overwrite: bool = setting(False, "replace outputs that were made with other settings")
+
+    def __post_init__(self) -> None:
+        if self.input_px < 0:
+            raise ValueError(f"--input-px is {self.input_px}, expected 0 or more pixels")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}, expected at least 1, or auto")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}, expected 0 or more")

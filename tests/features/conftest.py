@@ -1,0 +1,81 @@
+"""Fixtures: patches of real tissue, stores made of them, and the command run in this process."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import immunohistochemistry
+
+from features.cli import main
+from tiling.patches import PatchStoreInfo, write_store
+
+
+@pytest.fixture
+def tissue():
+    """tissue(n, side, seed): n different patches (n, side, side, 3) of a real slide."""
+
+    def cut(n, side, seed=0):
+        image = immunohistochemistry()
+        corners = np.random.default_rng(seed).integers(0, 512 - side + 1, (n, 2))
+        return np.stack([image[y : y + side, x : x + side] for x, y in corners]) if n else image[:0, :side, :side]
+
+    return cut
+
+
+@pytest.fixture
+def make_store():
+    """make_store(folder, slide_id, patches): a lossless patch store of these pixels."""
+
+    def make(folder: Path, slide_id: str, patches: np.ndarray, side: int = 64) -> Path:
+        n = len(patches)
+        side = patches.shape[1] if n else side
+        info = PatchStoreInfo(
+            slide_id=slide_id,
+            fingerprint=f"{slide_id}:{patches.sum()}",
+            width_l0=5000,
+            height_l0=4000,
+            mpp_l0=0.25,
+            mpp_source="openslide",
+            mpp_table=math.nan,
+            mpp=0.5,
+            patch_size_px=side,
+            patch_size_l0=2 * side,
+            overlap_px=0,
+            level=0,
+            backend="openslide",
+            config={"pixels": "zstd", "jpeg_quality": 90},
+            packages={},
+            thumbnail_downsample=64.0,
+        )
+        coords = np.arange(2 * n, dtype=np.int64).reshape(n, 2) * 2 * side
+        write_store(
+            folder / f"{slide_id}.zarr",
+            info,
+            coords,
+            np.ones(n, np.float32),
+            np.ones((4, 5), bool),
+            np.zeros((4, 5, 3), np.uint8),
+            ((patch, 1.0) for patch in patches),
+        )
+        return folder / f"{slide_id}.zarr"
+
+    return make
+
+
+@pytest.fixture
+def extract(monkeypatch):
+    """extract(PATCHES, "--out", DIR, …) -> exit code; the network is resnet18 with random weights unless told."""
+
+    def run(*arguments: object) -> int:
+        given = [str(a) for a in arguments]
+        if "--encoder" not in given:
+            given += ["--encoder", "resnet18", "--weights", "random"]
+        monkeypatch.setattr(sys, "argv", ["extract-features", *given])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code
+
+    return run

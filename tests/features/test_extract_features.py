@@ -1,0 +1,215 @@
+"""`extract-features` as a user runs it: values, what is skipped, bad input, kills."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from features.config import FeatureConfig
+from features.embeddings import read_embeddings
+from features.encoders import load_encoder
+from features.extract import Embedder, embed
+
+ROOT = Path(__file__).parent.parent.parent
+POISON = np.full((2, 64, 64, 3), 7, np.uint8)
+
+
+def reasons(out):
+    with (out / "failures.csv").open() as file:
+        return {row["slide_id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def files(out):
+    return {p.name: p.read_bytes() for p in sorted(out.glob("*.h5"))}
+
+
+@pytest.fixture
+def stores(make_store, tissue, tmp_path):
+    """A folder with three stores of 9, 4 and 0 patches of 64 px."""
+    for name, count in (("a", 9), ("b", 4), ("empty", 0)):
+        make_store(tmp_path / "patches", name, tissue(count, 64, seed=count))
+    return tmp_path / "patches"
+
+
+def test_rows_are_the_stores_patches_in_order(extract, stores, tissue, tmp_path):
+    out = tmp_path / "out"
+    assert extract(stores, "--out", out, "--precision", "fp32", "--features-dtype", "float32") == 0
+    encoder = load_encoder("resnet18", "random")
+    found = read_embeddings(out / "a.h5")
+    expected = embed(encoder, tissue(9, 64, seed=9), precision="fp32")
+    assert (found.features == expected).all() and found.features.dtype == np.float32
+    assert found.coords_l0[:, 0].tolist() == list(range(0, 9 * 256, 256))
+    info = found.info
+    assert (info.encoder, info.weights, info.precision, info.input_px) == ("resnet18", "random (seed 0)", "fp32", 64)
+    assert info.weights_sha256 == encoder.weights_sha256 and info.normalisation.startswith("mean=(0.485,")
+    assert (info.patch_size_px, info.patch_size_l0, info.mpp, info.mpp_l0) == (64, 128, 0.5, 0.25)
+    assert read_embeddings(out / "empty.h5").features.shape == (0, 512)
+    counts = json.loads((out / "summary.json").read_text())["counts"]
+    assert counts == {"done": 2, "empty": 1} and not (out / "failures.csv").exists()
+
+
+def test_the_same_run_writes_the_same_bytes(extract, stores, tmp_path):
+    for out in ("one", "two"):
+        assert extract(stores, "--out", tmp_path / out, "--device", "cpu") == 0
+    assert files(tmp_path / "one") == files(tmp_path / "two") and len(files(tmp_path / "one")) == 3
+    assert read_embeddings(tmp_path / "one/a.h5").features.dtype == np.float16
+
+
+def test_the_first_line_and_the_summary_say_what_was_done(extract, stores, tmp_path, capsys):
+    extract(stores, "--out", tmp_path / "out", "--precision", "bf16", "--device", "cpu")
+    first, last = capsys.readouterr().out.splitlines()
+    sha = load_encoder("resnet18", "random").weights_sha256[:12]
+    assert first == f"extract-features: resnet18, weights random (seed 0) (sha256 {sha}), cpu bf16, batch 4, 3 slide(s)"
+    assert "2 done, 1 empty, 13 patches" in last and "/s)" in last
+
+
+def test_done_is_skipped_and_other_settings_are_an_error_until_overwritten(extract, stores, tmp_path):
+    out = tmp_path / "out"
+    run = (stores, "--out", out, "--precision")
+    assert extract(*run, "fp32") == 0
+    before, times = files(out), [p.stat().st_mtime_ns for p in sorted(out.glob("*.h5"))]
+    assert extract(*run, "fp32", "--batch-size", 3) == 0  # the batch size is no part of the result
+    assert [p.stat().st_mtime_ns for p in sorted(out.glob("*.h5"))] == times
+    assert json.loads((out / "summary.json").read_text())["counts"] == {"skipped": 3}
+    assert extract(*run, "bf16") == 1
+    assert "precision: found 'fp32', wanted 'bf16'" in reasons(out)["a"] and "--overwrite" in reasons(out)["a"]
+    assert extract(*run, "fp32", "--features-dtype", "float32") == 1
+    assert "features_dtype: found 'float16', wanted 'float32'" in reasons(out)["a"]
+    assert extract(*run, "fp32", "--seed", 1) == 1 and "weights_sha256" in reasons(out)["a"]
+    assert files(out) == before
+    assert extract(*run, "bf16", "--overwrite") == 0
+    assert read_embeddings(out / "a.h5").info.precision == "bf16" and not (out / "failures.csv").exists()
+
+
+def test_a_store_that_changed_is_noticed(extract, stores, make_store, tissue, tmp_path):
+    assert extract(stores, "--out", tmp_path / "out") == 0
+    make_store(stores, "b", tissue(5, 64, seed=8))
+    assert extract(stores, "--out", tmp_path / "out") == 1
+    assert list(reasons(tmp_path / "out")) == ["b"] and "store_digest" in reasons(tmp_path / "out")["b"]
+
+
+def test_nan_and_overflow_are_failures_of_their_slide_alone(extract, stores, make_store, tmp_path, monkeypatch):
+    make_store(stores, "nan", POISON)
+    make_store(stores, "huge", POISON + 1)
+    forward = Embedder._forward
+
+    def poisoned(self, patches):
+        factor = {7: np.nan, 8: 1e9}.get(int(patches.max()), 1)
+        return np.float32(factor) * forward(self, patches)
+
+    monkeypatch.setattr(Embedder, "_forward", poisoned)
+    assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 1
+    assert "NaN" in reasons(tmp_path / "out")["nan"] and "--features-dtype" in reasons(tmp_path / "out")["huge"]
+    assert sorted(files(tmp_path / "out")) == ["a.h5", "b.h5", "empty.h5"]
+
+
+def test_a_damaged_store_is_a_failure_of_its_slide_alone(extract, stores, tmp_path):
+    shard = next(p for p in (stores / "a.zarr/patches").rglob("*") if p.is_file() and p.name != "zarr.json")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 20] ^= 0xFF
+    shard.write_bytes(data)
+    (stores / "b.zarr/zarr.json").write_text("{")
+    assert extract(stores, "--out", tmp_path / "out") == 1
+    assert set(reasons(tmp_path / "out")) == {"a", "b"} and list(files(tmp_path / "out")) == ["empty.h5"]
+    assert "tile the slide again" in reasons(tmp_path / "out")["a"]
+    assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_slide_table_picks_slides_and_names_those_without_a_store(extract, stores, tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,label\nb,1\nuntiled,0\n")
+    assert extract(stores, "--out", tmp_path / "out", "--slides", table) == 1
+    assert list(files(tmp_path / "out")) == ["b.h5"]
+    assert list(reasons(tmp_path / "out")) == ["untiled"] and "tile-slides" in reasons(tmp_path / "out")["untiled"]
+
+
+def test_the_parts_of_an_array_job_make_the_whole(extract, stores, tmp_path):
+    assert extract(stores, "--out", tmp_path / "whole") == 0
+    for part in ("1/2", "2/2"):
+        assert extract(stores, "--out", tmp_path / "parts", "--part", part) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoder", "resnet51"], "no such encoder; the encoders are resnet18, resnet50, vgg16"),
+        (["--encoder", "resnet18", "--weights", "none.pth"], "none.pth: no such file"),
+        (["--device", "cuda:99"], "--device cuda:99 is not available here"),
+        (["--device", "abacus"], "--device abacus is not available here"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "many"], "batch-size"),
+        (["--precision", "int8"], "precision"),
+        (["--part", "4/3"], "--part 4/3"),
+        (["--slides", "none.csv"], "none.csv: no such slide table"),
+        (["--colour", "red"], "colour"),
+    ],
+)
+def test_a_wrong_request_ends_with_exit_code_2_before_any_work(extract, stores, tmp_path, capsys, arguments, message):
+    assert extract(stores, "--out", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_stores_is_a_wrong_request(extract, tmp_path, capsys):
+    wrong = {tmp_path: "make them with tile-slides", tmp_path / "none": "no such folder"}
+    (tmp_path / "inner/a.zarr").mkdir(parents=True)
+    wrong[tmp_path / "inner/a.zarr"] = "is one patch store; give its folder"
+    for folder, message in wrong.items():
+        assert extract(folder, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_files(extract, make_store, tissue, tmp_path):
+    stores, out = tmp_path / "patches", tmp_path / "out"
+    for i in range(6):
+        make_store(stores, f"s{i}", tissue(60, 96, seed=i))
+    run = [stores, "--out", out, "--encoder", "resnet18", "--weights", "random", "--device", "cpu"]
+    code = "from features.cli import main; main()"
+    running = subprocess.Popen([sys.executable, "-c", code, *map(str, run)], cwd=ROOT)
+    while not list(out.glob("*.h5")) or not list(out.glob("*.lock")):  # one is done, one is being done
+        time.sleep(0.01)
+        assert running.poll() is None
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert 1 <= len(files(out)) < 6
+    for file in out.glob("*.h5"):
+        assert len(read_embeddings(file).features) == 60  # what has the final name is whole
+    assert extract(*run) == 0
+    assert extract(stores, "--out", tmp_path / "whole", "--device", "cpu") == 0
+    assert files(out) == files(tmp_path / "whole") and not list(out.glob("*.lock")) and not list(out.glob(".*"))
+
+
+def test_help_is_quick_and_imports_no_torch():
+    script = (
+        "import sys; sys.argv = ['extract-features', '--help']\n"
+        "try:\n    from features.cli import main; main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(m for m in ('torch', 'torchvision', 'timm', 'zarr', 'h5py') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("[]") and "--batch-size" in done.stdout
+
+
+def test_the_commented_defaults_are_the_defaults():
+    written = yaml.safe_load((ROOT / "configs/features.yaml").read_text())
+    defaults = vars(FeatureConfig())
+    assert written == {k: v for k, v in defaults.items() if k in written}
+    assert set(written) == set(defaults) - {"part", "scheduler", "overwrite"}
+
+
+def test_the_printed_config_is_read_again(extract, stores, tmp_path, capsys):
+    assert extract(stores, "--out", tmp_path / "out", "--precision", "fp32", "--print_config") == 0
+    (tmp_path / "my.yaml").write_text(capsys.readouterr().out)
+    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["precision"] == "fp32"
+    assert extract(stores, "--out", tmp_path / "out", "--config", tmp_path / "my.yaml") == 0
+    assert read_embeddings(tmp_path / "out/a.h5").info.precision == "fp32"
+    (tmp_path / "my.yaml").write_text("colour: red\n")
+    assert extract(stores, "--out", tmp_path / "out", "--config", tmp_path / "my.yaml") == 2
