@@ -22,6 +22,7 @@ _LONGEST_SIDE_PX = 1000
 _LONGEST_SIDE_INCH = 6.5
 _DPI = 150
 _COLOURS = "inferno"  # perceptually uniform; more attention is the warm, bright end
+_FAINTEST = 0.3  # opacity of the cold end relative to the warm one, so that tissue stays visible
 _SMALLEST_SHOWN = 0.1  # of a patch's average share: below, patches are not told apart
 
 
@@ -41,7 +42,7 @@ def write_png(
     figure = _figure(slide, thumbnail.pixels, scores, downsample, rings, opacity)
     text = {"Software": None, "slidemil": json.dumps(provenance, sort_keys=True)}
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata=text)
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata=text, pil_kwargs={"compress_level": 3})
 
 
 def score_map(slide: SlideAttention, shape: tuple[int, ...], downsample: float) -> NDArray[np.float64]:
@@ -66,7 +67,7 @@ def _figure(
 ) -> Figure:
     height, width = pixels.shape[:2]
     inch = _LONGEST_SIDE_INCH / max(height, width)
-    figure = Figure(figsize=(max(2 * width * inch + 1.4, 6.0), height * inch + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(2 * width * inch + 1.4, 6.0), height * inch + 1.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes in (left, right):
         axes.imshow(pixels, interpolation="none")
@@ -77,7 +78,9 @@ def _figure(
     highest = float(np.nanmax(scores, initial=1.0))
     lowest = min(1.0, max(_SMALLEST_SHOWN, float(np.nanmin(scores, initial=1.0))))
     norm = LogNorm(lowest * 0.999, highest * 1.001)
-    drawn = right.imshow(scores.clip(lowest), norm=norm, cmap=_COLOURS, alpha=opacity, interpolation="none")
+    shown = scores.clip(lowest)
+    alpha = opacity * (_FAINTEST + (1 - _FAINTEST) * np.nan_to_num(norm(shown).filled(0)))
+    drawn = right.imshow(shown, norm=norm, cmap=_COLOURS, alpha=alpha, interpolation="none")
     bar = figure.colorbar(drawn, ax=(left, right), shrink=0.8, pad=0.01, format="%g")
     bar.set_label("attention (1 = the average patch of this slide)")
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
@@ -85,7 +88,7 @@ def _figure(
     bar.set_ticks([float(f"{t:.2g}") for t in ticks if lowest <= float(f"{t:.2g}") <= highest])
     bar.minorticks_off()
     _scale_bar(left, slide.mpp_l0 * downsample, width, height)
-    figure.suptitle(_title(slide), fontsize=11, y=0.99, va="top")
+    figure.suptitle(_title(slide), fontsize=11)
     left.set_title("slide" + (", annotation in green" if rings else ""), fontsize=9)
     right.set_title("attention" + (", annotation in green" if rings else ""), fontsize=9)
     return figure

@@ -29,6 +29,8 @@ from tiling.phantom_plan import (
 from tiling.phantom_stain import F32, F64, U8, U32, Floats, NoiseField
 from tiling.phantom_writer import write_pyramid
 
+__all__ = ["Phantom", "PhantomSpec", "write_phantom"]
+
 BLOCK_PX = 512
 POSITIVE_PX = 2**18  # multiple of the texture period that makes fibre coordinates positive
 EDGE_PX = 8  # pixel of the outline drawn in the blocks at the edge

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 from skimage.morphology import remove_small_holes, remove_small_objects
@@ -47,21 +48,9 @@ def read_thumbnail(slide: Slide, wanted: float) -> Thumbnail:
     for y in range(0, height, step):
         for x in range(0, width, step):
             block = slide.read(level, x, y, min(step, width - x), min(step, height - y))
-            small = _block_mean(block, factor)
+            small = np.asarray(Image.fromarray(block).reduce(factor))  # cells over the edge: mean of what is there
             out[y // factor : y // factor + len(small), x // factor : x // factor + small.shape[1]] = small
     return Thumbnail(out, factor * slide.downsamples[level])
-
-
-def _block_mean(block: Pixels, factor: int) -> Pixels:
-    """Mean over factor × factor cells; cells over the edge are means of what is there."""
-    if factor == 1:
-        return block
-    rows, columns = (np.arange(0, n, factor) for n in block.shape[:2])
-    sums = np.add.reduceat(np.add.reduceat(block, rows, axis=0, dtype=np.uint32), columns, axis=1)
-    heights = np.diff([*rows, block.shape[0]])
-    widths = np.diff([*columns, block.shape[1]])
-    mean: Pixels = np.rint(sums / (heights[:, None, None] * widths[None, :, None])).astype(np.uint8)
-    return mean
 
 
 def tissue_mask(thumbnail: Thumbnail, method: str, mpp_l0: float) -> NDArray[np.bool_]:

@@ -41,7 +41,8 @@ class White:
 def attention(coords, values, size=512, width=4000, height=3000, mpp=0.25):
     values = np.asarray(values, np.float32)
     return SlideAttention(
-        attention=values / values.sum(), patch_logits=np.stack([-values, values], 1), coords=np.asarray(coords, np.int64),
+        attention=values / values.sum(), patch_logits=np.stack([-values, values], 1),
+        coords=np.asarray(coords, np.int64),
         slide_id="s1", label="tumour", classes=("normal", "tumour"), positive="tumour",
         probabilities=np.array([0.25, 0.75]), patch_size_l0=size, overlap_px=0, patch_size_px=256,
         width_l0=width, height_l0=height, mpp_l0=mpp,
@@ -80,8 +81,9 @@ def test_the_picture_is_warm_where_attention_is_high(tmp_path):
         pixels = np.asarray(image.convert("RGB")).astype(int)
         assert json.loads(image.info["slidemil"]) == {"a": 1}
     right = pixels[:, : int(pixels.shape[1] * 0.9)]  # without the colour bar
-    hot, usual = (  # on a logarithmic scale 1 lies half-way between 0.125 and 8
-        np.nonzero(np.abs(right - np.array(colormaps["inferno"](v)[:3]) * 255).max(2) <= 4) for v in (1.0, 0.5)
+    hot, usual = (  # on a logarithmic scale 1 lies half-way between 0.125 and 8; the colder, the more transparent
+        np.nonzero(np.abs(right - 255 * ((1 - alpha) + alpha * np.array(colormaps["inferno"](v)[:3]))).max(2) <= 4)
+        for v, alpha in ((1.0, 1.0), (0.5, 0.65))
     )
     across, down = np.ptp(hot[1]) + 1, np.ptp(hot[0]) + 1
     assert abs(across - down) <= 1 and len(hot[0]) == across * down  # a full square, where it belongs:
