@@ -1,0 +1,56 @@
+"""Packed bags: the patches of B slides as one matrix, so that a linear layer runs once for all of them.
+
+Pooling goes over the B slices of that matrix. This keeps it equal to one bag at a time and, unlike a
+scatter with atomic additions, gives the same bits on a GPU each time; B is small beside the number of patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bags:
+    """features (ΣN, D) of any float type; offsets (B + 1,) int64 on the CPU, from 0 to ΣN, strictly rising."""
+
+    features: Tensor
+    offsets: Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        """Patches of each bag, B numbers of at least 1."""
+        sizes: list[int] = self.offsets.diff().tolist()
+        return sizes
+
+    def to(self, device: torch.device) -> "Bags":
+        return Bags(self.features.to(device), self.offsets)
+
+
+def pack(features: Sequence[Tensor]) -> Bags:
+    """B matrices (N, D) with N >= 1 -> one batch. ValueError for an empty bag, whose pooling is undefined."""
+    sizes = [len(f) for f in features]
+    if 0 in sizes:
+        raise ValueError(f"bag {sizes.index(0)} of {len(sizes)} is empty")
+    return Bags(torch.cat(list(features)), torch.tensor([0, *sizes]).cumsum(0))
+
+
+def segment_softmax(scores: Tensor, sizes: list[int]) -> Tensor:
+    """(ΣN,) -> (ΣN,), a softmax within each bag."""
+    return torch.cat([of_bag.softmax(0) for of_bag in scores.split(sizes)])
+
+
+def segment_sum(values: Tensor, sizes: list[int]) -> Tensor:
+    """(ΣN, E) -> (B, E)."""
+    return torch.stack([of_bag.sum(0) for of_bag in values.split(sizes)])
+
+
+def segment_mean(values: Tensor, sizes: list[int]) -> Tensor:
+    """(ΣN, E) -> (B, E)."""
+    return torch.stack([of_bag.mean(0) for of_bag in values.split(sizes)])
+
+
+def segment_max(values: Tensor, sizes: list[int]) -> Tensor:
+    """(ΣN, E) -> (B, E); among equal values the gradient goes to one of them."""
+    return torch.stack([of_bag.max(0).values for of_bag in values.split(sizes)])

@@ -1,0 +1,38 @@
+"""Command train-mil: train a head on slide labels and say how good it is."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mil.config import TrainConfig
+from tiling.command import config_from, parser_for, run_command
+
+_DESCRIPTION = """Train a model on slide labels by cross-validation over patients. Writes checkpoints, out-of-fold
+predictions, attention and metrics with intervals to a run directory. A killed run goes on with the same command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION)
+    parser.add_argument("features", type=str, help="folder of feature files <slide_id>.h5 from extract-features")
+    parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
+    parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
+    parser.add_argument("--out", type=str, required=True, help="run directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        config = config_from(TrainConfig, arguments)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads spin, and a busy machine stalls
+        from mil.train import train_mil  # imports torch
+
+        train_mil(
+            Path(arguments.features),
+            Path(arguments.labels),
+            arguments.target,
+            Path(arguments.out),
+            config,
+            overwrite=arguments.overwrite,
+        )
+        return 0
+
+    run_command("train-mil", body)

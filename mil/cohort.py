@@ -1,0 +1,177 @@
+"""A cohort: the feature files that have a label, joined with the label table and checked before any training.
+
+All features are held in memory as float16 (1,000 slides of 10,000 patches with D = 1,024: 20 GB).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
+from tiling.errors import RequestError, SlideError
+from tiling.manifest import SlideRow, load_table
+
+_SHOWN_IDS = 8
+_SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """S slides in the order of their ids; every slide has at least one patch."""
+
+    slide_ids: NDArray[np.str_]  # (S,)
+    patient_ids: NDArray[np.str_]  # (S,)
+    labels: NDArray[np.int64]  # (S,) index into classes
+    classes: tuple[str, ...]  # C, sorted
+    positive: int | None  # index into classes; None unless C = 2
+    splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
+    features: tuple[Tensor, ...]  # S of (N, D) float16
+    coords_l0: tuple[NDArray[np.int64], ...]  # S of (N, 2), (x, y)
+    infos: tuple[EmbeddingInfo, ...]
+    features_sha256: str  # of ids, features and coords
+    labels_sha256: str  # of ids, patients, labels and splits
+    warnings: tuple[str, ...]  # what the user should know, one sentence each
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """What is equal for all slides: how the features were made."""
+        return encoder_identity(self.infos[0], self.features[0].shape[1])
+
+
+def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
+    """The keys in which feature files must agree to be used together."""
+    keys = ("encoder", "weights_sha256", "input_px", "normalisation", "precision")
+    return {**{key: getattr(info, key) for key in keys}, "dim": dim}
+
+
+def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> Cohort:
+    """Join feature files and label table. Raises RequestError with all faults that make training impossible."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
+    rows = sorted(load_table(table, needs_path=False, target=target), key=lambda row: row.slide_id)
+    _refuse_partial_split(rows, table)
+    loaded, warnings = _read_features(folder, rows)
+    if not loaded:
+        raise RequestError(
+            f"no slide of {table} has features in {folder}; is it the right folder, and do the ids agree? "
+            f"({'; '.join(warnings)})"
+        )
+    kept = [row for row in rows if row.slide_id in loaded]
+    embeddings = [loaded[row.slide_id] for row in kept]
+    classes = tuple(sorted({row.labels[target] for row in kept}))
+    faults = [*_encoder_faults(embeddings), *_class_faults(classes, positive, target, table)]
+    if faults:
+        raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
+    keys = [(r.slide_id, r.patient_id, r.labels[target], r.split) for r in kept]
+    return Cohort(
+        slide_ids=np.array([row.slide_id for row in kept]),
+        patient_ids=np.array([row.patient_id for row in kept]),
+        labels=np.array([classes.index(row.labels[target]) for row in kept]),
+        classes=classes,
+        positive=(classes.index(positive) if positive else 1) if len(classes) == 2 else None,
+        splits=np.array([row.split for row in kept]) if kept[0].split else None,
+        features=tuple(torch.from_numpy(e.features) for e in embeddings),
+        coords_l0=tuple(e.coords_l0 for e in embeddings),
+        infos=tuple(e.info for e in embeddings),
+        features_sha256=_features_digest(kept, embeddings),
+        labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
+        warnings=tuple(warnings + scale_warning([e.info.mpp for e in embeddings])),
+    )
+
+
+def scale_warning(mpps: Sequence[float]) -> list[str]:
+    """A warning if slides differ in µm per patch pixel, which a model cannot make up for."""
+    known = [mpp for mpp in mpps if np.isfinite(mpp)]
+    if not known or max(known) <= _SCALE_RATIO * min(known):
+        return []
+    return [f"patches were cut at different scales, from {min(known):.3g} to {max(known):.3g} µm per pixel"]
+
+
+def shown(ids: Sequence[str]) -> str:
+    """`12: a, b, c, …` for messages."""
+    return f"{len(ids)}: {', '.join(ids[:_SHOWN_IDS])}{', …' if len(ids) > _SHOWN_IDS else ''}"
+
+
+def _refuse_partial_split(rows: Sequence[SlideRow], table: Path) -> None:
+    without = [row.slide_id for row in rows if not row.split]
+    if 0 < len(without) < len(rows):
+        raise RequestError(
+            f"{table}: column 'split' is filled for some slides only; fill it for the other {shown(without)}; "
+            "or remove the column to get a cross-validation"
+        )
+
+
+def _read_features(folder: Path, rows: Sequence[SlideRow]) -> tuple[dict[str, Embeddings], list[str]]:
+    """Usable embeddings by slide id, in float16, and warnings about all others."""
+    present = {path.stem: path for path in sorted(folder.glob("*.h5")) if not path.name.startswith(".")}
+    loaded: dict[str, Embeddings] = {}
+    unreadable, empty = [], []
+    for row in rows:
+        if row.slide_id not in present:
+            continue
+        try:
+            embeddings = in_float16(read_embeddings(present[row.slide_id]))
+        except SlideError as error:
+            unreadable.append(str(error))
+            continue
+        if len(embeddings.features):
+            loaded[row.slide_id] = embeddings
+        else:
+            empty.append(row.slide_id)
+    missing = [row.slide_id for row in rows if row.slide_id not in present]
+    ignored = set(present) - {row.slide_id for row in rows}
+    warnings = [f"unreadable, left out: {message}" for message in unreadable]
+    if missing:
+        warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
+    if empty:
+        warnings.append(f"slides without any patch, left out: {shown(empty)}")
+    if ignored:
+        warnings.append(f"feature files without a label, ignored: {len(ignored)}")
+    return loaded, warnings
+
+
+def in_float16(embeddings: Embeddings) -> Embeddings:
+    with np.errstate(over="ignore"):
+        features = embeddings.features.astype(np.float16, copy=False)
+    if not np.isfinite(features).all():
+        raise SlideError(f"{embeddings.info.slide_id}: features hold NaN, infinity or values beyond ±65504")
+    return Embeddings(features, embeddings.coords_l0, embeddings.info)
+
+
+def _encoder_faults(embeddings: Sequence[Embeddings]) -> list[str]:
+    """One line for each identity other than the most frequent one."""
+    by_identity = [tuple(encoder_identity(e.info, e.features.shape[1]).items()) for e in embeddings]
+    (usual, _), *others = Counter(by_identity).most_common()
+    faults = []
+    for other, _ in others:
+        ids = [e.info.slide_id for e, identity in zip(embeddings, by_identity, strict=True) if identity == other]
+        differing = [f"{k} {v!r} instead of {dict(usual)[k]!r}" for k, v in other if v != dict(usual)[k]]
+        faults.append(f"features made differently ({', '.join(differing)}), extract them again: {shown(ids)}")
+    return faults
+
+
+def _class_faults(classes: tuple[str, ...], positive: str, target: str, table: Path) -> list[str]:
+    if len(classes) < 2:
+        return [f"all slides with features have {target} = {classes[0]!r} in {table}; training needs two classes"]
+    if positive and len(classes) != 2:
+        return [f"--positive is for two classes; {target!r} has {len(classes)}: {', '.join(classes)}"]
+    if positive and positive not in classes:
+        return [f"--positive {positive!r} is not a class of {target!r}; they are {', '.join(classes)}"]
+    return []
+
+
+def _features_digest(rows: Sequence[SlideRow], embeddings: Sequence[Embeddings]) -> str:
+    sha = hashlib.sha256()
+    for row, e in zip(rows, embeddings, strict=True):
+        sha.update(f"{row.slide_id}:{e.features.shape};".encode())
+        sha.update(e.features.tobytes())
+        sha.update(e.coords_l0.tobytes())
+    return sha.hexdigest()

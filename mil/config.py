@@ -1,0 +1,51 @@
+"""Settings of train-mil. The defaults are meant for cohorts of 30 slides and of 3,000 alike."""
+
+from dataclasses import dataclass
+
+from mil.models import HEADS
+from tiling.command import setting
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train-mil`; each field is a flag and a key of configs/train.yaml."""
+
+    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}")
+    folds: int = setting(5, "folds of the cross-validation, by patient (unless the table has a split column)")
+    repeats: int = setting(1, "how often the cross-validation is repeated with another shuffle")
+    val_fraction: float = setting(0.25, "part of the non-test patients kept for stopping and for the threshold")
+    epochs: int = setting(100, "largest number of passes over the training slides")
+    patience: int = setting(30, "epochs without a lower validation loss after which a fold stops")
+    batch_slides: int = setting(8, "slides per optimiser step")
+    learning_rate: float = setting(3e-4, "largest learning rate, reached after the warm-up (AdamW)")
+    weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
+    gradient_clip: float = setting(1.0, "largest norm of a gradient")
+    embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
+    attention_dim: int = setting(64, "width of the attention layer")
+    dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
+    seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        _at_least("folds", self.folds, 2)
+        for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("bootstrap", self.bootstrap, 100)
+        _at_least("seed", self.seed, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 to below 1")
+        if not 0 < self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction is {self.val_fraction}, expected more than 0 and at most 0.5")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} is {value}, expected at least {least}")

@@ -1,0 +1,132 @@
+"""What train-mil shows: a live line on a terminal, plain lines now and then elsewhere, and the final table."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mil.cohort import Cohort
+from mil.fold import Epoch
+from mil.run import Checkpoint
+from mil.splits import Fold
+
+_PLAIN_EVERY_S = 15.0
+_ROWS = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "accuracy")
+
+
+def plain_console() -> Console:
+    """A console on standard output that prints text as it is: no highlighting, no markup."""
+    return Console(highlight=False, markup=False)
+
+
+class Display:
+    """Progress over all folds, and everything printed before and after."""
+
+    def __init__(self, console: Console, folds: Sequence[Fold], epochs: int) -> None:
+        self._console, self._folds, self._epochs = console, folds, epochs
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("", total=len(folds) * epochs)
+        self._last_plain = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device) -> None:
+        for warning in cohort.warnings:
+            self._print(f"warning: {warning}")
+        patients = len(set(cohort.patient_ids))
+        counts = np.bincount(cohort.labels)
+        classes = ", ".join(f"{name} {count}" for name, count in zip(cohort.classes, counts, strict=True))
+        sizes = [len(f) for f in cohort.features]
+        self._print(
+            f"{len(sizes)} slides of {patients} patients, {min(sizes)} to {max(sizes)} patches "
+            f"(median {np.median(sizes):.0f}), {cohort.encoder['dim']} features from {cohort.encoder['encoder']}"
+        )
+        positive = "" if cohort.positive is None else f"; positive class: {cohort.classes[cohort.positive]}"
+        self._print(f"target {target}: {classes}{positive}")
+        first = self._folds[0]
+        parts = f"train {len(first.train)}, val {len(first.val)}, test {len(first.test)} slides in the first"
+        self._print(f"head {head} on {device}; {len(self._folds)} fold(s), {parts}")
+
+    def epoch(self, fold: Fold, epoch: Epoch) -> None:
+        text = (
+            f"{self._name(fold)}  epoch {epoch.epoch}/{self._epochs}  train {epoch.train_loss:.3f}  "
+            f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}"
+        )
+        self._live.update(self._task, description=text, completed=self._done_before(fold) + epoch.epoch)
+        if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
+            self._print(text)
+            self._last_plain = time.monotonic()
+
+    def fold_skipped(self, fold: Fold) -> None:
+        self._print(f"{self._name(fold)}  already trained")
+
+    def fold_done(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
+        best = history.iloc[int(history["val_loss"].argmin())]
+        threshold = "" if checkpoint.threshold is None else f"  threshold {checkpoint.threshold:.2f}"
+        self._print(
+            f"{self._name(fold)}  best epoch {best['epoch']:.0f} of {len(history)}  train {best['train_loss']:.3f}  "
+            f"val {best['val_loss']:.3f}  val AUROC {best['val_auroc']:.3f}{threshold}"
+        )
+
+    def result(self, out: Path, metrics: dict[str, Any], cohort: Cohort) -> None:
+        counts, repeats = metrics["counts"], metrics["counts"]["repeats"]
+        table = Table(title="Test slides, none seen in training (95 % intervals by patient)", title_justify="left")
+        table.add_column("")
+        table.add_column(f"slides ({counts['slides']})", justify="right")
+        table.add_column(f"patients ({counts['patients']})", justify="right")
+        levels = [metrics["slide"], metrics["patient"]]
+        for name in _ROWS:
+            table.add_row(name.replace("_", " ").replace("auroc", "AUROC"), *(_cell(level, name) for level in levels))
+        if "patch" in metrics:
+            table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
+        self._console.print(table)
+        if "patient_reason" in metrics:
+            self._print(f"no figures by patient: {metrics['patient_reason']}")
+        if cohort.positive is not None:
+            self._print(f"sensitivity is of class {cohort.classes[cohort.positive]}, specificity of the other one")
+        else:
+            self._print("AUROC, sensitivity and specificity are macro averages of one class against the rest")
+        if repeats > 1:
+            self._print(f"each slide counts once in each of {repeats} repeats")
+        self._print(f"predictions  {out / 'predictions.csv'}")
+        self._print(f"all metrics  {out / 'metrics.json'}")
+        self._print(f"plots        {out / 'curves.png'}  {out / 'roc.png'}")
+        self._print(f"attention    {out / 'attention'}")
+        self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
+
+    def _name(self, fold: Fold) -> str:
+        return f"fold {fold.number + 1}/{len(self._folds)}"
+
+    def _done_before(self, fold: Fold) -> int:
+        return fold.number * self._epochs
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def _cell(level: dict[str, Any] | None, name: str) -> str:
+    figure = level and level[name]
+    if not figure or figure["value"] is None:
+        return "undefined"
+    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"

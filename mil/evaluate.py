@@ -1,0 +1,133 @@
+"""From the checkpoints of a run to everything that is said about it: predictions, attention, metrics, plots.
+
+A slide is only ever judged by models that saw neither it nor its patient. With repeats it is judged once in each:
+every row counts in the metrics, and its attention is the mean.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mil import metrics, plots, run
+from mil.cohort import Cohort
+from mil.config import TrainConfig
+from mil.predict import SlidePrediction, average, decide, load_head, predict_slide
+from mil.splits import Fold
+
+
+def evaluate_run(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, device: torch.device, out: Path) -> None:
+    """Read the checkpoints from disk and write all other results, metrics.json last."""
+    checkpoints = {fold.number: run.read_checkpoint(out, fold.number) for fold in folds}
+    heads = {number: load_head(checkpoint, device) for number, checkpoint in checkpoints.items()}
+    rows = []
+    for i in np.unique(np.concatenate([fold.test for fold in folds])):
+        tested_in = [fold for fold in folds if i in fold.test]
+        predictions = [predict_slide(heads[fold.number], cohort.features[i], device) for fold in tested_in]
+        for fold, prediction in zip(tested_in, predictions, strict=True):
+            rows.append(_row(cohort, i, fold, prediction, checkpoints[fold.number].threshold))
+        attention = _attention(cohort, i, average(predictions, cohort.positive))
+        run.write_attention(run.attention_path(out, str(cohort.slide_ids[i])), attention)
+    slides = pd.DataFrame(rows).sort_values(["repeat", "slide_id"], ignore_index=True)
+    counts = slides[["correct_patches", "patches"]]
+    slides = slides.drop(columns=list(counts.columns))
+    thresholds = {(fold.repeat, fold.fold): checkpoints[fold.number].threshold for fold in folds}
+    patients = _patients(slides, cohort, thresholds)
+    run.write_predictions(out, slides, patients)
+    result = _metrics(cohort, slides, patients, folds, config)
+    if config.head == "patch-label-copy":
+        accuracy = metrics.patch_accuracy(
+            slides["patient_id"].tolist(),
+            counts["correct_patches"].to_numpy(),
+            counts["patches"].to_numpy(),
+            config.bootstrap,
+            config.seed,
+        )
+        result["patch"] = {"accuracy": accuracy}
+    plots.plot_curves(out / "curves.png", [run.read_history(out, fold.number) for fold in folds])
+    plots.plot_roc(out / "roc.png", slides, cohort.classes, cohort.positive, config.bootstrap, config.seed)
+    run.write_metrics(out, result)
+
+
+def _row(cohort: Cohort, i: int, fold: Fold, prediction: SlidePrediction, threshold: float | None) -> dict[str, Any]:
+    own_class = prediction.patch_logits.argmax(axis=1)  # (N,)
+    return {
+        "slide_id": cohort.slide_ids[i],
+        "patient_id": cohort.patient_ids[i],
+        "repeat": fold.repeat,
+        "fold": fold.fold,
+        "label": cohort.classes[cohort.labels[i]],
+        "prediction": cohort.classes[decide(prediction.probabilities, cohort.positive, threshold)],
+        **{f"prob_{c}": p for c, p in zip(cohort.classes, prediction.probabilities, strict=True)},
+        "correct_patches": int((own_class == cohort.labels[i]).sum()),
+        "patches": len(own_class),
+    }
+
+
+def _patients(slides: pd.DataFrame, cohort: Cohort, thresholds: Mapping[Any, float | None]) -> pd.DataFrame:
+    """One row a patient and repeat: the mean of its slides' probabilities, decided by its fold's threshold.
+
+    The label is empty if the patient's slides carry different ones.
+    """
+    columns = [f"prob_{name}" for name in cohort.classes]
+    rows = []
+    for (repeat, fold, patient), own in slides.groupby(["repeat", "fold", "patient_id"]):
+        probabilities = own[columns].to_numpy().mean(axis=0)
+        rows.append(
+            {
+                "patient_id": patient,
+                "repeat": repeat,
+                "fold": fold,
+                "slides": len(own),
+                "label": own["label"].iloc[0] if own["label"].nunique() == 1 else "",
+                "prediction": cohort.classes[decide(probabilities, cohort.positive, thresholds[repeat, fold])],
+                **dict(zip(columns, probabilities, strict=True)),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["repeat", "patient_id"], ignore_index=True)
+
+
+def _metrics(
+    cohort: Cohort, slides: pd.DataFrame, patients: pd.DataFrame, folds: Sequence[Fold], config: TrainConfig
+) -> dict[str, Any]:
+    choice = (cohort.classes, cohort.positive, config.bootstrap, config.seed)
+    once = slides[slides["repeat"] == 0]
+    result: dict[str, Any] = {
+        "slide": metrics.evaluate(slides, *choice),
+        "counts": {
+            "slides": len(once),
+            "patients": once["patient_id"].nunique(),
+            "slides_of_class": {name: int((once["label"] == name).sum()) for name in cohort.classes},
+            "folds": len({fold.fold for fold in folds}),
+            "repeats": config.repeats,
+            "bootstrap_draws": config.bootstrap,
+        },
+    }
+    mixed = sorted(set(patients.loc[patients["label"] == "", "patient_id"]))
+    if mixed:
+        reason = f"slides of one patient carry different labels ({len(mixed)} patients, {mixed[0]} among them)"
+        return {**result, "patient": None, "patient_reason": reason}
+    return {**result, "patient": metrics.evaluate(patients, *choice)}
+
+
+def _attention(cohort: Cohort, i: int, mean: SlidePrediction) -> run.SlideAttention:
+    info = cohort.infos[i]
+    return run.SlideAttention(
+        attention=mean.attention,
+        patch_logits=mean.patch_logits,
+        coords=cohort.coords_l0[i],
+        slide_id=str(cohort.slide_ids[i]),
+        label=cohort.classes[cohort.labels[i]],
+        classes=cohort.classes,
+        positive="" if cohort.positive is None else cohort.classes[cohort.positive],
+        probabilities=mean.probabilities,
+        patch_size_l0=info.patch_size_l0,
+        overlap_px=info.overlap_px,
+        patch_size_px=info.patch_size_px,
+        width_l0=info.width_l0,
+        height_l0=info.height_l0,
+        mpp_l0=info.mpp_l0,
+    )

@@ -1,0 +1,52 @@
+"""What every head is to the rest of the program: bags in, one `MilOutput` out, its own loss."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mil.bags import Bags
+from mil.models import HeadShape
+
+
+@dataclass(frozen=True)
+class MilOutput:
+    """What a head says about B bags with ΣN patches and C classes."""
+
+    logits: Tensor  # (B, C); their softmax is the probability of the slide
+    attention: Tensor  # (ΣN,) >= 0, sums to 1 in each bag
+    patch_logits: Tensor  # (ΣN, C), the classifier applied to each patch's own embedding
+
+
+class Head(nn.Module, ABC):
+    """Base of all heads. Features are standardised with buffers `mean` and `std` (D,) of the training fold."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape.dim_in))
+        self.register_buffer("std", torch.ones(shape.dim_in))
+
+    @abstractmethod
+    def forward(self, bags: Bags) -> MilOutput: ...
+
+    def loss(self, output: MilOutput, bags: Bags, labels: Tensor, class_weights: Tensor) -> Tensor:
+        """Mean over bags of the weighted cross-entropy. labels (B,) int64, class_weights (C,)."""
+        per_bag = functional.cross_entropy(output.logits, labels, reduction="none")  # (B,)
+        return (per_bag * class_weights[labels]).mean()
+
+    def standardise(self, bags: Bags) -> Tensor:
+        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (bags.features.to(mean.dtype) - mean) / std
+
+
+def patch_embedding(shape: HeadShape) -> nn.Sequential:
+    """(ΣN, D) -> (ΣN, E): one linear layer with ReLU, with dropout before and after it."""
+    return nn.Sequential(
+        nn.Dropout(shape.dropout),
+        nn.Linear(shape.dim_in, shape.embed_dim),
+        nn.ReLU(),
+        nn.Dropout(shape.dropout),
+    )

@@ -1,0 +1,29 @@
+"""Mean pooling, the baseline that attention has to beat: the same embedding and classifier, uniform weights.
+
+Attention is 1/N for each patch of a bag of N.
+"""
+
+import torch
+from torch import nn
+
+from mil.bags import Bags, segment_mean
+from mil.models import HeadShape
+from mil.models.head import Head, MilOutput, patch_embedding
+
+
+class MeanPooling(Head):
+    """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.embed = patch_embedding(shape)
+        self.classify = nn.Linear(shape.embed_dim, shape.n_classes)
+
+    def forward(self, bags: Bags) -> MilOutput:
+        embedded = self.embed(self.standardise(bags))  # (ΣN, E)
+        attention = torch.cat([embedded.new_full((n,), 1 / n) for n in bags.sizes])
+        return MilOutput(self.classify(segment_mean(embedded, bags.sizes)), attention, self.classify(embedded))
+
+
+def build(shape: HeadShape) -> MeanPooling:
+    return MeanPooling(shape)

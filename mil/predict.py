@@ -1,0 +1,175 @@
+"""What trained models say about a slide: the mean over the folds of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
+from mil.bags import pack
+from mil.cohort import encoder_identity, in_float16
+from mil.models import HeadShape, build_head
+from mil.models.head import Head
+from mil.run import Checkpoint, fold_numbers, read_checkpoint, require_complete
+from tiling.artifact import atomic_file
+from tiling.errors import RequestError, SlideError
+
+_MUST_AGREE = ("encoder", "weights_sha256", "input_px", "normalisation", "dim")
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """The mean over models for one slide of N patches and C classes."""
+
+    probabilities: NDArray[np.float64]  # (C,)
+    attention: NDArray[np.float32]  # (N,), sums to 1
+    patch_logits: NDArray[np.float32]  # (N, C)
+    spread: float  # standard deviation over models of the probability of the positive (else: predicted) class
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The models of all folds and repeats of one run, in evaluation mode on `device`."""
+
+    heads: tuple[Head, ...]
+    classes: tuple[str, ...]
+    positive: int | None
+    threshold: float | None  # mean over folds; None unless there are two classes
+    encoder: Mapping[str, Any]  # identity of the features it was trained on
+    device: torch.device
+
+    def predict(self, embeddings: Embeddings) -> SlidePrediction:
+        """RequestError for features of another encoder; SlideError for a slide without patches."""
+        self.require_encoder(embeddings.info, embeddings.features.shape[1])
+        if not len(embeddings.features):
+            raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
+        features = torch.from_numpy(in_float16(embeddings).features)
+        return average([predict_slide(head, features, self.device) for head in self.heads], self.positive)
+
+    def decide(self, probabilities: NDArray[np.float64]) -> str:
+        """The predicted class for probabilities (C,)."""
+        return self.classes[decide(probabilities, self.positive, self.threshold)]
+
+    def require_encoder(self, info: EmbeddingInfo, dim: int) -> None:
+        """Raise RequestError naming what differs from the features that the run was trained on."""
+        found = encoder_identity(info, dim)
+        differing = [
+            f"{k} {found[k]!r} instead of {self.encoder[k]!r}" for k in _MUST_AGREE if found[k] != self.encoder[k]
+        ]
+        if differing:
+            raise RequestError(
+                f"{info.slide_id}: these features are not of the kind the run was trained on "
+                f"({', '.join(differing)}); extract them with the same encoder"
+            )
+
+
+def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
+    """The models of a finished run. RequestError if it is unfinished, damaged or of another version."""
+    provenance = require_complete(run)
+    checkpoints = [read_checkpoint(run, number) for number in fold_numbers(run)]
+    place = pick_device(device)
+    thresholds = [c.threshold for c in checkpoints if c.threshold is not None]
+    return Ensemble(
+        heads=tuple(load_head(checkpoint, place) for checkpoint in checkpoints),
+        classes=checkpoints[0].classes,
+        positive=checkpoints[0].positive,
+        threshold=float(np.mean(thresholds)) if thresholds else None,
+        encoder=provenance["features"],
+        device=place,
+    )
+
+
+def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
+    head = build_head(checkpoint.head, HeadShape(**checkpoint.shape))
+    head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
+    return head.to(device).eval()
+
+
+@torch.no_grad()
+def predict_slide(head: Head, features: torch.Tensor, device: torch.device) -> SlidePrediction:
+    """One model, one slide; features (N, D) with N >= 1."""
+    output = head(pack([features]).to(device))
+    return SlidePrediction(
+        probabilities=output.logits[0].double().softmax(0).cpu().numpy(),
+        attention=output.attention.float().cpu().numpy(),
+        patch_logits=output.patch_logits.float().cpu().numpy(),
+        spread=0.0,
+    )
+
+
+def average(predictions: Sequence[SlidePrediction], positive: int | None) -> SlidePrediction:
+    """The mean over models, and their spread."""
+    each = np.stack([p.probabilities for p in predictions])  # (models, C)
+    probabilities = each.mean(axis=0)
+    watched = int(probabilities.argmax()) if positive is None else positive
+    return SlidePrediction(
+        probabilities=probabilities,
+        attention=_mean([p.attention for p in predictions]),
+        patch_logits=_mean([p.patch_logits for p in predictions]),
+        spread=float(each[:, watched].std()),
+    )
+
+
+def decide(probabilities: NDArray[np.float64], positive: int | None, threshold: float | None) -> int:
+    """Index of the predicted class: by threshold for two classes, else the most probable."""
+    if positive is None or threshold is None:
+        return int(probabilities.argmax())
+    return positive if probabilities[positive] >= threshold else 1 - positive
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the first CUDA GPU, else the CPU. RequestError if the device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu") from None
+    return device
+
+
+def predict_folder(ensemble: Ensemble, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Predictions of every feature file in `folder` by slide id, and why some have none (slide id: reason).
+
+    Raises RequestError before any prediction if the folder has no feature file or features of another encoder.
+    """
+    paths = sorted(p for p in folder.glob("*.h5") if not p.name.startswith("."))
+    if not paths:
+        raise RequestError(f"{folder}: no feature file (*.h5) in this folder; make them with extract-features")
+    rows: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    for path in paths:
+        try:
+            embeddings = read_embeddings(path)
+            prediction = ensemble.predict(embeddings)
+        except SlideError as error:
+            failures[path.stem] = str(error)
+            continue
+        rows.append({"slide_id": path.stem, **_row(ensemble, prediction)})
+    columns = ["slide_id", "prediction", *(f"prob_{name}" for name in ensemble.classes), "fold_spread"]
+    return pd.DataFrame(rows, columns=columns), failures
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _row(ensemble: Ensemble, prediction: SlidePrediction) -> dict[str, Any]:
+    probabilities = {f"prob_{c}": p for c, p in zip(ensemble.classes, prediction.probabilities, strict=True)}
+    return {
+        "prediction": ensemble.decide(prediction.probabilities),
+        **probabilities,
+        "fold_spread": prediction.spread,
+    }
+
+
+def _mean(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.stack(arrays).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean

@@ -1,0 +1,258 @@
+"""CONTRACT run directory, what train-mil writes. Version 1.
+
+    config.yaml                        settings and inputs, usable as `train-mil --config`
+    provenance.json                    what the run was made from
+    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
+    fold-<k>/checkpoint.safetensors    the best epoch's weights; k counts repeat * folds + fold
+    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc
+    predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
+    predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
+    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64
+    curves.png, roc.png                drawn from the above
+    metrics.json                       slide, patient and counts (patch too for patch-label-copy)
+    tensorboard/fold-<k>/              events for TensorBoard
+
+Every file but those of TensorBoard MUST be written whole or not at all; a fold folder is one unit.
+`provenance.json` MUST be written first and MUST hold `format`, `version`, target, classes (sorted), the positive
+class (null unless there are two), the head, how the features were made, digests of features and labels, the
+settings, the kind of device and the package versions; it MUST NOT hold a time or a path, so that the same request
+gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
+complete if and only if it exists. A finished fold MUST NOT be trained again. All other files, TensorBoard's
+excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.
+
+Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
+over the classes. For two classes a slide is predicted positive where its probability reaches the threshold
+chosen on the fold's validation part; else the most probable class is predicted. In `predictions_patient.csv` the
+label is empty if a patient's slides carry different labels.
+
+A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
+shape, classes, positive, threshold (null unless there are two classes). Its tensors include `mean` and `std`,
+with which features are standardised.
+
+An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. `coords`
+are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
+version and the fields of `SlideAttention` that are not data sets.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.numpy
+import yaml
+from numpy.typing import NDArray
+
+from tiling.artifact import atomic_file, atomic_folder, check_format, write_json, write_text
+from tiling.errors import RequestError, SlideError
+
+FORMAT, VERSION = "slidemil-run", 1
+ATTENTION_FORMAT, ATTENTION_VERSION = "slidemil-attention", 1
+LOCK = "train"  # train.lock is held while the run is written
+_METADATA = "slidemil"
+_FILES = (
+    *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
+    *("curves.png", "roc.png"),
+)
+_DATA_SETS = ("attention", "patch_logits", "coords")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One fold's model. `shape` are the fields of mil.models.HeadShape."""
+
+    head: str
+    shape: dict[str, Any]
+    classes: tuple[str, ...]
+    positive: int | None
+    threshold: float | None  # of the positive class's probability; None unless there are two classes
+    tensors: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """What the out-of-fold models saw in one slide of N patches, with what is needed to draw it."""
+
+    attention: NDArray[np.float32]  # (N,)
+    patch_logits: NDArray[np.float32]  # (N, C)
+    coords: NDArray[np.int64]  # (N, 2) level-0 (x, y)
+    slide_id: str
+    label: str
+    classes: tuple[str, ...]
+    positive: str  # positive class; empty unless there are two classes
+    probabilities: NDArray[np.float64]  # (C,) of the slide
+    patch_size_l0: int
+    overlap_px: int
+    patch_size_px: int
+    width_l0: int
+    height_l0: int
+    mpp_l0: float  # NaN if the slide has no scale
+
+
+def is_complete(run: Path) -> bool:
+    return (run / "metrics.json").exists()
+
+
+def fold_folder(run: Path, number: int) -> Path:
+    return run / f"fold-{number}"
+
+
+def attention_path(run: Path, slide_id: str) -> Path:
+    return run / "attention" / f"{slide_id}.h5"
+
+
+def tensorboard_folder(run: Path, number: int) -> Path:
+    return run / "tensorboard" / f"fold-{number}"
+
+
+def clear(run: Path) -> None:
+    """Remove what the contract names, metrics.json first, and nothing else."""
+    (run / "metrics.json").unlink(missing_ok=True)
+    for path in run.glob("*"):
+        if path.is_dir() and (path.name in ("attention", "tensorboard") or re.fullmatch(r"fold-\d+", path.name)):
+            shutil.rmtree(path)
+        elif path.name in _FILES:
+            path.unlink()
+
+
+def clear_temporaries(run: Path) -> None:
+    """Remove what a killed job left half written. The caller holds the lock."""
+    for path in [*run.glob(".*.tmp-*"), *(run / "attention").glob(".*.tmp-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_config(run: Path, settings: Mapping[str, Any]) -> None:
+    write_text(run / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+
+
+def write_provenance(run: Path, provenance: Mapping[str, Any]) -> None:
+    write_json(run / "provenance.json", {**provenance, "format": FORMAT, "version": VERSION})
+
+
+def read_provenance(run: Path) -> dict[str, Any] | None:
+    """Without format and version; None if there is none. RequestError if it is of another format or version."""
+    path = run / "provenance.json"
+    if not path.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_format(values, FORMAT, VERSION, path)
+    except (SlideError, ValueError, AttributeError) as error:
+        raise RequestError(f"not a run directory that can be read: {error}") from error
+    return {key: value for key, value in values.items() if key not in ("format", "version")}
+
+
+def require_complete(run: Path) -> dict[str, Any]:
+    """The provenance of a finished run. RequestError if `run` is none."""
+    provenance = read_provenance(run)
+    if provenance is None:
+        raise RequestError(f"{run}: no run directory (provenance.json is missing); train one with train-mil")
+    if not is_complete(run):
+        raise RequestError(f"{run}: this run is not finished; run the same train-mil command again to go on")
+    return provenance
+
+
+def write_splits(run: Path, table: pd.DataFrame) -> None:
+    _write_csv(run / "splits.csv", table)
+
+
+def read_splits(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "splits.csv")
+
+
+def write_fold(run: Path, number: int, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
+    described = {key: value for key, value in vars(checkpoint).items() if key != "tensors"}
+    metadata = {_METADATA: json.dumps(described, sort_keys=True)}
+    with atomic_folder(fold_folder(run, number)) as folder:
+        safetensors.numpy.save_file(checkpoint.tensors, folder / "checkpoint.safetensors", metadata)
+        history.to_csv(folder / "history.csv", index=False)
+
+
+def fold_numbers(run: Path) -> list[int]:
+    """Numbers of the finished folds, rising."""
+    names = [re.fullmatch(r"fold-(\d+)", path.name) for path in run.glob("fold-*")]
+    return sorted(int(match[1]) for match in names if match)
+
+
+def read_checkpoint(run: Path, number: int) -> Checkpoint:
+    path = fold_folder(run, number) / "checkpoint.safetensors"
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            described = json.loads(file.metadata()[_METADATA])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise RequestError(f"{path}: not a checkpoint of train-mil ({error}); train again") from error
+    return Checkpoint(**{**described, "classes": tuple(described["classes"])}, tensors=tensors)
+
+
+def read_history(run: Path, number: int) -> pd.DataFrame:
+    return pd.read_csv(fold_folder(run, number) / "history.csv")
+
+
+def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -> None:
+    _write_csv(run / "predictions.csv", slides)
+    _write_csv(run / "predictions_patient.csv", patients)
+
+
+def read_predictions(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "predictions.csv")
+
+
+def read_patient_predictions(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "predictions_patient.csv")
+
+
+def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
+    """This makes the run complete."""
+    write_json(run / "metrics.json", metrics)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def write_attention(path: Path, slide: SlideAttention) -> None:
+    values = {name: value for name, value in vars(slide).items() if name not in _DATA_SETS}
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        for name in _DATA_SETS:
+            file.create_dataset(name, data=getattr(slide, name), track_times=False)
+        file.attrs.update({**values, "classes": list(slide.classes)})
+        file.attrs.update(format=ATTENTION_FORMAT, version=ATTENTION_VERSION)
+
+
+def read_attention(path: Path) -> SlideAttention:
+    """Raises SlideError if the file is missing, unreadable or of another version."""
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path)
+            data = {name: file[name][:] for name in _DATA_SETS}
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no attention for this slide; the run did not test it") from None
+    except (OSError, KeyError) as error:
+        raise SlideError(f"{path}: not a readable attention file ({error}); train again") from error
+    values = {key: _plain(value) for key, value in attributes.items() if key not in ("format", "version")}
+    return SlideAttention(**{**values, "classes": tuple(map(str, values["classes"]))}, **data)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA."""
+    text = ("slide_id", "patient_id", "label", "prediction", "split")
+    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)

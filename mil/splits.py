@@ -1,0 +1,138 @@
+"""Who is trained on, who stops the training, who is tested: always whole patients.
+
+Test parts come from a stratified k-fold by patient, repeated with other shuffles; the rest is split once more,
+by patient and stratified, into train and val. A table whose column `split` is filled gives one fixed fold.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mil.cohort import Cohort, shown
+from mil.config import TrainConfig
+from tiling.errors import RequestError
+
+_ATTEMPTS = 20  # deterministic reshuffles before a split is called impossible
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Positions of slides in the cohort, each rising."""
+
+    number: int  # counts repeat * folds + fold
+    repeat: int
+    fold: int
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+def make_folds(cohort: Cohort, config: TrainConfig) -> list[Fold]:
+    """All folds of all repeats. Raises RequestError if patients are too few or stand on two sides."""
+    if cohort.splits is not None:
+        folds = [_fixed_fold(cohort, cohort.splits, config, repeat) for repeat in range(config.repeats)]
+    else:
+        _require_patients(cohort, config.folds)
+        folds = [fold for repeat in range(config.repeats) for fold in _cross_validation(cohort, config, repeat)]
+    for fold in folds:
+        check_fold(cohort, fold)
+    return folds
+
+
+def check_fold(cohort: Cohort, fold: Fold) -> None:
+    """Raise RequestError if a patient is in two parts, or a part cannot be trained or judged on."""
+    parts = {"train": fold.train, "val": fold.val, "test": fold.test}
+    patients = {name: set(cohort.patient_ids[part]) for name, part in parts.items()}
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(patients[first] & patients[second])
+        if both:
+            raise RequestError(
+                f"patients in both {first} and {second}, which would make the result look better than it is, "
+                f"{shown(both)}; give all slides of a patient the same 'split'"
+            )
+    for name, part in parts.items():
+        found = [cohort.classes[c] for c in np.unique(cohort.labels[part])]
+        if len(found) < 2 or (name == "train" and len(found) < len(cohort.classes)):
+            raise RequestError(
+                f"fold {fold.number + 1}: the {name} part ({len(part)} slides of {len(patients[name])} patients) "
+                f"has only {', '.join(map(repr, found)) or 'no slides'}; "
+                f"use fewer folds, add patients of the missing class, or fill the column 'split' yourself"
+            )
+
+
+def _require_patients(cohort: Cohort, folds: int) -> None:
+    needed = max(folds, 4 if folds == 2 else 3)  # so that the rest of each fold has one for train, one for val
+    counts = {name: len(set(cohort.patient_ids[cohort.labels == index])) for index, name in enumerate(cohort.classes)}
+    scarce = {name: count for name, count in counts.items() if count < needed}
+    if scarce:
+        least = min(scarce.values())
+        remedy = f"use --folds {least}, or add patients" if least >= 3 else "add patients, or leave the class out"
+        raise RequestError(
+            f"{folds} folds need {needed} patients of each class; found "
+            f"{', '.join(f'{count} with {name!r}' for name, count in counts.items())}; {remedy}"
+        )
+
+
+def _cross_validation(cohort: Cohort, config: TrainConfig, repeat: int) -> list[Fold]:
+    everyone = np.arange(len(cohort.labels))
+    tests = _grouped_parts(cohort, everyone, config.folds, (config.seed, repeat), lambda part: _usable(cohort, part))
+    folds = []
+    for index, test in enumerate(tests):
+        train, val = _inner_split(cohort, np.setdiff1d(everyone, test), config, (repeat, index))
+        folds.append(Fold(repeat * config.folds + index, repeat, index, train, val, test))
+    return folds
+
+
+def _fixed_fold(cohort: Cohort, splits: NDArray[np.str_], config: TrainConfig, repeat: int) -> Fold:
+    train, val, test = (np.flatnonzero(splits == name) for name in ("train", "val", "test"))
+    if not len(train) or not len(test):
+        raise RequestError(
+            f"column 'split' has {len(train)} slides for train and {len(test)} for test (with features); "
+            "both are needed"
+        )
+    if not len(val):
+        train, val = _inner_split(cohort, train, config, (repeat, 0))
+    return Fold(repeat, repeat, 0, train, val, test)
+
+
+def _inner_split(cohort: Cohort, rest: Indices, config: TrainConfig, place: tuple[int, int]) -> tuple[Indices, Indices]:
+    """Split `rest` into (train, val), val being about `val_fraction` of its patients."""
+    labels, patients = cohort.labels[rest], cohort.patient_ids[rest]
+    scarcest = min(len(set(patients[labels == c])) for c in np.unique(labels))
+    parts = max(2, min(round(1 / config.val_fraction), scarcest))
+
+    def accept(candidate: Indices) -> bool:
+        return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), all_classes=True)
+
+    val = _grouped_parts(cohort, rest, parts, (config.seed, *place, 1), accept, needed=1)[0]
+    return np.setdiff1d(rest, val), val
+
+
+def _usable(cohort: Cohort, part: Indices, all_classes: bool = False) -> bool:
+    return len(np.unique(cohort.labels[part])) >= (len(cohort.classes) if all_classes else 2)
+
+
+def _grouped_parts(
+    cohort: Cohort,
+    among: Indices,
+    parts: int,
+    entropy: tuple[int, ...],
+    accept: Callable[[Indices], bool],
+    needed: int | None = None,
+) -> list[Indices]:
+    """Disjoint parts of `among`, stratified, by patient; reshuffled until the first `needed` are accepted.
+
+    After `_ATTEMPTS` the last shuffle is returned, and `check_fold` says what is wrong with it.
+    """
+    labels, patients = cohort.labels[among], cohort.patient_ids[among]
+    found: list[Indices] = []
+    for state in np.random.SeedSequence(entropy).generate_state(_ATTEMPTS):
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=int(state))
+        found = [among[held_out] for _, held_out in splitter.split(among, labels, patients)]
+        if all(accept(part) for part in found[:needed]):
+            break
+    return found

@@ -1,0 +1,176 @@
+"""train-mil: cohort -> folds -> checkpoints -> out-of-fold predictions -> metrics, in one run directory.
+
+Finished folds are kept when the command is killed; the same command goes on where it stopped and ends with the
+same bytes (TensorBoard's events excepted, which hold times).
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import sklearn
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from mil import run
+from mil.cohort import Cohort, load_cohort
+from mil.config import TrainConfig
+from mil.display import Display, plain_console
+from mil.evaluate import evaluate_run
+from mil.fold import Epoch, train_fold
+from mil.predict import pick_device
+from mil.splits import Fold, make_folds
+from tiling.artifact import Locked, differences, lock, package_versions
+from tiling.errors import RequestError
+
+_PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
+
+
+def train_mil(
+    features: Path,
+    labels: Path,
+    target: str,
+    out: Path,
+    config: TrainConfig,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate and write the run directory `out`; returns the content of its metrics.json.
+
+    Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
+    """
+    console = console or plain_console()
+    device = pick_device(config.device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    _require_free(out)
+    cohort = load_cohort(features, labels, target, config.positive)
+    folds = make_folds(cohort, config)
+    provenance = _provenance(cohort, target, config, device)
+    display = Display(console, folds, config.epochs)
+    display.cohort(cohort, target, config.head, device)
+    try:
+        with lock(out / run.LOCK):
+            if _prepare(out, provenance, overwrite):
+                console.print(f"{out} is complete and was made from the same request: nothing to do", soft_wrap=True)
+            else:
+                settings = {
+                    "features": str(features),
+                    "labels": str(labels),
+                    "target": target,
+                    **asdict(config),
+                }
+                run.write_config(out, settings)
+                run.write_splits(out, _split_table(cohort, folds))
+                _train_missing(cohort, folds, config, device, out, display)
+                evaluate_run(cohort, folds, config, device, out)
+    except Locked as error:
+        raise RequestError(f"another train-mil is working on {out} ({error})") from error
+    result = run.read_metrics(out)
+    display.result(out, result, cohort)
+    return result
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; --out names a folder")
+    if out.is_dir() and not (out / "provenance.json").exists():
+        foreign = sorted(p.name for p in out.iterdir() if not p.name.startswith(".") and p.suffix != ".lock")
+        if foreign:
+            raise RequestError(f"{out} holds other files ({', '.join(foreign[:5])}); choose an empty or new --out")
+
+
+def _prepare(out: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
+    """Bring `out` into a state to go on from; True if the run is complete already. The caller holds the lock."""
+    run.clear_temporaries(out)
+    if overwrite:
+        run.clear(out)
+    found = run.read_provenance(out)
+    if found is None:
+        run.write_provenance(out, provenance)
+        return False
+    lines = differences(_flat(found), _flat(provenance))
+    if lines:
+        raise RequestError(
+            f"{out} holds a run that was made differently ({'; '.join(lines)}); "
+            "choose another --out, or replace it with --overwrite"
+        )
+    return run.is_complete(out)
+
+
+def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """{"settings": {"folds": 5}} -> {"settings.folds": 5}."""
+    flat: dict[str, Any] = {}
+    for key, value in provenance.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "positive")}
+    versions = package_versions()
+    return {
+        "target": target,
+        "classes": list(cohort.classes),
+        "positive": None if cohort.positive is None else cohort.classes[cohort.positive],
+        "slides": len(cohort.slide_ids),
+        "features": cohort.encoder,
+        "features_sha256": cohort.features_sha256,
+        "labels_sha256": cohort.labels_sha256,
+        "settings": settings,
+        "device": device.type,
+        "packages": {
+            **{p: versions[p] for p in _PACKAGES if p in versions},
+            "scikit-learn": sklearn.__version__,
+        },
+    }
+
+
+def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(
+            {
+                "repeat": fold.repeat,
+                "fold": fold.fold,
+                "slide_id": cohort.slide_ids[part],
+                "patient_id": cohort.patient_ids[part],
+                "split": name,
+            }
+        )
+        for fold in folds
+        for name, part in (("train", fold.train), ("val", fold.val), ("test", fold.test))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _train_missing(
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    config: TrainConfig,
+    device: torch.device,
+    out: Path,
+    display: Display,
+) -> None:
+    done = set(run.fold_numbers(out))
+    with display:
+        for fold in folds:
+            if fold.number in done:
+                display.fold_skipped(fold)
+                continue
+            events = run.tensorboard_folder(out, fold.number)
+            shutil.rmtree(events, ignore_errors=True)  # of a fold that was killed
+            with SummaryWriter(str(events)) as writer:
+
+                def on_epoch(epoch: Epoch, fold: Fold = fold, writer: SummaryWriter = writer) -> None:
+                    display.epoch(fold, epoch)
+                    for name, value in asdict(epoch).items():
+                        writer.add_scalar(name, value, epoch.epoch)
+
+                checkpoint, history = train_fold(cohort, fold, config, device, on_epoch)
+            run.write_fold(out, fold.number, checkpoint, history)
+            display.fold_done(fold, history, checkpoint)

@@ -1,0 +1,168 @@
+"""train-mil and predict-mil as a user meets them: exit codes, messages, files."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mil import cli_predict, cli_train, run
+from mil.predict import load_ensemble, predict_slide
+
+FAST = ["--folds=2", "--epochs=3", "--embed-dim=8", "--attention-dim=4", "--bootstrap=100", "--device=cpu"]
+
+
+@pytest.fixture
+def call(capsys):
+    """call(main, …) -> exit code, standard output, standard error."""
+
+    def run_main(main, *arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run_main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, make_cohort):
+    folder = tmp_path_factory.mktemp("cli")
+    table = make_cohort(folder / "features", slides=16)
+    with pytest.raises(SystemExit) as caught:
+        cli_train.main(_arguments(table, folder / "run"))
+    assert caught.value.code == 0
+    return table, folder / "run"
+
+
+def _arguments(table, out, *more):
+    inputs = [str(table.parent), "--labels", str(table), "--target", "diagnosis", "--out", str(out)]
+    return [*inputs, *FAST, *map(str, more)]
+
+
+@pytest.mark.parametrize("module", ["mil.cli_train", "mil.cli_predict"])
+def test_help_is_quick_and_does_not_import_torch(module):
+    code = (
+        f"import sys, atexit; from {module} import main; "
+        "atexit.register(lambda: print('torch' in sys.modules, 'sklearn' in sys.modules)); main(['--help'])"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5  # under one second on an idle machine
+    assert done.stdout.startswith("usage: ") and done.stdout.rstrip().endswith("False False")
+
+
+def test_the_output_says_what_was_done(trained, call):
+    table, out = trained
+    code, text, _ = call(cli_train.main, *_arguments(table, out))
+    assert code == 0
+    assert "16 slides of 8 patients, 20 to 22 patches" in text
+    assert "target diagnosis: normal 8, tumour 8; positive class: tumour" in text
+    assert "complete and was made from the same request: nothing to do" in text
+    assert "AUROC" in text and str(out / "metrics.json") in text
+
+
+def test_a_run_can_be_repeated_from_its_own_config(trained, call, tmp_path):
+    _, out = trained
+    code, _, _ = call(cli_train.main, "--config", out / "config.yaml", "--out", tmp_path / "again")
+    assert code == 0
+    for name in ("predictions.csv", "metrics.json", "provenance.json", "config.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+    assert yaml.safe_load((out / "config.yaml").read_text())["folds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target", "grade"], "no label column 'grade'; the label columns are 'diagnosis'"),
+        (["--labels", "nowhere.csv"], "nowhere.csv: no such slide table"),
+        (["--head", "transformer"], "expected one of gated-abmil, mean, max, patch-label-copy"),
+        (["--folds", "9"], "9 folds need 9 patients of each class; found 4 with 'normal', 4 with 'tumour'"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--positive", "benign"], "--positive 'benign' is not a class"),
+        (["--epochs", "5"], "settings.epochs: found 3, wanted 5"),
+        (["--dropout", "2"], "dropout is 2.0"),
+    ],
+)
+def test_a_wrong_request_ends_with_2_and_says_why(trained, call, flags, message):
+    table, out = trained
+    before = sorted(out.rglob("*"))
+    code, _, error = call(cli_train.main, *_arguments(table, out, *flags))
+    assert code == 2 and message in error and "Traceback" not in error
+    assert sorted(out.rglob("*")) == before
+
+
+def test_an_unknown_key_is_refused(trained, call, tmp_path):
+    table, out = trained
+    (tmp_path / "wrong.yaml").write_text("epoch: 3\n")
+    code, _, error = call(cli_train.main, *_arguments(table, out), "--config", tmp_path / "wrong.yaml")
+    assert code == 2 and "epoch" in error
+
+
+def test_warnings_are_shown_and_the_rest_goes_on(trained, call, tmp_path):
+    table, _ = trained
+    more = tmp_path / "more.csv"
+    rows = pd.read_csv(table)
+    pd.concat([rows, pd.DataFrame([["gone", "p99", "tumour"]], columns=rows.columns)]).to_csv(more, index=False)
+    code, text, _ = call(cli_train.main, *_arguments(table, tmp_path / "r"), "--labels", more)
+    assert code == 0 and "warning: labelled slides without a feature file, left out: 1: gone" in text
+
+
+def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path):
+    table, out = trained
+    file = tmp_path / "sub" / "new.csv"
+    code, text, _ = call(cli_predict.main, out, table.parent, "--out", file, "--device", "cpu")
+    assert code == 0 and f"16 slides predicted by 2 models: {file}" in text
+    got = pd.read_csv(file)
+    assert list(got) == ["slide_id", "prediction", "prob_normal", "prob_tumour", "fold_spread"]
+    ensemble = load_ensemble(out, "cpu")
+    from mil.cohort import load_cohort
+
+    cohort = load_cohort(table.parent, table, "diagnosis")
+    threshold = np.mean([run.read_checkpoint(out, k).threshold for k in (0, 1)])
+    for (_, row), features in zip(got.iterrows(), cohort.features, strict=True):
+        each = [predict_slide(head, features, ensemble.device).probabilities[1] for head in ensemble.heads]
+        assert row["prob_tumour"] == pytest.approx(np.mean(each))
+        assert row["prob_tumour"] + row["prob_normal"] == pytest.approx(1)
+        assert row["fold_spread"] == pytest.approx(np.std(each))
+        assert row["prediction"] == ("tumour" if np.mean(each) >= threshold else "normal")
+
+
+def test_unreadable_features_fail_alone(trained, call, tmp_path, write_features):
+    _, out = trained
+    folder = tmp_path / "new"
+    folder.mkdir()
+    write_features(folder, "good", np.ones((3, 8)))
+    write_features(folder, "empty", np.ones((0, 8)))
+    (folder / "bad.h5").write_bytes(b"nothing")
+    code, _, error = call(cli_predict.main, out, folder, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert code == 1 and "2 slides failed" in error
+    assert pd.read_csv(tmp_path / "p.csv")["slide_id"].tolist() == ["good"]
+    failures = pd.read_csv(tmp_path / "failures.csv").set_index("slide_id")["reason"]
+    assert "not a readable HDF5 file" in failures["bad"] and "no patches" in failures["empty"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dim", "message"),
+    [
+        ({"encoder": "uni"}, 8, "encoder 'uni' instead of 'resnet50'"),
+        ({"weights_sha256": "00"}, 8, "weights_sha256 '00' instead of 'abab"),
+        ({}, 9, "dim 9 instead of 8"),
+    ],
+)
+def test_features_of_another_encoder_are_refused(trained, call, tmp_path, write_features, changes, dim, message):
+    _, out = trained
+    write_features(tmp_path, "x", np.ones((3, dim)), **changes)
+    code, _, error = call(cli_predict.main, out, tmp_path, "--out", tmp_path / "p.csv")
+    assert code == 2 and message in error and not (tmp_path / "p.csv").exists()
+
+
+def test_predicting_with_nothing(trained, call, tmp_path):
+    table, out = trained
+    code, _, error = call(cli_predict.main, tmp_path, table.parent, "--out", tmp_path / "p.csv")
+    assert code == 2 and "no run directory" in error
+    code, _, error = call(cli_predict.main, out, tmp_path, "--out", tmp_path / "p.csv")
+    assert code == 2 and "no feature file (*.h5) in this folder" in error

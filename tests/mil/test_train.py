@@ -1,0 +1,223 @@
+"""Training finds what is there and nothing else, repeats to the byte, and survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from mil import run
+from mil.cohort import load_cohort
+from mil.config import TrainConfig
+from mil.fold import train_fold
+from mil.predict import load_ensemble
+from mil.splits import make_folds
+from mil.train import train_mil
+from tiling.errors import RequestError
+
+FAST = dict(epochs=60, learning_rate=0.003, batch_slides=4, embed_dim=16, attention_dim=8, bootstrap=200, device="cpu")
+COMPARED = ("predictions.csv", "predictions_patient.csv", "metrics.json", "provenance.json", "splits.csv")
+
+
+def _train(table, out, **settings):
+    config = TrainConfig(**{**FAST, **settings})
+    return train_mil(table.parent, table, "diagnosis", out, config, console=Console(quiet=True))
+
+
+def _content(out):
+    files = [*(out / name for name in COMPARED), *sorted(out.glob("fold-*/*")), *sorted(out.glob("attention/*"))]
+    files += sorted(out.glob("*.png"))
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, planted):
+    out = tmp_path_factory.mktemp("runs") / "attention"
+    return out, _train(planted, out)
+
+
+def test_the_planted_signal_is_found(trained):
+    _, metrics = trained
+    assert metrics["slide"]["auroc"]["value"] > 0.9 and metrics["patient"]["auroc"]["value"] > 0.9
+    assert metrics["slide"]["balanced_accuracy"]["value"] > 0.8
+    assert metrics["counts"]["slides"] == 40 and metrics["counts"]["patients"] == 20
+
+
+def test_attention_is_on_the_planted_patches(trained, planted):
+    out, _ = trained
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    ranks = []
+    for slide_id, features, label in zip(cohort.slide_ids, cohort.features, cohort.labels, strict=True):
+        slide = run.read_attention(run.attention_path(out, slide_id))
+        assert slide.attention.sum() == pytest.approx(1, abs=1e-5)
+        if label:
+            planted_patches = features[:, 0].argsort(descending=True)[:2]
+            ranks.append(slide.attention[planted_patches].sum() / slide.attention.mean() / 2)
+    assert np.median(ranks) > 2
+
+
+def test_copied_labels_do_worse_and_say_how_wrong_they_are(tmp_path, planted, trained):
+    _, attention = trained
+    copied = _train(planted, tmp_path / "copy", head="patch-label-copy")
+    assert copied["slide"]["auroc"]["value"] < attention["slide"]["auroc"]["value"]
+    assert 0.4 < copied["patch"]["accuracy"]["value"] < 0.65
+    assert "patch" not in attention
+
+
+def test_permuted_labels_teach_nothing(tmp_path, planted):
+    frame = pd.read_csv(planted)
+    per_patient = frame.groupby("patient_id")["diagnosis"].first()
+    permuted = dict(zip(per_patient.index, np.random.default_rng(3).permutation(per_patient), strict=True))
+    table = tmp_path / "permuted.csv"
+    frame.assign(diagnosis=frame["patient_id"].map(permuted)).to_csv(table, index=False)
+    config = TrainConfig(**{**FAST, "epochs": 5})
+    metrics = train_mil(planted.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True))
+    for level in ("slide", "patient"):
+        assert metrics[level]["auroc"]["low"] < 0.5 < metrics[level]["auroc"]["high"]
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
+    table = make_cohort(tmp_path / "f", slides=16)
+    settings = dict(folds=2, repeats=2, epochs=3)
+    _train(table, tmp_path / "a", **settings)
+    _train(table, tmp_path / "b", **settings)
+    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 2
+    assert _content(tmp_path / "a") == _content(tmp_path / "b")
+    _train(table, tmp_path / "c", **settings, seed=1)
+    assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
+
+
+def test_a_fold_does_not_depend_on_the_ones_before(planted):
+    config = TrainConfig(**{**FAST, "epochs": 2})
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    folds = make_folds(cohort, config)
+    cpu = torch.device("cpu")
+    after_another = [train_fold(cohort, fold, config, cpu, lambda _: None)[0] for fold in folds[:2]][1]
+    alone, history = train_fold(cohort, folds[1], config, cpu, lambda _: None)
+    for name, tensor in alone.tensors.items():
+        assert (tensor == after_another.tensors[name]).all(), name
+    patches = np.concatenate([cohort.features[i].double().numpy() for i in folds[1].train])
+    assert alone.tensors["mean"] == pytest.approx(patches.mean(axis=0), abs=1e-6)
+    assert alone.tensors["std"] == pytest.approx(patches.std(axis=0), rel=1e-5)
+    assert history["epoch"].tolist() == [1, 2]
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path, make_cohort):
+    table = make_cohort(tmp_path / "f", slides=16)
+    out = tmp_path / "killed"
+    settings = dict(folds=3, epochs=60, patience=60)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**FAST, **settings}.items()]
+    code = "import torch; torch.set_num_threads(1); from mil.cli_train import main; main()"
+    arguments = [str(table.parent), "--labels", str(table), "--target", "diagnosis", "--out", str(out), *flags]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (out / "fold-0").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert run.fold_numbers(out) and not run.is_complete(out) and len(run.fold_numbers(out)) < 3
+    assert (out / "train.lock").exists()
+    stamp = (out / "fold-0" / "checkpoint.safetensors").stat().st_mtime_ns
+    _train(table, out, **settings)
+    assert (out / "fold-0" / "checkpoint.safetensors").stat().st_mtime_ns == stamp
+    _train(table, tmp_path / "whole", **settings)
+    assert _content(out) == _content(tmp_path / "whole")
+    assert not (out / "train.lock").exists()
+
+
+def test_a_complete_run_is_left_alone_and_a_different_one_refused(tmp_path, make_cohort):
+    table = make_cohort(tmp_path / "f", slides=16)
+    out = tmp_path / "run"
+    first = _train(table, out, folds=2, epochs=2)
+    stamp = (out / "metrics.json").stat().st_mtime_ns
+    assert _train(table, out, folds=2, epochs=2) == first
+    assert (out / "metrics.json").stat().st_mtime_ns == stamp
+    with pytest.raises(RequestError, match=r"settings\.epochs: found 2, wanted 3.*--overwrite"):
+        _train(table, out, folds=2, epochs=3)
+    config = TrainConfig(**{**FAST, "folds": 3, "epochs": 2})
+    train_mil(table.parent, table, "diagnosis", out, config, overwrite=True, console=Console(quiet=True))
+    assert run.fold_numbers(out) == [0, 1, 2]
+
+
+def test_a_folder_of_other_things_is_not_touched(tmp_path, planted):
+    (tmp_path / "thesis.docx").write_text("precious")
+    with pytest.raises(RequestError, match=r"holds other files \(thesis.docx\)"):
+        _train(planted, tmp_path)
+
+
+def test_a_second_job_on_the_same_run_is_refused(tmp_path, planted):
+    from tiling.artifact import lock
+
+    with lock(tmp_path / run.LOCK), pytest.raises(RequestError, match="another train-mil is working on"):
+        _train(planted, tmp_path)
+
+
+def test_a_loss_that_is_no_number_names_the_slides(tmp_path, planted):
+    with pytest.raises(RequestError, match=r"no longer a number in epoch \d+, with slides s\d\d"):
+        _train(planted, tmp_path / "r", learning_rate=1e38)
+
+
+def test_three_classes_and_patients_with_two_labels(tmp_path, make_cohort):
+    table = make_cohort(tmp_path / "f", slides=36, classes=("a", "b", "c"), positives=8)
+    metrics = _train(table, tmp_path / "three", folds=3)
+    assert metrics["slide"]["auroc"]["value"] > 0.8
+    assert run.read_checkpoint(tmp_path / "three", 0).threshold is None
+    frame = pd.read_csv(table)
+    frame.loc[0, "diagnosis"] = "b"  # its patient's other slide stays "a"
+    frame.to_csv(table, index=False)
+    mixed = _train(table, tmp_path / "mixed", folds=3, epochs=2)
+    assert mixed["patient"] is None and "1 patients, p00 among them" in mixed["patient_reason"]
+    patients = run.read_patient_predictions(tmp_path / "mixed").set_index("patient_id")
+    assert patients.loc["p00", "label"] == "" and patients.loc["p01", "label"] == "b"
+
+
+def test_patient_scores_are_the_mean_of_their_slides(trained):
+    out, _ = trained
+    slides, patients = run.read_predictions(out), run.read_patient_predictions(out)
+    expected = slides.groupby("patient_id")["prob_tumour"].mean()
+    assert patients.set_index("patient_id")["prob_tumour"].to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_predictions_use_the_threshold_of_their_fold_and_models_that_never_saw_the_slide(trained, planted):
+    out, _ = trained
+    predictions, splits = run.read_predictions(out), run.read_splits(out)
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    ensemble = load_ensemble(out, "cpu")
+    from mil.predict import predict_slide
+
+    for _, row in predictions.iterrows():
+        threshold = run.read_checkpoint(out, row["fold"]).threshold
+        assert row["prediction"] == ("tumour" if row["prob_tumour"] >= threshold else "normal")
+        own = splits[(splits["fold"] == row["fold"]) & (splits["patient_id"] == row["patient_id"])]
+        assert set(own["split"]) == {"test"}
+        i = cohort.slide_ids.tolist().index(row["slide_id"])
+        again = predict_slide(ensemble.heads[row["fold"]], cohort.features[i], torch.device("cpu"))
+        assert row["prob_tumour"] == pytest.approx(again.probabilities[1], abs=1e-7)
+
+
+def test_the_checkpoint_is_the_epoch_with_the_lowest_validation_loss(trained, planted):
+    out, _ = trained
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    fold = make_folds(cohort, TrainConfig(**FAST))[0]
+    head = load_ensemble(out, "cpu").heads[0]
+    from mil.predict import predict_slide
+
+    p = np.array([predict_slide(head, cohort.features[i], torch.device("cpu")).probabilities for i in fold.val])
+    labels, train = cohort.labels[fold.val], cohort.labels[fold.train]
+    weights = len(train) / (2 * np.bincount(train))
+    loss = np.mean(-np.log(p[np.arange(len(labels)), labels]) * weights[labels])
+    assert run.read_history(out, 0)["val_loss"].min() == pytest.approx(loss, abs=1e-5)
+
+
+def test_tensorboard_and_plots_are_there(trained):
+    out, _ = trained
+    assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 5
+    for name in ("curves.png", "roc.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
