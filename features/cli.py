@@ -18,7 +18,7 @@ def _run() -> int:
     )
     parser.add_argument("patches", type=Path, help="folder of patch stores, <slide_id>.zarr, from tile-slides")
     parser.add_argument("--out", type=Path, required=True, help="folder for the feature files, <slide_id>.h5")
-    parser.add_argument("--slides", type=str, default="", help="a slide table (.csv): embed its slides only")
+    parser.add_argument("--slides", type=str, default="", help="slide table (.csv): embed its slides only")
     arguments = parser.parse_args()
     config = config_from(FeatureConfig, arguments)
 

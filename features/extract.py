@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -24,9 +24,11 @@ from tiling.batch import Outcome, run_batch
 from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table, select_part
 from tiling.patches import PatchStore
+from tiling.reference import patches_of_slide
 from tiling.slide import Pixels
 
 T = TypeVar("T")
+ReadPatches = Callable[[int, int], Pixels]  # (start, stop) → (n, P, P, 3) uint8 RGB, thread-safe
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_BATCH = 4  # on one core; larger ones fall out of its caches and are slower
 _CUDA_BATCH = 128
@@ -63,7 +65,7 @@ class Embedder:
             )
         return side
 
-    def embed(self, read: Callable[[int, int], Pixels], count: int) -> Iterator[NDArray[np.float32]]:
+    def embed(self, read: ReadPatches, count: int) -> Iterator[NDArray[np.float32]]:
         """Features (n, D) batch by batch, in order, of the patches that `read(start, stop)` gives.
 
         A CPU does several batches at once, each on a core of its own: cores that share one batch wait for each
@@ -202,7 +204,8 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        features = _features(store, embedder, config.features_dtype)
+        with _pixels(store, row.path) as read:
+            features = _features(read, len(store), embedder, config.features_dtype)
         write_embeddings(path, Embeddings(features, store.coords_l0, info))
     if len(store) == 0:
         return Outcome(row.slide_id, "empty", "its patch store holds no patch")
@@ -221,11 +224,23 @@ def _embedder(config: FeatureConfig) -> Embedder:
     )
 
 
-def _features(store: PatchStore, embedder: Embedder, dtype: str) -> NDArray[np.floating]:
+def _pixels(store: PatchStore, slide: Path | None) -> AbstractContextManager[ReadPatches]:
+    """Where the patches come from: the store, or the slide itself where the store holds coordinates only."""
+    if store.has_pixels:
+        return nullcontext(store.read)
+    if slide is None:
+        raise SlideError(
+            f"{store.path}: holds coordinates only (--pixels reference); "
+            "name the slides with --slides TABLE, a table with the column `path`"
+        )
+    return patches_of_slide(store, slide)
+
+
+def _features(read: ReadPatches, count: int, embedder: Embedder, dtype: str) -> NDArray[np.floating]:
     """(N, D) in the type that is stored. Raises SlideError where float16 cannot hold them."""
-    features = np.empty((len(store), embedder.encoder.dim), dtype)
+    features = np.empty((count, embedder.encoder.dim), dtype)
     largest, start = float(np.finfo(dtype).max), 0
-    for batch in embedder.embed(store.read, len(store)):
+    for batch in embedder.embed(read, count):
         if np.isfinite(batch).all() and np.abs(batch).max() > largest:
             raise SlideError(f"features reach {np.abs(batch).max():.3g}, above {dtype}; use --features-dtype float32")
         features[start : start + len(batch)] = batch

@@ -166,6 +166,11 @@ class PatchStore:
         return len(self.coords_l0)
 
     @property
+    def has_pixels(self) -> bool:
+        """False with `--pixels reference`: then tiling.reference reads the slide."""
+        return bool(self.info.config["pixels"] != "reference")
+
+    @property
     def tissue_mask(self) -> NDArray[np.bool_]:
         """(H, W) bool."""
         return self._load("tissue_mask").astype(bool)
@@ -181,10 +186,8 @@ class PatchStore:
 
     def read_encoded(self, start: int, stop: int) -> list[bytes]:
         """Patches start to stop-1 as stored: JPEG images, or zstd frames of raw pixels. Thread-safe."""
-        if self.info.config["pixels"] == "reference":
-            raise SlideError(
-                f"{self.path}: holds coordinates only (--pixels reference); tile with --pixels jpeg to embed it"
-            )
+        if not self.has_pixels:
+            raise SlideError(f"{self.path}: holds coordinates only (--pixels reference); the slide itself is needed")
         return self._shards.read(start, stop)
 
     def read(self, start: int, stop: int) -> Pixels:

@@ -213,3 +213,22 @@ def test_the_printed_config_is_read_again(extract, stores, tmp_path, capsys):
     assert read_embeddings(tmp_path / "out/a.h5").info.precision == "fp32"
     (tmp_path / "my.yaml").write_text("colour: red\n")
     assert extract(stores, "--out", tmp_path / "out", "--config", tmp_path / "my.yaml") == 2
+
+
+def test_a_reference_store_gives_the_features_of_a_lossless_one(extract, command, phantom_slide, tmp_path, capsys):
+    table = tmp_path / "slides.csv"
+    table.write_text(f"slide_id,path\nphantom,{phantom_slide}\n")
+    for pixels in ("zstd", "reference"):
+        how = ["--pixels", pixels, "--mpp", "0.6", "--patch-px", "128", "--min-tissue", "0.9"]
+        assert command("tile-slides", table, "--out", tmp_path / pixels, *how).returncode == 0
+    files = {}
+    for pixels in ("zstd", "reference"):
+        assert extract(tmp_path / pixels, "--out", tmp_path / f"f-{pixels}", "--slides", table) == 0
+        files[pixels] = read_embeddings(tmp_path / f"f-{pixels}/phantom.h5")
+    assert len(files["zstd"].features) > 10
+    assert (files["zstd"].features == files["reference"].features).all()
+    assert extract(tmp_path / "reference", "--out", tmp_path / "none") == 1
+    assert "--slides TABLE" in (tmp_path / "none/failures.csv").read_text()
+    table.write_text(f"slide_id,path\nphantom,{table}\n")
+    assert extract(tmp_path / "reference", "--out", tmp_path / "other", "--slides", table) == 1
+    assert "not the slide that" in (tmp_path / "other/failures.csv").read_text()

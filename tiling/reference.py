@@ -1,0 +1,42 @@
+"""Patches of a store that holds coordinates only (`--pixels reference`), read from the slide itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tiling.artifact import slide_fingerprint
+from tiling.errors import SlideError
+from tiling.grid import Scale, read_patch
+from tiling.patches import PatchStore
+from tiling.slide import Pixels, open_slide
+
+
+@contextmanager
+def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[int, int], Pixels]]:
+    """Yield `read(start, stop)` like `PatchStore.read`, thread-safe.
+
+    Raises SlideError if `path` is not the slide that the store was made from.
+    """
+    if not path.exists():
+        raise SlideError(f"{path}: no such slide; {store.path} holds coordinates only and needs it")
+    if slide_fingerprint(path) != store.info.fingerprint:
+        raise SlideError(f"{path}: not the slide that {store.path} was made from; its content differs")
+    slide, info = open_slide(path), store.info
+    scale = Scale(
+        mpp_l0=info.mpp_l0,
+        mpp_source=info.mpp_source,
+        mpp=info.mpp,
+        level=info.level,
+        downsample=slide.downsamples[info.level],
+        patch_size_px=info.patch_size_px,
+        patch_size_l0=info.patch_size_l0,
+        stride_l0=info.patch_size_l0,
+    )
+    try:
+        yield lambda start, stop: np.stack(
+            [read_patch(slide, scale, x, y) for x, y in store.coords_l0[start:stop].tolist()]
+        )
+    finally:
+        slide.close()
