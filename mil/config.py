@@ -16,7 +16,7 @@ class TrainConfig:
     val_fraction: float = setting(0.25, "part of the non-test patients kept for stopping and for the threshold")
     epochs: int = setting(100, "largest number of passes over the training slides")
     patience: int = setting(30, "epochs without a lower validation loss after which a fold stops")
-    batch_slides: int = setting(8, "slides per optimiser step")
+    batch_slides: int = setting(1, "slides per optimiser step")
     learning_rate: float = setting(3e-4, "largest learning rate, reached after the warm-up (AdamW)")
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")

@@ -8,7 +8,6 @@ with `--part i/n` writes `summary-i-of-n.json` and `failures-i-of-n.csv`, so par
 import csv
 import functools
 import io
-import signal
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal, Protocol, TypeVar
 
 from rich.console import Console
@@ -62,7 +60,6 @@ def run_batch(
     workers: 0 runs in this process; otherwise that many processes, and `work` must be picklable.
     scheduler: address of a Dask scheduler whose workers do the jobs instead.
     """
-    signal.signal(signal.SIGTERM, _stop)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
@@ -118,10 +115,6 @@ def _over_dask(jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: s
         for future in as_completed(futures):
             fault = future.exception()
             yield (future.result() if fault is None else Outcome(futures[future].slide_id, "failed", str(fault)))
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _with_bar(running: Iterator[Outcome], total: int, verb: str, console: Console) -> list[Outcome]:

@@ -4,9 +4,11 @@ Every field of the dataclass made with `setting` is one flag (`patch_px` is `--p
 YAML file. A key that no field has is an error.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
+from types import FrameType
 from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
@@ -48,6 +50,7 @@ def config_from(config_class: type[C], arguments: jsonargparse.Namespace) -> C:
 
 def run_command(name: str, body: Callable[[], int]) -> None:
     """Run a command and exit: 2 with the message for a wrong request, 130 for Ctrl-C and SIGTERM."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = body()
     except RequestError as error:
@@ -57,3 +60,7 @@ def run_command(name: str, body: Callable[[], int]) -> None:
         print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

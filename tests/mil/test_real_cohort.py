@@ -1,0 +1,59 @@
+"""All commands on a real, weakly labelled cohort: 58 breast images of 10 source slides, through to the heatmaps."""
+
+import json
+import re
+import tarfile
+
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+
+@pytest.fixture(scope="module")
+def cohort(data, tmp_path_factory):
+    """The slide table; patients are the source slides, the prefix of each name."""
+    folder = tmp_path_factory.mktemp("ucsb")
+    for archive in sorted((data / "ucsb_breast").glob("*.tar.xz")):
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter="data")
+    rows = ["slide_id,path,patient_id,diagnosis"]
+    for image in sorted(folder.glob("*.tif")):
+        source = re.match(r"ytma\d+_\d+", image.name)[0]
+        rows.append(f"{image.stem},{image.name},{source},{'malignant' if 'malignant' in image.name else 'benign'}")
+    (folder / "slides.csv").write_text("\n".join(rows) + "\n")
+    return folder / "slides.csv"
+
+
+def test_from_images_to_heatmaps(cohort, command, tmp_path):
+    patches, features, run, out = (tmp_path / name for name in ("patches", "features", "run", "heatmaps"))
+
+    def do(name, *arguments):
+        done = command(name, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    do("tile-slides", cohort, "--out", patches, "--mpp", "native", "--patch-px", "224", "--tissue", "all")
+    do("extract-features", patches, "--out", features, "--encoder", "efficientnet-lite0")
+    do("train-mil", features, "--labels", cohort, "--target", "diagnosis", "--out", run)
+    predictions, splits = (pd.read_csv(run / f"{name}.csv") for name in ("predictions", "splits"))
+    assert len(predictions) == 58 and predictions["slide_id"].is_unique
+    for _, fold in splits.groupby("fold"):
+        assert (fold.groupby("patient_id")["split"].nunique() == 1).all()
+    auroc = json.loads((run / "metrics.json").read_text())["slide"]["auroc"]
+    truth = predictions["label"] == "malignant"
+    assert auroc["value"] == pytest.approx(roc_auc_score(truth, predictions["prob_malignant"]))
+    assert auroc["value"] > 0.85 and auroc["low"] < auroc["value"] < auroc["high"] <= 1
+
+    some = list(predictions["slide_id"][:3])
+    do("export-heatmaps", run, features, "--slides", cohort, "--out", out, "--slide-id", *some)
+    assert sorted(p.name for p in out.glob("*.png")) == [f"{name}.png" for name in some]
+    for name in some:
+        assert Image.open(out / f"{name}.png").size[0] > 1000
+        assert len(json.loads((out / f"{name}.geojson").read_text())["features"]) == 12
+    again = do("export-heatmaps", run, features, "--slides", cohort, "--out", out, "--slide-id", *some)
+    assert "3 skipped" in again.stdout
+
+    do("predict-mil", run, features, "--out", tmp_path / "predictions.csv")
+    ensemble = pd.read_csv(tmp_path / "predictions.csv")
+    assert len(ensemble) == 58 and set(ensemble["prediction"]) == {"benign", "malignant"}
