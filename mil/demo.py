@@ -58,7 +58,11 @@ def _run(command: list[str]) -> int:
 
 
 def _say(text: str) -> None:
-    Console(highlight=False).print(f"\n[bold]{text}[/bold]")
+    _print(f"\n[bold]{text}[/bold]")
+
+
+def _print(text: str) -> None:
+    Console(highlight=False).print(text, soft_wrap=True)  # commands and sentences stay whole for copy and paste
 
 
 def _report(out: Path, table: Path, seconds: float) -> None:
@@ -73,7 +77,7 @@ def _report(out: Path, table: Path, seconds: float) -> None:
     _say(f"{counts['slides']} slides of {counts['patients']} patients, out of fold, 95 % intervals over patients")
     _print_table(metrics)
     _print_story(metrics, against, agreement)
-    Console(highlight=False).print(
+    _print(
         f"\nHeatmaps: {out / 'heatmaps'}/<slide_id>.png, and .geojson for QuPath. "
         f"Slides: {out / 'slides'}. Runs: {out}/run-*.\nThis took {seconds / 60:.1f} minutes."
     )
@@ -100,7 +104,7 @@ def _print_story(metrics: dict[str, Any], against: dict[str, Difference], agreem
         f"patch AUROC {_interval(agreement.attention)} by attention, "
         f"{_interval(agreement.patch_logit)} by each patch's own logit.",
     ]
-    Console(highlight=False).print("\n".join(lines))
+    _print("\n".join(lines))
 
 
 def _print_table(metrics: dict[str, Any]) -> None:

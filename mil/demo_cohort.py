@@ -39,7 +39,7 @@ def plan_cohort(config: DemoConfig) -> list[DemoSlide]:
             spec = PhantomSpec(
                 width_px=config.side_px,
                 height_px=config.side_px,
-                seed=config.seed * 100_000 + patient * 10 + number,
+                seed=(config.seed + 1) * 100_000 + patient * 10 + number,
                 tumour=tumour,
                 scanner="A" if rng.random() < 0.5 else "B",
                 lesion_fraction=config.lesion_fraction,

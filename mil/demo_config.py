@@ -9,7 +9,7 @@ from tiling.command import setting
 class DemoConfig:
     """Raises ValueError for a cohort that is too small to be split by patient."""
 
-    patients: int = setting(36, "patients, half of them with tumour; each has one to three slides")
+    patients: int = setting(28, "patients, half of them with tumour; each has one to three slides")
     side_px: int = setting(8192, "side of a slide in level-0 pixels at 0.25 µm per pixel")
     lesion_fraction: float = setting(0.03, "share of a tumour slide's tissue that is tumour, at most 0.05")
     encoder: str = setting("efficientnet-lite0", "backbone for extract-features")

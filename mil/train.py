@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sklearn
 import torch
@@ -28,6 +29,8 @@ from mil.splits import Fold, make_folds
 from tiling.artifact import Locked, differences, lock, package_versions
 from tiling.errors import RequestError
 
+# Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
+_PATCHES_WORTH_THREADS = 1000
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
 
@@ -51,6 +54,8 @@ def train_mil(
     _require_free(out)
     cohort = load_cohort(features, labels, target, config.positive)
     folds = make_folds(cohort, config)
+    if np.median([len(f) for f in cohort.features]) * config.batch_slides < _PATCHES_WORTH_THREADS:
+        torch.set_num_threads(1)
     provenance = _provenance(cohort, target, config, device)
     display = Display(console, folds, config.epochs)
     display.cohort(cohort, target, config.head, device)
