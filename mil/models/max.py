@@ -1,8 +1,10 @@
 """Max pooling of patch logits: the slide's logit of each class is that of the patch where it is largest.
 
-Attention is 1 on the patch that gave the logit of the predicted class (the first one among equals), else 0.
+Attention is on the patch that gave the logit of the predicted class; patches that are equal up to rounding share
+it, so that their order does not matter.
 """
 
+import torch
 from torch import nn
 
 from mil.bags import Bags, segment_max
@@ -21,13 +23,11 @@ class MaxPooling(Head):
     def forward(self, bags: Bags) -> MilOutput:
         patch_logits = self.classify(self.embed(self.standardise(bags)))  # (ΣN, C)
         logits = segment_max(patch_logits, bags.sizes)  # (B, C)
-        attention = patch_logits.new_zeros(len(patch_logits))
-        starts = bags.offsets[:-1].tolist()
-        for start, predicted, of_bag in zip(
-            starts, logits.argmax(1).tolist(), patch_logits.split(bags.sizes), strict=True
-        ):
-            attention[start + int(of_bag[:, predicted].argmax())] = 1.0
-        return MilOutput(logits, attention, patch_logits)
+        shares = []
+        for predicted, of_bag in zip(logits.argmax(1).tolist(), patch_logits.detach().split(bags.sizes), strict=True):
+            highest = torch.isclose(of_bag[:, predicted], of_bag[:, predicted].max()).to(of_bag.dtype)
+            shares.append(highest / highest.sum())
+        return MilOutput(logits, torch.cat(shares), patch_logits)
 
 
 def build(shape: HeadShape) -> MaxPooling:

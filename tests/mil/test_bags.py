@@ -136,3 +136,11 @@ def test_standardisation_is_part_of_the_model():
     state = {k: v for k, v in head.state_dict().items() if k not in ("mean", "std")}
     plain.load_state_dict(state, strict=False)
     torch.testing.assert_close(head(pack([x])).logits, plain(pack([(x - head.mean) / head.std])).logits)
+
+
+def test_max_shares_attention_among_equal_patches():
+    """Two patches whose embedding is all zero have the same logits; rounding must not choose between them."""
+    head, features = _head("max", 2), _bags([6], 2)
+    with torch.no_grad():
+        head.embed[1].bias.fill_(-100)  # ReLU gives 0 everywhere
+    assert head(pack(features)).attention.tolist() == pytest.approx([1 / 6] * 6)
