@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,6 @@ def lock(path: Path) -> Iterator[None]:
     """Hold `<path>.lock` and clear what a killed job left of `path`. Raises `Locked` if a live job holds it.
 
     A lock is dead when its process is gone (same host) or its heartbeat is older than `DEAD_AFTER_S`.
-    Should two jobs take over the same dead lock at once, both write the same bytes and rename them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
@@ -140,12 +139,26 @@ def _acquire(file: Path, token: str) -> None:
             os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
             return
         except FileExistsError:
+            owner = _read_or_none(file)
             if not _dead(file):
-                raise Locked(f"{file} is held by {_read_or_none(file)}") from None
-            file.unlink(missing_ok=True)
+                raise Locked(f"{file} is held by {owner}") from None
+            _set_aside(file, owner)
         finally:
             temporary.unlink()
     raise Locked(f"{file} changes hands")
+
+
+def _set_aside(file: Path, owner: str | None) -> None:
+    """Remove the lock of a dead `owner`; of two jobs that try, one succeeds, and neither takes a fresh lock away."""
+    aside = _temporary(file)
+    try:
+        os.rename(file, aside)
+    except FileNotFoundError:
+        return
+    if _read_or_none(aside) != owner:  # another job took over in the meantime: give its lock back
+        with suppress(FileExistsError):
+            os.link(aside, file)
+    aside.unlink()
 
 
 def _read_or_none(file: Path) -> str | None:
@@ -163,17 +176,14 @@ def _dead(file: Path) -> bool:
         return True
     except ValueError:
         return True
-    if owner.get("host") == socket.gethostname():
-        return not Path(f"/proc/{owner['pid']}").exists()
-    return age_s > DEAD_AFTER_S
+    gone = owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner['pid']}").exists()
+    return gone or age_s > DEAD_AFTER_S
 
 
 def _heartbeat(file: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        try:
+        with suppress(FileNotFoundError):
             os.utime(file)
-        except FileNotFoundError:
-            return
 
 
 def check_format(attributes: Mapping[str, Any], name: str, version: int, path: Path) -> None:

@@ -1,4 +1,6 @@
-"""One loop over slides for every stage: each slide ends done, skipped, empty or failed with a reason.
+"""One loop over slides for every stage: each slide ends done, skipped, empty, failed with a reason, or locked.
+
+Locked means that another job is doing it at this moment.
 
 The only broad `except` of the project stands here: one bad slide never ends a run. `summary.json` counts the
 outcomes; `failures.csv` names each failed slide and why, and is absent when nothing failed. An array job
@@ -24,7 +26,7 @@ from tiling.artifact import Locked, write_json, write_text
 from tiling.errors import RequestError, SlideError
 from tiling.workers import WorkerDied, map_unordered
 
-Status = Literal["done", "skipped", "empty", "failed"]
+Status = Literal["done", "skipped", "empty", "locked", "failed"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _guarded(work: Callable[[Job], Outcome], job: Job) -> Outcome:
     try:
         return work(job)
     except Locked as error:
-        return Outcome(job.slide_id, "skipped", f"another job is doing it ({error})")
+        return Outcome(job.slide_id, "locked", f"another job is doing it ({error})")
     except SlideError as error:
         return Outcome(job.slide_id, "failed", str(error))
     except RequestError:
@@ -164,10 +166,12 @@ def _write_summary(outcomes: Sequence[Outcome], out: Path, part: str) -> None:
 
 def _report(outcomes: Sequence[Outcome], verb: str, out: Path, part: str, seconds: float) -> int:
     counts = Counter(o.status for o in outcomes)
-    shown = ", ".join(f"{counts[s]} {s}" for s in ("done", "skipped", "empty", "failed") if counts[s])
+    shown = ", ".join(f"{counts[s]} {s}" for s in ("done", "skipped", "empty", "locked", "failed") if counts[s])
     patches = sum(o.patches for o in outcomes if o.status == "done")
     rate = f", {patches:,} patches in {seconds:.0f} s ({patches / seconds:.0f}/s)" if patches else ""
     print(f"{verb}: {shown or 'nothing to do'}{rate} → {out}")
+    if counts["locked"]:
+        print(f"{verb}: {counts['locked']} slides are being done by another job; run again to be sure", file=sys.stderr)
     if counts["failed"]:
         print(f"{verb}: why slides failed is in {out / _named('failures', part, '.csv')}", file=sys.stderr)
     return 1 if counts["failed"] else 0

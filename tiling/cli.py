@@ -1,8 +1,6 @@
 """`tile-slides`: slides to patch stores."""
 
-from pathlib import Path
-
-from tiling.command import config_from, parser_for, run_command
+from tiling.command import absolute_path, config_from, parser_for, run_command
 from tiling.config import TilingConfig
 
 
@@ -17,7 +15,7 @@ def _run() -> int:
         "Cut slides into tissue-masked patches at an exact scale, one zarr store a slide.",
     )
     parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide file, or a glob")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the patch stores, <slide_id>.zarr")
+    parser.add_argument("--out", type=absolute_path, required=True, help="folder for the patch stores, <slide_id>.zarr")
     arguments = parser.parse_args()
     config = config_from(TilingConfig, arguments)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,9 +24,21 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class _Parser(jsonargparse.ArgumentParser):
+    """`--print_config` leaves out what was not given, so that the file does not unset inputs when it is used."""
+
+    def dump(self, *arguments: Any, **how: Any) -> str:
+        return str(super().dump(*arguments, **{**how, "skip_unset": True}))
+
+
+def absolute_path(text: str) -> Path:
+    """Type of arguments that name files: a Dask worker has another working folder."""
+    return Path(text).absolute()
+
+
 def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:
     """A parser with one flag a field; the caller adds the inputs and `--out`."""
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     hints = get_type_hints(config_class)
     for entry in fields(config_class):
@@ -55,6 +68,9 @@ def run_command(name: str, body: Callable[[], int]) -> None:
         code = body()
     except RequestError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:  # of the output folder; those of slides end in the batch loop
+        print(f"{name}: {error}; is --out a folder that can be written to, with room on its disk?", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)

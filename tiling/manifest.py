@@ -10,6 +10,9 @@ Columns
   annotation  optional: GeoJSON file of regions in level-0 pixels, drawn as outlines on heatmaps
   any other   a label, chosen with --target
 
+A column whose name differs from these in case or spacing only is refused, and so is a `patient_id` that is filled
+in some rows only or differs in case only: both would split a patient.
+
 A folder, a single file or a glob stands for a table with only path and slide_id. UTF-8, with or without a
 byte-order mark; white space around values is dropped. A table that breaks a rule MUST be refused before any
 work starts, with all its faults at once and their row numbers (the header is row 1).
@@ -67,7 +70,7 @@ def load_slides(source: str) -> list[SlideRow]:
         found = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
         if not found:
             raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
-    rows = [SlideRow(slide_id=p.name if p.is_dir() else p.stem, path=p) for p in found]
+    rows = [SlideRow(slide_id=p.name if p.is_dir() else p.stem, path=p.absolute()) for p in found]
     rows = [_with_defaults(r) for r in rows]
     _raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
     return rows
@@ -87,6 +90,7 @@ def load_table(path: Path, *, needs_path: bool, target: str | None = None) -> li
         row, row_faults = _parse_row(record, path.parent, needs_path, target)
         faults += [f"row {number}: {fault}" for fault in row_faults]
         rows.append(row)
+    faults += _patient_faults(header, records)
     faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
     if not rows:
         faults.append("the table has a header and no rows")
@@ -130,6 +134,14 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 def _header_faults(header: list[str], needs_path: bool, target: str | None) -> list[str]:
     faults = [f"column {name!r} appears {n} times" for name, n in Counter(header).items() if n > 1]
+    faults += [
+        f"column {name!r} looks like {meant!r}, which is written exactly so; rename it"
+        for name in header
+        for meant in _RESERVED
+        if name != meant and re.sub(r"[ _-]", "", name.lower()) == meant.replace("_", "")
+    ]
+    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+        faults.append(f"the columns are not separated by commas: {header[0]!r}; save the table as CSV with commas")
     if needs_path and "path" not in header:
         faults.append(f"no column 'path'; found {', '.join(map(repr, header)) or 'an empty file'}")
     if not needs_path and "slide_id" not in header and "path" not in header:
@@ -144,7 +156,7 @@ def _parse_row(
     record: dict[str, str], folder: Path, needs_path: bool, target: str | None
 ) -> tuple[SlideRow, list[str]]:
     faults = []
-    path = folder / record["path"] if record.get("path") else None
+    path = (folder / record["path"]).absolute() if record.get("path") else None
     if needs_path and path is None:
         faults.append("path is empty")
     elif needs_path and path is not None and not path.exists():
@@ -155,7 +167,7 @@ def _parse_row(
     mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
     if target is not None and not record[target]:
         faults.append(f"label {target!r} is empty; fill it in or leave the row out")
-    annotation = folder / record["annotation"] if record.get("annotation") else None
+    annotation = (folder / record["annotation"]).absolute() if record.get("annotation") else None
     if needs_path and annotation is not None and not annotation.is_file():
         faults.append(f"no such annotation file: {annotation}")
     row = SlideRow(
@@ -185,6 +197,23 @@ def _parse_mpp(text: str) -> tuple[float | None, list[str]]:
 
 def _with_defaults(row: SlideRow) -> SlideRow:
     return row if row.patient_id else SlideRow(**{**vars(row), "patient_id": row.slide_id})
+
+
+def _patient_faults(header: list[str], records: list[tuple[int, dict[str, str]]]) -> list[str]:
+    """A patient who is taken for two would stand on both sides of a split."""
+    if "patient_id" not in header:
+        return []
+    ids = [(number, record["patient_id"]) for number, record in records]
+    faults = [
+        f"row {number}: patient_id is empty; fill it in all rows or leave the column out" for number, p in ids if not p
+    ]
+    if len(faults) == len(ids):
+        return []
+    spellings: dict[str, set[str]] = {}
+    for _, name in ids:
+        spellings.setdefault(name.lower(), set()).add(name)
+    several = [sorted(s) for s in spellings.values() if len(s) > 1]
+    return faults + [f"patient_id is written {' and '.join(map(repr, s))}; are they one patient?" for s in several]
 
 
 def _id_faults(named: list[tuple[str, str]]) -> list[str]:

@@ -1,9 +1,11 @@
 """Slides through OpenSlide: every vendor format that it opens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import Image
 
 from tiling.errors import SlideError
 from tiling.slide import Pixels
@@ -25,23 +27,30 @@ class OpenSlideReader:
         self.level_sizes = self._slide.level_dimensions
         self.downsamples = self._slide.level_downsamples
         properties = self._slide.properties
-        mpp = (properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y))
-        self.mpp = (float(mpp[0]), float(mpp[1])) if mpp[0] and mpp[1] else None
+        self.mpp = _mpp(properties)
         self.mpp_source = "openslide"
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
-        self._background = np.frombuffer(bytes.fromhex(colour), np.uint8)
+        red, green, blue = bytes.fromhex(colour)
+        self._background = (red, green, blue, 255)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         corner_l0 = (round(x * self.downsamples[level]), round(y * self.downsamples[level]))
         try:
-            rgba = np.asarray(self._slide.read_region(corner_l0, level, (width, height)))
+            image = self._slide.read_region(corner_l0, level, (width, height))
         except openslide.OpenSlideError as error:
             raise SlideError(f"{self.path}: damaged at level {level}, x {x}, y {y} ({error})") from error
-        rgb, alpha = rgba[..., :3], rgba[..., 3:]
-        if alpha.min() == 255:
-            return rgb
-        share = alpha.astype(np.float32) / 255
-        return np.rint(rgb * share + self._background * (1 - share)).astype(np.uint8)
+        if image.getchannel("A").getextrema()[0] == 255:
+            return np.asarray(image.convert("RGB"))
+        background = Image.new("RGBA", image.size, self._background)
+        return np.asarray(Image.alpha_composite(background, image).convert("RGB"))
 
     def close(self) -> None:
         self._slide.close()
+
+
+def _mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    """µm per pixel in x and y; None where the file does not say it, or not as numbers."""
+    try:
+        return float(properties[openslide.PROPERTY_NAME_MPP_X]), float(properties[openslide.PROPERTY_NAME_MPP_Y])
+    except (KeyError, ValueError):
+        return None

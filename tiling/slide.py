@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import openslide
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
@@ -32,7 +33,7 @@ class Slide(Protocol):
 
 
 def open_slide(path: Path) -> Slide:
-    """Open with OpenSlide, or with tifffile what OpenSlide refuses. Raises SlideError with both reasons.
+    """Open with OpenSlide, or with tifffile plain TIFF and what OpenSlide refuses. Raises SlideError with reasons.
 
     path: a slide file, or the folder of one DICOM series.
     """
@@ -45,7 +46,9 @@ def open_slide(path: Path) -> Slide:
         raise SlideError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
-    readers: tuple[Any, ...] = (OpenSlideReader, TiffReader)
+    # OpenSlide reads plain TIFF without OME-XML and SubIFDs, and 16 bits as if they were 8: left to tifffile.
+    plain = openslide.OpenSlide.detect_format(path) == "generic-tiff"
+    readers: tuple[Any, ...] = (TiffReader,) if plain else (OpenSlideReader, TiffReader)
     reasons = []
     for reader in readers:
         try:

@@ -1,4 +1,4 @@
-"""Slides through tifffile: what OpenSlide refuses (JPEG 2000, WebP, deflate, OME-TIFF, strips, plain TIFF).
+"""Slides through tifffile: plain and OME-TIFF, and what OpenSlide refuses (JPEG 2000, WebP, strips).
 
 Tiles are read by position and decoded one by one, so memory holds a few tiles and not the slide.
 """
@@ -116,9 +116,16 @@ def _largest_series(tiff: tifffile.TiffFile) -> Any:
 def _page(level: Any) -> Any:
     page = level.keyframe
     samples, kind = page.samplesperpixel, np.dtype(page.dtype)
-    if samples not in (3, 4) or kind != np.uint8 or page.planarconfig != 1 or len(level.pages) != 1:
+    colour = tifffile.PHOTOMETRIC(page.photometric).name
+    if (
+        samples not in (3, 4)
+        or kind != np.uint8
+        or page.planarconfig != 1
+        or len(level.pages) != 1
+        or colour not in ("RGB", "YCBCR")
+    ):
         raise SlideError(
-            f"tifffile: found {samples} samples of {kind} in {len(level.pages)} planes, "
+            f"tifffile: found {samples} samples of {kind} in {len(level.pages)} planes, {colour}; "
             "expected one image of 8-bit RGB, interleaved"
         )
     return page

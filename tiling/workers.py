@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing as mp
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1
+_GRACE_S = 3.0  # for a worker to end by itself
 
 
 class WorkerDied(Exception):
@@ -58,6 +60,9 @@ def map_unordered(
                 yield job, result
     finally:
         for worker in pool:
+            worker.process.terminate()
+        for worker in pool:
+            worker.process.join(_GRACE_S)
             worker.process.kill()
             worker.process.join()
             worker.pipe.close()
@@ -80,6 +85,7 @@ def _give(worker: _Worker[Job], queue: list[Job]) -> None:
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # frees locks and removes what is half written
     while True:
         try:
             job = pipe.recv()

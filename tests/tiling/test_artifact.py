@@ -2,6 +2,7 @@ import json
 import multiprocessing as mp
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from tiling.artifact import (
     Locked,
+    _set_aside,
     atomic_file,
     atomic_folder,
     check_format,
@@ -82,6 +84,25 @@ def test_a_lock_of_another_host_dies_with_its_heartbeat(tmp_path):
     os.utime(file, (0, time.time() - 600))
     with lock(tmp_path / "x"):
         assert "elsewhere" not in file.read_text()
+
+
+def test_a_lock_whose_pid_was_given_to_another_process_dies_with_its_heartbeat(tmp_path):
+    file = tmp_path / "x.lock"
+    file.write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
+    with pytest.raises(Locked), lock(tmp_path / "x"):
+        pass
+    os.utime(file, (0, time.time() - 600))
+    with lock(tmp_path / "x"):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+
+
+def test_a_fresh_lock_is_given_back_by_who_came_for_the_dead_one(tmp_path):
+    file = tmp_path / "x.lock"
+    file.write_text("fresh")
+    _set_aside(file, "dead")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.lock"] and file.read_text() == "fresh"
+    _set_aside(file, "fresh")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _try_lock(path, queue):

@@ -25,7 +25,7 @@ def faults(folder, text, **how):
 
 def test_values_and_defaults(folder):
     a, b = table(
-        folder, "slide_id,path,patient_id,site,split,mpp,grade\nA,a.svs,P1,x,train,0.25,high\n,b.tiff,,,,,low\n"
+        folder, "slide_id,path,patient_id,site,split,mpp,grade\nA,a.svs,P1,x,train,0.25,high\n,b.tiff,P2,,,,low\n"
     )
     assert (a.slide_id, a.path, a.patient_id, a.site, a.split, a.mpp) == (
         "A",
@@ -36,7 +36,7 @@ def test_values_and_defaults(folder):
         0.25,
     )
     assert a.labels == {"grade": "high"}
-    assert (b.slide_id, b.patient_id, b.mpp, b.labels) == ("b", "b", None, {"grade": "low"})
+    assert (b.slide_id, b.patient_id, b.mpp, b.labels) == ("b", "P2", None, {"grade": "low"})
 
 
 def test_byte_order_mark_and_white_space_do_not_matter(folder):
@@ -105,3 +105,20 @@ def test_parts_cover_all_rows_once(folder):
     for wrong in ("0/3", "4/3", "x", "1"):
         with pytest.raises(RequestError, match="expected i/n"):
             select_part(rows, wrong)
+
+
+@pytest.mark.parametrize("column", ["Patient_ID", "patientid", "Patient Id", "patient-id"])
+def test_a_column_that_is_almost_patient_id_is_refused(folder, column):
+    said = faults(folder, f"slide_id,path,{column}\ns1,a.svs,P1\n")
+    assert f"column {column!r} looks like 'patient_id'" in said
+
+
+def test_patients_that_would_be_split_are_refused(folder):
+    said = faults(folder, "slide_id,path,patient_id\ns1,a.svs,P1\ns2,b.tiff,p1\ns3,a.svs,\n")
+    assert "row 4: patient_id is empty" in said and "written 'P1' and 'p1'" in said
+    rows = table(folder, "slide_id,path,patient_id\ns1,a.svs,\ns2,b.tiff,\n")
+    assert [r.patient_id for r in rows] == ["s1", "s2"]
+
+
+def test_semicolons_get_their_remedy(folder):
+    assert "save the table as CSV with commas" in faults(folder, "slide_id;path\ns1;a.svs\n")

@@ -114,3 +114,34 @@ def test_a_file_cut_short_fails_where_it_is_read(data, tmp_path):
         with pytest.raises(SlideError):
             slide = open_slide(cut)
             slide.read(0, 0, 0, *slide.level_sizes[0])
+
+
+def test_a_pyramidal_ome_tiff_keeps_its_scale_and_levels(tmp_path):
+    """OpenSlide opens it as a plain TIFF of one level without a scale."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.ome.tiff") as file:
+        how = {"photometric": "rgb", "tile": (128, 128), "compression": "deflate"}
+        scale = {
+            "axes": "YXS",
+            "PhysicalSizeX": 0.5,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeY": 0.5,
+            "PhysicalSizeYUnit": "µm",
+        }
+        file.write(pixels, subifds=2, metadata=scale, **how)
+        for factor in (2, 4):
+            file.write(pixels[::factor, ::factor], subfiletype=1, **how)
+    slide = open_slide(tmp_path / "x.ome.tiff")
+    assert slide.backend == "tiff" and slide.mpp == (0.5, 0.5) and slide.mpp_source == "OME-XML"
+    assert slide.downsamples == (1, 2, 4)
+    assert (slide.read(2, 10, 20, 50, 60) == pixels[::4, ::4][20:80, 10:60]).all()
+
+
+@pytest.mark.parametrize("kind", ["cmyk", "16 bit"])
+def test_other_colours_and_depths_are_refused_not_guessed(tmp_path, kind):
+    shape, dtype = ((256, 256, 4), np.uint8) if kind == "cmyk" else ((256, 256, 3), np.uint16)
+    photometric = "separated" if kind == "cmyk" else "rgb"
+    for name, how in (("tiled", {"tile": (64, 64)}), ("strips", {})):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, dtype), photometric=photometric, **how)
+        with pytest.raises(SlideError, match=r"SEPARATED|uint16"):
+            open_slide(tmp_path / f"{name}.tif")

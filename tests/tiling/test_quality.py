@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, laplace
+from skimage.data import immunohistochemistry
+
+from tiling.quality import sharpness
+
+
+def test_sharpness_is_the_variance_of_scipys_laplacian():
+    patch = immunohistochemistry()[:300, :200]
+    luma = np.rint(patch @ np.array([0.299, 0.587, 0.114]))
+    assert sharpness(patch) == pytest.approx(laplace(luma)[1:-1, 1:-1].var(), rel=0.02)
+
+
+def test_blur_lowers_it_and_glass_has_none():
+    patch = immunohistochemistry()
+    values = [sharpness(gaussian_filter(patch, (sigma, sigma, 0))) for sigma in (0, 1, 2, 4)]
+    assert values == sorted(values, reverse=True) and values[0] > 20 * values[2]
+    assert sharpness(np.full((64, 64, 3), 240, np.uint8)) == 0
+
+
+def test_it_does_not_overflow():
+    checker = np.indices((64, 64)).sum(0) % 2 * 255
+    assert sharpness(np.repeat(checker[..., None], 3, 2).astype(np.uint8)) == pytest.approx(1020**2)
