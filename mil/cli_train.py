@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads spin, and a busy machine stalls
         from mil.train import train_mil  # imports torch
 
-        train_mil(
+        return train_mil(
             Path(arguments.features),
             Path(arguments.labels),
             arguments.target,
@@ -33,6 +33,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             config,
             overwrite=arguments.overwrite,
         )
-        return 0
 
     run_command("train-mil", body)

@@ -20,7 +20,7 @@ from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
 _SHOWN_IDS = 8
-_SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
+SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class Cohort:
     features_sha256: str  # of ids, features and coords
     labels_sha256: str  # of ids, patients, labels and splits
     warnings: tuple[str, ...]  # what the user should know, one sentence each
+    left_out: dict[str, str]  # labelled slides that are not used: slide id to reason
+    unreadable: tuple[str, ...]  # those among them whose feature file is damaged
+
+    @property
+    def mpp(self) -> float | None:
+        """Median µm per patch pixel; None if no slide has a scale."""
+        known = [info.mpp for info in self.infos if np.isfinite(info.mpp)]
+        return float(np.median(known)) if known else None
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
     rows = sorted(load_table(table, needs_path=False, target=target), key=lambda row: row.slide_id)
     _refuse_partial_split(rows, table)
-    loaded, warnings = _read_features(folder, rows)
+    loaded, unreadable, warnings, left_out = _read_features(folder, rows)
     if not loaded:
         raise RequestError(
             f"no slide of {table} has features in {folder}; is it the right folder, and do the ids agree? "
@@ -84,13 +92,15 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
         features_sha256=_features_digest(kept, embeddings),
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
         warnings=tuple(warnings + scale_warning([e.info.mpp for e in embeddings])),
+        left_out=left_out,
+        unreadable=tuple(unreadable),
     )
 
 
 def scale_warning(mpps: Sequence[float]) -> list[str]:
     """A warning if slides differ in µm per patch pixel, which a model cannot make up for."""
     known = [mpp for mpp in mpps if np.isfinite(mpp)]
-    if not known or max(known) <= _SCALE_RATIO * min(known):
+    if not known or max(known) <= SCALE_RATIO * min(known):
         return []
     return [f"patches were cut at different scales, from {min(known):.3g} to {max(known):.3g} µm per pixel"]
 
@@ -109,18 +119,21 @@ def _refuse_partial_split(rows: Sequence[SlideRow], table: Path) -> None:
         )
 
 
-def _read_features(folder: Path, rows: Sequence[SlideRow]) -> tuple[dict[str, Embeddings], list[str]]:
-    """Usable embeddings by slide id, in float16, and warnings about all others."""
+def _read_features(
+    folder: Path, rows: Sequence[SlideRow]
+) -> tuple[dict[str, Embeddings], dict[str, str], list[str], dict[str, str]]:
+    """Usable embeddings by slide id in float16, the unreadable, warnings, and why each other slide is left out."""
     present = {path.stem: path for path in sorted(folder.glob("*.h5")) if not path.name.startswith(".")}
     loaded: dict[str, Embeddings] = {}
-    unreadable, empty = [], []
+    unreadable: dict[str, str] = {}
+    empty = []
     for row in rows:
         if row.slide_id not in present:
             continue
         try:
             embeddings = in_float16(read_embeddings(present[row.slide_id]))
         except SlideError as error:
-            unreadable.append(str(error))
+            unreadable[row.slide_id] = str(error)
             continue
         if len(embeddings.features):
             loaded[row.slide_id] = embeddings
@@ -128,14 +141,15 @@ def _read_features(folder: Path, rows: Sequence[SlideRow]) -> tuple[dict[str, Em
             empty.append(row.slide_id)
     missing = [row.slide_id for row in rows if row.slide_id not in present]
     ignored = set(present) - {row.slide_id for row in rows}
-    warnings = [f"unreadable, left out: {message}" for message in unreadable]
+    warnings = [f"unreadable, left out: {message}" for message in unreadable.values()]
     if missing:
         warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
     if empty:
         warnings.append(f"slides without any patch, left out: {shown(empty)}")
     if ignored:
         warnings.append(f"feature files without a label, ignored: {len(ignored)}")
-    return loaded, warnings
+    left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}
+    return loaded, unreadable, warnings, left_out
 
 
 def in_float16(embeddings: Embeddings) -> Embeddings:

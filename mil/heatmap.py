@@ -17,9 +17,9 @@ from mil.heatmap_png import write_png
 from mil.run import SlideAttention, attention_path, read_attention, require_complete
 from tiling.artifact import lock, require_same, slide_fingerprint
 from tiling.batch import Outcome, run_batch
-from tiling.errors import SlideError
+from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow
-from tiling.slide import open_slide
+from tiling.slide import Slide, open_slide
 
 if TYPE_CHECKING:
     from mil.predict import Ensemble
@@ -48,25 +48,6 @@ def _export(row: SlideRow, run: Path, features: Path, config: HeatmapConfig, out
         "slide file": slide_fingerprint(row.path),
         "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
     }
-    written = 0
-    with lock(out / row.slide_id):
-        for form in config.chosen_formats():
-            path = out / f"{row.slide_id}.{form}"
-            if path.exists() and not config.overwrite:
-                require_same(_read_provenance(path), provenance, path)
-            elif form == "geojson":
-                write_geojson(path, slide, provenance)
-                written += 1
-            else:
-                _draw(path, slide, row, config, provenance)
-                written += 1
-    if not written:
-        return Outcome(row.slide_id, "skipped", "already done")
-    return Outcome(row.slide_id, "done", patches=len(slide.attention))
-
-
-def _draw(path: Path, slide: SlideAttention, row: SlideRow, config: HeatmapConfig, provenance: dict[str, Any]) -> None:
-    assert row.path is not None
     opened = open_slide(row.path)
     try:
         if opened.level_sizes[0] != (slide.width_l0, slide.height_l0):
@@ -74,9 +55,34 @@ def _draw(path: Path, slide: SlideAttention, row: SlideRow, config: HeatmapConfi
                 f"{row.path}: is {opened.level_sizes[0]} px, but the features came from a slide of "
                 f"{(slide.width_l0, slide.height_l0)} px; is this the same slide?"
             )
-        write_png(path, slide, opened, row.annotation, config.opacity, provenance)
+        written = [_write(form, opened, slide, row, config, provenance, out) for form in config.chosen_formats()]
     finally:
         opened.close()
+    if not any(written):
+        return Outcome(row.slide_id, "skipped", "already done")
+    return Outcome(row.slide_id, "done", patches=len(slide.attention))
+
+
+def _write(
+    form: str,
+    opened: Slide,
+    slide: SlideAttention,
+    row: SlideRow,
+    config: HeatmapConfig,
+    provenance: dict[str, Any],
+    out: Path,
+) -> bool:
+    """Write one form; False where the same is there already."""
+    path = out / f"{row.slide_id}.{form}"
+    with lock(path):
+        if path.exists() and not config.overwrite:
+            require_same(_read_provenance(path), provenance, path)
+            return False
+        if form == "geojson":
+            write_geojson(path, slide, provenance)
+        else:
+            write_png(path, slide, opened, row.annotation, config.opacity, provenance)
+    return True
 
 
 def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAttention:
@@ -84,8 +90,12 @@ def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAt
     path = attention_path(run, slide_id)
     if path.exists():
         return read_attention(path)
-    ensemble, embeddings = _ensemble(run, device), read_embeddings(features / f"{slide_id}.h5")
-    prediction, info = ensemble.predict(embeddings), embeddings.info
+    embeddings = read_embeddings(features / f"{slide_id}.h5")
+    try:
+        ensemble = _ensemble(run, device)
+        prediction, info = ensemble.predict(embeddings), embeddings.info
+    except RequestError as error:  # of this slide's features or of the device: the slides that were tested go on
+        raise SlideError(str(error)) from error
     return SlideAttention(
         attention=prediction.attention,
         patch_logits=prediction.patch_logits,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
 from mil.bags import pack
-from mil.cohort import encoder_identity, in_float16
+from mil.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.models import HeadShape, build_head
 from mil.models.head import Head
 from mil.run import Checkpoint, fold_numbers, read_checkpoint, require_complete
@@ -46,6 +46,7 @@ class Ensemble:
     def predict(self, embeddings: Embeddings) -> SlidePrediction:
         """RequestError for features of another encoder; SlideError for a slide without patches."""
         self.require_encoder(embeddings.info, embeddings.features.shape[1])
+        _require_scale(self.encoder.get("mpp"), embeddings.info)
         if not len(embeddings.features):
             raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
         features = torch.from_numpy(in_float16(embeddings).features)
@@ -66,6 +67,17 @@ class Ensemble:
                 f"{info.slide_id}: these features are not of the kind the run was trained on "
                 f"({', '.join(differing)}); extract them with the same encoder"
             )
+
+
+def _require_scale(trained: float | None, info: EmbeddingInfo) -> None:
+    """Raise SlideError where patches were cut at another µm per pixel than those the run was trained on."""
+    if trained is None or not np.isfinite(info.mpp):
+        return
+    if max(trained, info.mpp) > SCALE_RATIO * min(trained, info.mpp):
+        raise SlideError(
+            f"{info.slide_id}: its patches have {info.mpp:.3g} µm per pixel, the run was trained at {trained:.3g}; "
+            f"tile the slide with --mpp {trained:.3g}"
+        )
 
 
 def load_ensemble(run: Path, device: str = "auto") -> Ensemble:

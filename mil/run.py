@@ -8,6 +8,7 @@
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64
+    failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     curves.png, roc.png                drawn from the above
     metrics.json                       slide, patient and counts (patch too for patch-label-copy)
     tensorboard/fold-<k>/              events for TensorBoard
@@ -207,6 +208,14 @@ def read_predictions(run: Path) -> pd.DataFrame:
 
 def read_patient_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions_patient.csv")
+
+
+def write_failures(run: Path, left_out: Mapping[str, str]) -> None:
+    path = run / "failures.csv"
+    if left_out:
+        _write_csv(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:

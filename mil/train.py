@@ -42,8 +42,8 @@ def train_mil(
     config: TrainConfig,
     overwrite: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
-    """Train, evaluate and write the run directory `out`; returns the content of its metrics.json.
+) -> int:
+    """Train, evaluate and write the run directory `out`; returns the exit code, 1 if a feature file is damaged.
 
     Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
     """
@@ -77,8 +77,9 @@ def train_mil(
     except Locked as error:
         raise RequestError(f"another train-mil is working on {out} ({error})") from error
     result = run.read_metrics(out)
+    run.write_failures(out, cohort.left_out)
     display.result(out, result, cohort)
-    return result
+    return 1 if cohort.unreadable else 0
 
 
 def _require_free(out: Path) -> None:
@@ -124,7 +125,8 @@ def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.
         "classes": list(cohort.classes),
         "positive": None if cohort.positive is None else cohort.classes[cohort.positive],
         "slides": len(cohort.slide_ids),
-        "features": cohort.encoder,
+        "left_out": dict(sorted(cohort.left_out.items())),
+        "features": {**cohort.encoder, "mpp": cohort.mpp},
         "features_sha256": cohort.features_sha256,
         "labels_sha256": cohort.labels_sha256,
         "settings": settings,

@@ -141,7 +141,7 @@ def test_unreadable_features_fail_alone(trained, call, tmp_path, write_features)
     code, _, error = call(cli_predict.main, out, folder, "--out", tmp_path / "p.csv", "--device", "cpu")
     assert code == 1 and "2 slides failed" in error
     assert pd.read_csv(tmp_path / "p.csv")["slide_id"].tolist() == ["good"]
-    failures = pd.read_csv(tmp_path / "failures.csv").set_index("slide_id")["reason"]
+    failures = pd.read_csv(tmp_path / "p.failures.csv").set_index("slide_id")["reason"]
     assert "not a readable HDF5 file" in failures["bad"] and "no patches" in failures["empty"]
 
 
@@ -166,3 +166,29 @@ def test_predicting_with_nothing(trained, call, tmp_path):
     assert code == 2 and "no run directory" in error
     code, _, error = call(cli_predict.main, out, tmp_path, "--out", tmp_path / "p.csv")
     assert code == 2 and "no feature file (*.h5) in this folder" in error
+
+
+def test_patches_of_another_scale_are_refused(trained, call, tmp_path, write_features):
+    _, out = trained
+    trained_mpp = run.read_provenance(out)["features"]["mpp"]
+    write_features(tmp_path, "near", np.ones((3, 8)), mpp=trained_mpp * 1.05)
+    write_features(tmp_path, "far", np.ones((3, 8)), mpp=trained_mpp * 2)
+    code, _, error = call(cli_predict.main, out, tmp_path, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert code == 1 and f"the run was trained at {trained_mpp:.3g}" in error
+    assert pd.read_csv(tmp_path / "p.csv")["slide_id"].tolist() == ["near"]
+
+
+def test_predict_mil_replaces_nothing_unasked(trained, call, tmp_path, write_features):
+    table, out = trained
+    write_features(tmp_path, "x", np.ones((3, 8)))
+    file = tmp_path / "p.csv"
+    file.write_text("keep")
+    code, _, error = call(cli_predict.main, out, tmp_path, "--out", file, "--device", "cpu")
+    assert code == 2 and "says something else" in error and file.read_text() == "keep"
+    for more in (["--overwrite"], []):  # and once more: the same content is no conflict
+        code, _, error = call(cli_predict.main, out, tmp_path, "--out", file, "--device", "cpu", *more)
+        assert code == 0 and "slides were used in training" not in error
+    code, _, error = call(cli_predict.main, out, tmp_path, "--out", out / "predictions.csv")
+    assert code == 2 and "run directory" in error
+    code, _, error = call(cli_predict.main, out, table.parent, "--out", tmp_path / "q.csv", "--device", "cpu")
+    assert code == 0 and "slides were used in training" in error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+import tifffile
 import yaml
 from matplotlib import colormaps
 from PIL import Image
@@ -170,5 +171,11 @@ def test_wrong_requests(command, tmp_path):
         assert done.returncode == 2 and said in done.stderr
     done = command("export-heatmaps", tmp_path / "nowhere", *base[2:])
     assert done.returncode == 2 and "no run directory" in done.stderr
+    slide = tmp_path / "a.tif"
+    tifffile.imwrite(slide, np.zeros((300, 400, 3), np.uint8), photometric="rgb")
+    (tmp_path / "other.csv").write_text(f"slide_id,path\ns00,{slide}\n")  # the run tested s00, of another size
+    done = command(*base[:4], tmp_path / "other.csv", *base[5:], "--formats", "geojson")
+    assert done.returncode == 1 and "is this the same slide?" in done.stderr
+    assert not (tmp_path / "out/s00.geojson").exists()
     done = command(*base)  # a slide that nothing is known of fails, with the reason
     assert done.returncode == 1 and "no such feature file" in (tmp_path / "out/failures.csv").read_text()

@@ -1,5 +1,6 @@
 """Training finds what is there and nothing else, repeats to the byte, and survives a kill."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from mil.cohort import load_cohort
 from mil.config import TrainConfig
 from mil.fold import train_fold
 from mil.predict import load_ensemble
+from mil.run import read_metrics
 from mil.splits import make_folds
 from mil.train import train_mil
 from tiling.errors import RequestError
@@ -28,7 +30,8 @@ COMPARED = ("predictions.csv", "predictions_patient.csv", "metrics.json", "prove
 
 def _train(table, out, **settings):
     config = TrainConfig(**{**FAST, **settings})
-    return train_mil(table.parent, table, "diagnosis", out, config, console=Console(quiet=True))
+    assert train_mil(table.parent, table, "diagnosis", out, config, console=Console(quiet=True)) == 0
+    return read_metrics(out)
 
 
 def _content(out):
@@ -78,7 +81,8 @@ def test_permuted_labels_teach_nothing(tmp_path, planted):
     table = tmp_path / "permuted.csv"
     frame.assign(diagnosis=frame["patient_id"].map(permuted)).to_csv(table, index=False)
     config = TrainConfig(**{**FAST, "epochs": 5})
-    metrics = train_mil(planted.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True))
+    train_mil(planted.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True))
+    metrics = read_metrics(tmp_path / "r")
     for level in ("slide", "patient"):
         assert metrics[level]["auroc"]["low"] < 0.5 < metrics[level]["auroc"]["high"]
 
@@ -221,3 +225,16 @@ def test_tensorboard_and_plots_are_there(trained):
     assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 5
     for name in ("curves.png", "roc.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_feature_file_is_recorded_and_tells_the_exit_code(tmp_path, make_cohort):
+    table = make_cohort(tmp_path / "f", slides=24)
+    ids = pd.read_csv(table)["slide_id"]
+    (table.parent / f"{ids[0]}.h5").write_bytes(b"damaged")
+    (table.parent / f"{ids[1]}.h5").unlink()
+    config = TrainConfig(**{**FAST, "epochs": 2, "folds": 2})
+    assert train_mil(table.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True)) == 1
+    left_out = pd.read_csv(tmp_path / "r" / "failures.csv").set_index("slide_id")["reason"]
+    assert "not a readable HDF5 file" in left_out[ids[0]] and left_out[ids[1]] == "no feature file"
+    assert sorted(json.loads((tmp_path / "r/provenance.json").read_text())["left_out"]) == sorted(ids[:2])
+    assert len(pd.read_csv(tmp_path / "r/predictions.csv")) == 22
