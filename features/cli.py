@@ -1,7 +1,9 @@
 """`extract-features`: patch stores to feature files."""
 
+from pathlib import Path
+
 from features.config import FeatureConfig
-from tiling.command import absolute_path, config_from, parser_for, run_command
+from tiling.command import config_from, parser_for, run_command
 
 
 def main() -> None:
@@ -14,13 +16,13 @@ def _run() -> int:
         "extract-features",
         "Turn every patch into a vector with an ImageNet network, one HDF5 file a slide.",
     )
-    parser.add_argument("patches", type=absolute_path, help="folder of patch stores, <slide_id>.zarr, from tile-slides")
-    parser.add_argument("--out", type=absolute_path, required=True, help="folder for the feature files, <slide_id>.h5")
+    parser.add_argument("patches", type=Path, help="folder of patch stores, <slide_id>.zarr, from tile-slides")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the feature files, <slide_id>.h5")
     parser.add_argument("--slides", type=str, default="", help="slide table (.csv): embed its slides only")
     arguments = parser.parse_args()
     config = config_from(FeatureConfig, arguments)
 
     from features.extract import extract_features, find_stores
 
-    rows = find_stores(arguments.patches, arguments.slides, config.part)
-    return extract_features(rows, config, arguments.patches, arguments.out)
+    patches, out = arguments.patches.absolute(), arguments.out.absolute()  # a Dask worker has another working folder
+    return extract_features(find_stores(patches, arguments.slides, config.part), config, patches, out)

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transform
 
 from features.config import FeatureConfig
+from features.device import pick_device
 from features.embeddings import EmbeddingInfo, Embeddings, read_info, stored_dtype, write_embeddings
 from features.encoders import Encoder, load_encoder
 from tiling.artifact import lock, require_same
@@ -48,7 +49,7 @@ class Embedder:
         input_px: int = 0,
     ) -> None:
         self.encoder = encoder
-        self.device = _device(device)
+        self.device = pick_device(device)
         self.precision = _best_precision(self.device) if precision == "auto" else precision
         default_batch = _CPU_BATCH if self.device.type == "cpu" else _CUDA_BATCH
         self.batch_size: int = default_batch if batch_size == "auto" else batch_size  # halved when memory is full
@@ -146,18 +147,6 @@ def embed(
     embedder = Embedder(encoder, device=device, precision=precision, batch_size=batch_size, input_px=input_px)
     rows = embedder.embed(lambda start, stop: patches[start:stop], len(patches))
     return np.concatenate([np.empty((0, encoder.dim), np.float32), *rows])
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(f"--device {name} is not available here ({reason}); use --device auto") from error
-    return device
 
 
 def _best_precision(device: torch.device) -> str:

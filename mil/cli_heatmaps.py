@@ -1,7 +1,9 @@
 """`export-heatmaps`: where the model looked, beside the slide."""
 
+from pathlib import Path
+
 from mil.heatmap_config import HeatmapConfig
-from tiling.command import absolute_path, config_from, parser_for, run_command
+from tiling.command import config_from, parser_for, run_command
 
 
 def main() -> None:
@@ -14,12 +16,10 @@ def _run() -> int:
         "export-heatmaps",
         "Draw the attention of a trained run over its slides (PNG, GeoJSON for QuPath).",
     )
-    parser.add_argument("run", type=absolute_path, help="run directory of train-mil")
-    parser.add_argument("features", type=absolute_path, help="folder of feature files, <slide_id>.h5")
+    parser.add_argument("run", type=Path, help="run directory of train-mil")
+    parser.add_argument("features", type=Path, help="folder of feature files, <slide_id>.h5")
     parser.add_argument("--slides", type=str, required=True, help="slide table (.csv), folder or glob of the slides")
-    parser.add_argument(
-        "--out", type=absolute_path, required=True, help="folder for the heatmaps, <slide_id>.png and .geojson"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the heatmaps, <slide_id>.png and .geojson")
     parser.add_argument("--slide-id", type=str, nargs="+", default=[], help="draw only these slides")
     arguments = parser.parse_args()
     config = config_from(HeatmapConfig, arguments)

@@ -29,7 +29,17 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, dev
         predictions = [predict_slide(heads[fold.number], cohort.features[i], device) for fold in tested_in]
         for fold, prediction in zip(tested_in, predictions, strict=True):
             rows.append(_row(cohort, i, fold, prediction, checkpoints[fold.number].threshold))
-        attention = _attention(cohort, i, average(predictions, cohort.positive))
+        mean = average(predictions, cohort.positive)
+        attention = run.describe_attention(
+            cohort.infos[i],
+            cohort.coords_l0[i],
+            attention=mean.attention,
+            patch_logits=mean.patch_logits,
+            probabilities=mean.probabilities,
+            label=cohort.classes[cohort.labels[i]],
+            classes=cohort.classes,
+            positive=cohort.positive,
+        )
         run.write_attention(run.attention_path(out, str(cohort.slide_ids[i])), attention)
     slides = pd.DataFrame(rows).sort_values(["repeat", "slide_id"], ignore_index=True)
     counts = slides[["correct_patches", "patches"]]
@@ -111,23 +121,3 @@ def _metrics(
         reason = f"slides of one patient carry different labels ({len(mixed)} patients, {mixed[0]} among them)"
         return {**result, "patient": None, "patient_reason": reason}
     return {**result, "patient": metrics.evaluate(patients, *choice)}
-
-
-def _attention(cohort: Cohort, i: int, mean: SlidePrediction) -> run.SlideAttention:
-    info = cohort.infos[i]
-    return run.SlideAttention(
-        attention=mean.attention,
-        patch_logits=mean.patch_logits,
-        coords=cohort.coords_l0[i],
-        slide_id=str(cohort.slide_ids[i]),
-        label=cohort.classes[cohort.labels[i]],
-        classes=cohort.classes,
-        positive="" if cohort.positive is None else cohort.classes[cohort.positive],
-        probabilities=mean.probabilities,
-        patch_size_l0=info.patch_size_l0,
-        overlap_px=info.overlap_px,
-        patch_size_px=info.patch_size_px,
-        width_l0=info.width_l0,
-        height_l0=info.height_l0,
-        mpp_l0=info.mpp_l0,
-    )

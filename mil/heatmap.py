@@ -14,7 +14,7 @@ from features.embeddings import read_embeddings
 from mil.heatmap_config import HeatmapConfig
 from mil.heatmap_geojson import write_geojson
 from mil.heatmap_png import write_png
-from mil.run import SlideAttention, attention_path, read_attention, require_complete
+from mil.run import SlideAttention, attention_path, describe_attention, read_attention, require_complete
 from tiling.artifact import lock, require_same, slide_fingerprint
 from tiling.batch import Outcome, run_batch
 from tiling.errors import RequestError, SlideError
@@ -96,21 +96,15 @@ def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAt
         prediction, info = ensemble.predict(embeddings), embeddings.info
     except RequestError as error:  # of this slide's features or of the device: the slides that were tested go on
         raise SlideError(str(error)) from error
-    return SlideAttention(
+    return describe_attention(
+        info,
+        embeddings.coords_l0,
         attention=prediction.attention,
         patch_logits=prediction.patch_logits,
-        coords=embeddings.coords_l0,
-        slide_id=slide_id,
+        probabilities=prediction.probabilities,
         label="",
         classes=ensemble.classes,
-        positive="" if ensemble.positive is None else ensemble.classes[ensemble.positive],
-        probabilities=prediction.probabilities,
-        patch_size_l0=info.patch_size_l0,
-        overlap_px=info.overlap_px,
-        patch_size_px=info.patch_size_px,
-        width_l0=info.width_l0,
-        height_l0=info.height_l0,
-        mpp_l0=info.mpp_l0,
+        positive=ensemble.positive,
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from features.device import pick_device
 from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
 from mil.bags import pack
 from mil.cohort import SCALE_RATIO, encoder_identity, in_float16
@@ -132,18 +133,6 @@ def decide(probabilities: NDArray[np.float64], positive: int | None, threshold: 
     if positive is None or threshold is None:
         return int(probabilities.argmax())
     return positive if probabilities[positive] >= threshold else 1 - positive
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: the first CUDA GPU, else the CPU. RequestError if the device is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu") from None
-    return device
 
 
 def predict_folder(ensemble: Ensemble, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:

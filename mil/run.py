@@ -51,6 +51,7 @@ import safetensors.numpy
 import yaml
 from numpy.typing import NDArray
 
+from features.embeddings import EmbeddingInfo
 from tiling.artifact import atomic_file, atomic_folder, check_format, write_json, write_text
 from tiling.errors import RequestError, SlideError
 
@@ -95,6 +96,36 @@ class SlideAttention:
     width_l0: int
     height_l0: int
     mpp_l0: float  # NaN if the slide has no scale
+
+
+def describe_attention(
+    info: EmbeddingInfo,
+    coords_l0: NDArray[np.int64],
+    *,
+    attention: NDArray[np.float32],
+    patch_logits: NDArray[np.float32],
+    probabilities: NDArray[np.float64],
+    label: str,
+    classes: tuple[str, ...],
+    positive: int | None,
+) -> SlideAttention:
+    """What models saw in the slide that `info` describes; shapes as in SlideAttention."""
+    return SlideAttention(
+        attention=attention,
+        patch_logits=patch_logits,
+        coords=coords_l0,
+        slide_id=info.slide_id,
+        label=label,
+        classes=classes,
+        positive="" if positive is None else classes[positive],
+        probabilities=probabilities,
+        patch_size_l0=info.patch_size_l0,
+        overlap_px=info.overlap_px,
+        patch_size_px=info.patch_size_px,
+        width_l0=info.width_l0,
+        height_l0=info.height_l0,
+        mpp_l0=info.mpp_l0,
+    )
 
 
 def is_complete(run: Path) -> bool:

@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from features.device import pick_device
 from mil import run
 from mil.cohort import Cohort, load_cohort
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
 from mil.fold import Epoch, train_fold
-from mil.predict import pick_device
 from mil.splits import Fold, make_folds
 from tiling.artifact import Locked, differences, lock, package_versions
 from tiling.errors import RequestError

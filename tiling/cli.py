@@ -1,6 +1,8 @@
 """`tile-slides`: slides to patch stores."""
 
-from tiling.command import absolute_path, config_from, parser_for, run_command
+from pathlib import Path
+
+from tiling.command import config_from, parser_for, run_command
 from tiling.config import TilingConfig
 
 
@@ -15,7 +17,7 @@ def _run() -> int:
         "Cut slides into tissue-masked patches at an exact scale, one zarr store a slide.",
     )
     parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide file, or a glob")
-    parser.add_argument("--out", type=absolute_path, required=True, help="folder for the patch stores, <slide_id>.zarr")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the patch stores, <slide_id>.zarr")
     arguments = parser.parse_args()
     config = config_from(TilingConfig, arguments)
 
@@ -23,4 +25,5 @@ def _run() -> int:
     from tiling.pipeline import tile_slides
 
     rows = load_slides(arguments.slides)
-    return tile_slides(select_part(rows, config.part) if config.part else rows, config, arguments.out)
+    rows = select_part(rows, config.part) if config.part else rows
+    return tile_slides(rows, config, arguments.out.absolute())  # a Dask worker has another working folder

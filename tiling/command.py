@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, get_type_hints
 
@@ -29,11 +28,6 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def dump(self, *arguments: Any, **how: Any) -> str:
         return str(super().dump(*arguments, **{**how, "skip_unset": True}))
-
-
-def absolute_path(text: str) -> Path:
-    """Type of arguments that name files: a Dask worker has another working folder."""
-    return Path(text).absolute()
 
 
 def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:

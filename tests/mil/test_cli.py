@@ -81,7 +81,7 @@ def test_a_run_can_be_repeated_from_its_own_config(trained, call, tmp_path):
         (["--labels", "nowhere.csv"], "nowhere.csv: no such slide table"),
         (["--head", "transformer"], "expected one of gated-abmil, mean, max, patch-label-copy"),
         (["--folds", "9"], "9 folds need 9 patients of each class; found 4 with 'normal', 4 with 'tumour'"),
-        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--device", "cuda:99"], "--device cuda:99 is not available here"),
         (["--positive", "benign"], "--positive 'benign' is not a class"),
         (["--epochs", "5"], "settings.epochs: found 3, wanted 5"),
         (["--dropout", "2"], "dropout is 2.0"),

@@ -209,3 +209,19 @@ def test_a_config_file_sets_the_flags(command, phantom_slide, tmp_path):
     assert (store.info.patch_size_px, store.info.patch_size_l0, store.info.overlap_px) == (300, 720, 60)
     assert set(np.unique(store.coords_l0 % 576)) == {0}
     assert json.loads((tmp_path / "out/summary.json").read_text())["counts"] == {"done": 1}
+
+
+def test_the_printed_config_is_a_config_file(command, phantom_slide, tmp_path):
+    printed = command("tile-slides", "--patch-px", "256", "--print_config")
+    assert printed.returncode == 0 and yaml.safe_load(printed.stdout)["patch_px"] == 256
+    (tmp_path / "c.yaml").write_text(printed.stdout)
+    done = command("tile-slides", phantom_slide, "--config", tmp_path / "c.yaml", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert PatchStore(tmp_path / "out/phantom.zarr").info.patch_size_px == 256
+
+
+def test_an_output_that_cannot_be_written_is_a_wrong_request(command, phantom_slide, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = command("tile-slides", phantom_slide, "--out", out)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and str(tmp_path / "file") in done.stderr
