@@ -8,6 +8,7 @@ Columns
   split       optional: train, val or test
   mpp         optional: µm per level-0 pixel; overrides what the file says (0.05 to 20)
   annotation  optional: GeoJSON file of regions in level-0 pixels, drawn as outlines on heatmaps
+  format_version  optional: 1. Any other version is refused; a table without the column is version 1
   any other   a label, chosen with --target
 
 A column whose name differs from these in case or spacing only is refused, and so is a `patient_id` that is filled
@@ -28,10 +29,10 @@ from pathlib import Path
 
 from tiling.errors import RequestError
 
-FORMAT, VERSION = "slidemil-slide-table", 1
+VERSION = "1"
 MPP_MIN, MPP_MAX = 0.05, 20.0
 SPLITS = ("train", "val", "test")
-_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation")
+_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "format_version")
 _ID = re.compile(r"[A-Za-z0-9._-]+")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
@@ -164,6 +165,9 @@ def _parse_row(
     split = record.get("split", "")
     if split and split not in SPLITS:
         faults.append(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    version = record.get("format_version", VERSION)
+    if version != VERSION:
+        faults.append(f"format_version is {version!r}, this program reads slide tables of version {VERSION}")
     mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
     if target is not None and not record[target]:
         faults.append(f"label {target!r} is empty; fill it in or leave the row out")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tiling.errors import RequestError
@@ -122,3 +124,19 @@ def test_patients_that_would_be_split_are_refused(folder):
 
 def test_semicolons_get_their_remedy(folder):
     assert "save the table as CSV with commas" in faults(folder, "slide_id;path\ns1;a.svs\n")
+
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "slides-v1.csv"
+
+
+def test_the_golden_table_is_read_for_ever():
+    a, b = load_table(GOLDEN, needs_path=False, target="diagnosis")
+    assert (a.slide_id, a.patient_id, a.site, a.split, a.mpp) == ("S1", "P1", "north", "train", 0.2528)
+    assert a.path == GOLDEN.parent / "slides/a.svs" and a.annotation == GOLDEN.parent / "a.geojson"
+    assert a.labels == {"diagnosis": "tumour", "grade": "3"}
+    assert (b.slide_id, b.patient_id, b.mpp, b.annotation) == ("b.2", "P2", None, None)
+
+
+def test_another_version_is_refused_by_name(folder):
+    said = faults(folder, "slide_id,path,format_version\ns1,a.svs,2\n")
+    assert "format_version is '2', this program reads slide tables of version 1" in said
