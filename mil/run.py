@@ -15,8 +15,9 @@
 
 Every file but those of TensorBoard MUST be written whole or not at all; a fold folder is one unit.
 `provenance.json` MUST be written first and MUST hold `format`, `version`, target, classes (sorted), the positive
-class (null unless there are two), the head, how the features were made, digests of features and labels, the
-settings, the kind of device and the package versions; it MUST NOT hold a time or a path, so that the same request
+class (null unless there are two), the head, how the features were made and at how many µm per pixel, digests of
+features and labels, the ids of labelled slides that are left out, the settings, the kind of device and the package
+versions; it MUST NOT hold a time or a path, so that the same request
 gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
 complete if and only if it exists. A finished fold MUST NOT be trained again. All other files, TensorBoard's
 excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.

@@ -125,7 +125,7 @@ def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.
         "classes": list(cohort.classes),
         "positive": None if cohort.positive is None else cohort.classes[cohort.positive],
         "slides": len(cohort.slide_ids),
-        "left_out": dict(sorted(cohort.left_out.items())),
+        "left_out": sorted(cohort.left_out),  # ids only: the reasons name paths
         "features": {**cohort.encoder, "mpp": cohort.mpp},
         "features_sha256": cohort.features_sha256,
         "labels_sha256": cohort.labels_sha256,
