@@ -18,7 +18,7 @@ from tiling.manifest import SlideRow
 from tiling.patches import PatchStore, PatchStoreInfo, write_store
 from tiling.quality import sharpness
 from tiling.slide import Pixels, Slide, open_slide
-from tiling.tissue import mask_downsample, read_thumbnail, tissue_mask
+from tiling.tissue import map_tissue, mask_downsample, read_thumbnail
 
 
 def store_path(out: Path, slide_id: str) -> Path:
@@ -62,7 +62,7 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
         require_same(store.info.provenance(), info.provenance(), path)
         return Outcome(row.slide_id, "skipped", "already done", len(store))
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
-    mask = tissue_mask(thumbnail, config.tissue, scale.mpp_l0)
+    mask = map_tissue(thumbnail, config.tissue, scale.mpp_l0).tissue
     coords_l0, tissue_fraction = _tissue_patches(slide, scale, mask, thumbnail.downsample, config.min_tissue)
     info = replace(info, thumbnail_downsample=thumbnail.downsample)
     patches = _scored(read_patches(slide, scale, coords_l0))

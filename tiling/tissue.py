@@ -53,11 +53,29 @@ def read_thumbnail(slide: Slide, wanted: float) -> Thumbnail:
     return Thumbnail(out, factor * slide.downsamples[level])
 
 
-def tissue_mask(thumbnail: Thumbnail, method: str, mpp_l0: float) -> NDArray[np.bool_]:
-    """(H, W) bool, True on tissue. `otsu`: Otsu (1979) on HSV saturation, then specks and holes removed."""
+@dataclass(frozen=True)
+class TissueMap:
+    """What each thumbnail pixel shows, each (H, W) bool."""
+
+    tissue: NDArray[np.bool_]
+    pen: NDArray[np.bool_]
+    dark: NDArray[np.bool_]  # black borders, shadows
+    white: NDArray[np.bool_]  # looks like empty glass
+
+
+def map_tissue(thumbnail: Thumbnail, method: str, mpp_l0: float) -> TissueMap:
+    """Tissue by `method`, and what is pen, dark and white whatever the method."""
     pixels = thumbnail.pixels
-    if method == "all":
-        return np.ones(pixels.shape[:2], bool)
+    dark = pixels.max(2) <= _DARK
+    tissue = _otsu_tissue(thumbnail, mpp_l0)
+    white = ~tissue & ~dark
+    pen = np.zeros_like(tissue)
+    return TissueMap(np.ones_like(tissue) if method == "all" else tissue, pen, dark, white)
+
+
+def _otsu_tissue(thumbnail: Thumbnail, mpp_l0: float) -> NDArray[np.bool_]:
+    """Otsu (1979) on HSV saturation, then specks and holes removed."""
+    pixels = thumbnail.pixels
     saturation = _saturation(pixels)
     threshold = np.clip(threshold_otsu(saturation), _SATURATION_MIN, _SATURATION_MAX)
     mask = saturation > threshold

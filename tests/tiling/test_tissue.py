@@ -5,7 +5,7 @@ from skimage.filters import threshold_otsu
 
 from tiling.phantom import Phantom, PhantomSpec
 from tiling.slide import open_slide
-from tiling.tissue import Thumbnail, mask_downsample, read_thumbnail, tissue_mask
+from tiling.tissue import Thumbnail, map_tissue, mask_downsample, read_thumbnail
 
 
 def test_a_thumbnail_is_the_area_mean(data):
@@ -30,7 +30,7 @@ def test_phantom_tissue_is_found_to_the_pixel():
     spec = PhantomSpec(width_px=6000, height_px=5000, seed=11, tumour=False)
     phantom = Phantom(spec)
     pixels = phantom.render(0, 0, 6000, 5000)[:4992, :5984].reshape(156, 32, 187, 32, 3).mean((1, 3)).astype(np.uint8)
-    mask = tissue_mask(Thumbnail(pixels, 32.0), "otsu", 0.25)
+    mask = map_tissue(Thumbnail(pixels, 32.0), "otsu", 0.25).tissue
     from skimage.draw import polygon2mask
 
     truth = np.zeros(mask.shape, bool)
@@ -44,11 +44,11 @@ def test_all_tissue_stays_whole_and_glass_stays_empty(data):
     inside = open_slide(data / "slides/CMU-1-Small-Region.svs").read(0, 1024, 2048, 768, 768)  # tissue all over
     small = inside.reshape(96, 8, 96, 8, 3).mean((1, 3)).astype(np.uint8)
     assert threshold_otsu(np.ptp(small, axis=2) / small.max(2)) > 0.2  # plain Otsu would cut it in two
-    assert tissue_mask(Thumbnail(small, 8.0), "otsu", 0.499).mean() > 0.97
+    assert map_tissue(Thumbnail(small, 8.0), "otsu", 0.499).tissue.mean() > 0.97
     rng = np.random.default_rng(0)
     glass = (np.array([236, 234, 230]) + rng.normal(0, 2, (200, 300, 3))).clip(0, 255).astype(np.uint8)
-    assert not tissue_mask(Thumbnail(glass, 16.0), "otsu", 0.5).any()
-    assert tissue_mask(Thumbnail(glass, 16.0), "all", 0.5).all()
+    assert not map_tissue(Thumbnail(glass, 16.0), "otsu", 0.5).tissue.any()
+    assert map_tissue(Thumbnail(glass, 16.0), "all", 0.5).tissue.all()
 
 
 def test_specks_and_holes_are_cleaned_by_their_size_in_micrometres():
@@ -57,7 +57,7 @@ def test_specks_and_holes_are_cleaned_by_their_size_in_micrometres():
     pixels[60:66, 60:66] = 240  # hole of 48 µm
     pixels[160:166, 160:166] = (200, 120, 170)  # speck of 48 µm
     pixels[20:50, 150:180] = (200, 120, 170)  # piece of 240 µm
-    mask = tissue_mask(Thumbnail(pixels, 16.0), "otsu", 0.5)
+    mask = map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5).tissue
     assert mask[63, 63] and mask[30, 160] and not mask[162, 162]
     assert math.isclose(mask.sum(), 100 * 100 + 30 * 30, rel_tol=0.01)
 
@@ -65,4 +65,4 @@ def test_specks_and_holes_are_cleaned_by_their_size_in_micrometres():
 def test_black_borders_are_no_tissue():
     pixels = np.full((200, 200, 3), 240, np.uint8)
     pixels[:, :30] = np.random.default_rng(0).integers(0, 12, (200, 30, 3))
-    assert not tissue_mask(Thumbnail(pixels, 16.0), "otsu", 0.5).any()
+    assert not map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5).tissue.any()
