@@ -2,12 +2,10 @@
 
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,9 +25,9 @@ from tiling.manifest import SlideRow, load_table, select_part
 from tiling.patches import PatchStore
 from tiling.reference import patches_of_slide
 from tiling.slide import Pixels
+from tiling.threads import ordered_map
 
-T = TypeVar("T")
-ReadPatches = Callable[[int, int], Pixels]  # (start, stop) → (n, P, P, 3) uint8 RGB, thread-safe
+ReadPatches = Callable[[Sequence[int]], Pixels]  # indices → (n, P, P, 3) uint8 RGB, thread-safe
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_BATCH = 4  # on one core; larger ones fall out of its caches and are slower
 _CUDA_BATCH = 128
@@ -67,7 +65,7 @@ class Embedder:
         return side
 
     def embed(self, read: ReadPatches, count: int) -> Iterator[NDArray[np.float32]]:
-        """Features (n, D) batch by batch, in order, of the patches that `read(start, stop)` gives.
+        """Features (n, D) batch by batch, in order, of the patches that `read(indices)` gives.
 
         A CPU does several batches at once, each on a core of its own: cores that share one batch wait for each
         other. For a GPU, threads decode ahead.
@@ -75,13 +73,13 @@ class Embedder:
         cores = len(os.sched_getaffinity(0))
         threads = min(_THREADS, cores)
         size = self.batch_size
-        spans = [(start, min(start + size, count)) for start in range(0, count, size)]
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         if self.device.type == "cpu":
             with _cores_per_batch(cores // threads):
-                yield from _ahead(lambda start, stop: self._embed_batch(read(start, stop)), spans, threads)
+                yield from ordered_map(lambda batch: self._embed_batch(read(batch)), batches, threads)
         else:
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                yield from map(self._embed_batch, _ahead(read, spans, threads))
+                yield from map(self._embed_batch, ordered_map(read, batches, threads))
 
     def _embed_batch(self, patches: Pixels) -> NDArray[np.float32]:
         """(n, P, P, 3) uint8 RGB → (n, D) float32, in smaller steps where GPU memory does not hold all."""
@@ -112,18 +110,6 @@ class Embedder:
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
 
-def _ahead(work: Callable[[int, int], T], spans: Sequence[tuple[int, int]], threads: int) -> Iterator[T]:
-    """Results of `work(start, stop)` in order, done in threads that run at most a few batches ahead."""
-    running: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for start, stop in spans:
-            running.append(pool.submit(work, start, stop))
-            if len(running) > threads + 1:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-
-
 @contextmanager
 def _cores_per_batch(cores: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -145,7 +131,7 @@ def embed(
 ) -> NDArray[np.float32]:
     """Features of patches in memory: (N, P, P, 3) uint8 RGB → (N, D) float32."""
     embedder = Embedder(encoder, device=device, precision=precision, batch_size=batch_size, input_px=input_px)
-    rows = embedder.embed(lambda start, stop: patches[start:stop], len(patches))
+    rows = embedder.embed(lambda batch: patches[batch], len(patches))
     return np.concatenate([np.empty((0, encoder.dim), np.float32), *rows])
 
 

@@ -16,15 +16,17 @@ class TilingConfig:
     )
     patch_px: int = setting(512, "side of a patch in pixels at that scale")
     overlap_px: int = setting(0, "overlap of neighbouring patches in pixels at that scale")
-    tissue: Literal["otsu", "all"] = setting(
-        "otsu", "how tissue is found: Otsu's threshold on colour saturation, or `all`: the whole slide counts"
+    tissue: Literal["otsu", "entropy", "all"] = setting(
+        "otsu", "how tissue is found: by colour (otsu), by texture (entropy), or `all`: the whole slide counts"
     )
     min_tissue: float = setting(0.5, "least share of tissue in a patch, 0 to 1")
+    max_pen: float = setting(1.0, "largest share of pen in a patch, 0 to 1")
+    min_sharpness: float = setting(0.0, "least variance of a patch's Laplacian; 0 keeps blurred patches")
     pixels: Literal["jpeg", "zstd", "reference"] = setting(
         "jpeg", "how pixels are kept: jpeg, zstd (lossless), or reference (coordinates only)"
     )
     jpeg_quality: int = setting(90, "JPEG quality, 1 to 100")
-    workers: int = setting(0, "slides done at the same time, each in its own process; 0: one per core")
+    workers: int = setting(0, "cores to use: one slide each, several where slides are fewer; 0: all")
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     overwrite: bool = setting(False, "replace outputs that were made with other settings")
@@ -38,6 +40,10 @@ class TilingConfig:
             raise ValueError(f"--overlap-px is {self.overlap_px}, expected 0 to {self.patch_px - 1}")
         if not 0 <= self.min_tissue <= 1:
             raise ValueError(f"--min-tissue is {self.min_tissue}, expected 0 to 1")
+        if not 0 <= self.max_pen <= 1:
+            raise ValueError(f"--max-pen is {self.max_pen}, expected 0 to 1")
+        if self.min_sharpness < 0:
+            raise ValueError(f"--min-sharpness is {self.min_sharpness}, expected 0 or more")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality is {self.jpeg_quality}, expected 1 to 100")
         if self.workers < 0:
@@ -45,5 +51,5 @@ class TilingConfig:
 
     def content(self) -> dict[str, object]:
         """The settings that decide about a store's content, as JSON values."""
-        keys = ("mpp", "patch_px", "overlap_px", "tissue", "min_tissue", "pixels", "jpeg_quality")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("mpp", "patch_px", "overlap_px", "tissue", "min_tissue", "max_pen", "min_sharpness", "pixels")
+        return {key: getattr(self, key) for key in (*keys, "jpeg_quality")}

@@ -1,11 +1,10 @@
 """Scale and patch grid: which level is read, what a patch covers in level-0 pixels, where patches lie.
 
-Scale is µm per pixel. A level within 2 % of the target is taken as it is; otherwise the next finer level is
-resampled by area averaging. Nothing is upsampled.
+Scale is µm per pixel. A level is read as it is, or as the mean of 2 × 2, 4 × 4 or 8 × 8 of its pixels. What comes
+within 2 % of the target is taken so; otherwise the next finer is resampled by area averaging. Nothing is upsampled.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from scipy import sparse
 
 from tiling.errors import SlideError
 from tiling.manifest import MPP_MAX, MPP_MIN
-from tiling.slide import Pixels, Slide
+from tiling.slide import REDUCTIONS, Pixels, Slide
 
 TOLERANCE = 0.02
 _REMEDY = "give the true value in the column `mpp` of a slide table, or take level-0 pixels with --mpp native"
@@ -30,7 +29,8 @@ class Scale:
     mpp_source: str
     mpp: float  # µm per patch pixel as obtained; NaN if unknown
     level: int  # the level that is read
-    downsample: float  # of that level
+    reduction: int  # and by how much it is reduced in reading, of tiling.slide.REDUCTIONS
+    downsample: float  # level-0 pixels per pixel so read
     patch_size_px: int
     patch_size_l0: int  # side of a patch in level-0 pixels
     stride_l0: int  # from one patch to the next in level-0 pixels
@@ -49,18 +49,19 @@ def choose_scale(
     """
     if mpp == "native":
         mpp_l0, source = _scale_if_known(slide, mpp_table)
-        level, downsample = 0, 1.0
+        level, reduction, downsample = 0, 1, 1.0
         patch_size_l0 = patch_px
     else:
         mpp_l0, source = _scale_of_file(slide, mpp_table)
-        level, as_it_is = _choose_level(slide, mpp_l0, mpp)
-        downsample = slide.downsamples[level]
+        level, reduction, as_it_is = _choose_level(slide, mpp_l0, mpp)
+        downsample = slide.downsamples[level] * reduction
         patch_size_l0 = round(patch_px * (downsample if as_it_is else mpp / mpp_l0))
     return Scale(
         mpp_l0=mpp_l0,
         mpp_source=source,
         mpp=mpp_l0 * patch_size_l0 / patch_px,
         level=level,
+        reduction=reduction,
         downsample=downsample,
         patch_size_px=patch_px,
         patch_size_l0=patch_size_l0,
@@ -93,19 +94,26 @@ def _scale_of_file(slide: Slide, mpp_table: float | None) -> tuple[float, str]:
     return (mpp_x + mpp_y) / 2, slide.mpp_source
 
 
-def _choose_level(slide: Slide, mpp_l0: float, mpp: float) -> tuple[int, bool]:
-    """The level to read, and whether it is taken as it is (within 2 % of the target)."""
-    ratios = [mpp_l0 * d / mpp for d in slide.downsamples]  # below 1: finer than the target
-    closest = min(range(len(ratios)), key=lambda i: abs(ratios[i] - 1))
-    if abs(ratios[closest] - 1) <= TOLERANCE:
-        return closest, True
-    if ratios[0] > 1:
+def _choose_level(slide: Slide, mpp_l0: float, mpp: float) -> tuple[int, int, bool]:
+    """The level to read, its reduction, and whether that is taken as it is (within 2 % of the target)."""
+    pictures = {
+        (level, reduction): mpp_l0 * downsample * reduction / mpp  # below 1: finer than the target
+        for level, downsample in enumerate(slide.downsamples)
+        for reduction in REDUCTIONS
+    }
+    if pictures[0, 1] > 1 + TOLERANCE:
         raise SlideError(
             f"{slide.path}: its finest level has {mpp_l0:.4g} µm per pixel, --mpp {mpp} asks for finer; "
             f"nothing is upsampled: choose --mpp {mpp_l0:.4g} or more"
         )
-    finer = [i for i, ratio in enumerate(ratios) if ratio < 1]
-    return max(finer, key=lambda i: ratios[i]), False
+    exact = [p for p, ratio in pictures.items() if abs(ratio - 1) <= TOLERANCE]
+    if exact:
+        return *min(exact, key=lambda p: (p[1], abs(pictures[p] - 1))), True
+    # A reduced picture blurs unevenly where it is resampled by less than 2, so the level itself is read there.
+    finer = {p: ratio for p, ratio in pictures.items() if ratio < 1 and (p[1] == 1 or ratio <= 0.5)}
+    coarsest = max(finer.values())
+    alike = [p for p, ratio in finer.items() if ratio >= coarsest * (1 - TOLERANCE)]
+    return *min(alike, key=lambda p: p[1]), False  # of two alike, the stored level: less to decode
 
 
 def patch_grid(width_l0: int, height_l0: int, scale: Scale) -> NDArray[np.int64]:
@@ -139,22 +147,16 @@ def covered_fraction(
     return np.clip(covered / (size_l0 / downsample) ** 2, 0, 1).astype(np.float32)
 
 
-def read_patches(slide: Slide, scale: Scale, coords_l0: NDArray[np.int64]) -> Iterator[Pixels]:
-    """Yield each patch (P, P, 3) uint8 RGB at the scale's resolution, in the order of `coords_l0`."""
-    for x_l0, y_l0 in coords_l0.tolist():
-        yield read_patch(slide, scale, x_l0, y_l0)
-
-
 def read_patch(slide: Slide, scale: Scale, x_l0: int, y_l0: int) -> Pixels:
     """One patch (P, P, 3) uint8 RGB whose corner is at level-0 (x, y)."""
-    x, y = x_l0 / scale.downsample, y_l0 / scale.downsample  # in pixels of the level
+    x, y = x_l0 / scale.downsample, y_l0 / scale.downsample  # in pixels as they are read
     size = scale.patch_size_l0 / scale.downsample
     px = scale.patch_size_px
     if abs(size - px) < TOLERANCE * px:
-        return slide.read(scale.level, round(x), round(y), px, px)
+        return slide.read(scale.level, round(x), round(y), px, px, scale.reduction)
     left, top = math.floor(x), math.floor(y)
     side = math.ceil(max(x - left, y - top) + size)
-    region = slide.read(scale.level, left, top, side, side)
+    region = slide.read(scale.level, left, top, side, side, scale.reduction)
     return area_average(region, x - left, y - top, size, px)
 
 

@@ -8,7 +8,7 @@ import openslide
 from PIL import Image
 
 from tiling.errors import SlideError
-from tiling.slide import Pixels
+from tiling.slide import NO_SUBSAMPLING, Pixels
 
 
 class OpenSlideReader:
@@ -28,21 +28,22 @@ class OpenSlideReader:
         self.downsamples = self._slide.level_downsamples
         properties = self._slide.properties
         self.mpp = _mpp(properties)
-        self.mpp_source = "openslide"
+        self.mpp_source = "DICOM" if properties.get(openslide.PROPERTY_NAME_VENDOR) == "dicom" else "openslide"
+        self.subsampling: tuple[str, ...] = (NO_SUBSAMPLING,) * len(self.level_sizes)
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)
         self._background = (red, green, blue, 255)
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        corner_l0 = (round(x * self.downsamples[level]), round(y * self.downsamples[level]))
+    def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
+        pixel_l0 = self.downsamples[level] * reduction
+        corner_l0 = (round(x * pixel_l0), round(y * pixel_l0))
         try:
-            image = self._slide.read_region(corner_l0, level, (width, height))
+            image = self._slide.read_region(corner_l0, level, (width * reduction, height * reduction))
         except openslide.OpenSlideError as error:
             raise SlideError(f"{self.path}: damaged at level {level}, x {x}, y {y} ({error})") from error
-        if image.getchannel("A").getextrema()[0] == 255:
-            return np.asarray(image.convert("RGB"))
-        background = Image.new("RGBA", image.size, self._background)
-        return np.asarray(Image.alpha_composite(background, image).convert("RGB"))
+        if image.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, self._background), image)
+        return np.asarray(image.convert("RGB").reduce(reduction))
 
     def close(self) -> None:
         self._slide.close()

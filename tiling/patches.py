@@ -5,23 +5,28 @@ Arrays
                    or zstd (lossless), then `crc32c`. Absent with `--pixels reference`
   coords_l0        (N, 2) int64, (x, y) of the top-left corner in level-0 pixels, row by row
   tissue_fraction  (N,) float32, share of the patch that the tissue mask covers
+  pen_fraction, dark_fraction, white_fraction
+                   (N,) float32, share that is pen, black border or shadow, and empty glass
   sharpness        (N,) float32, variance of the Laplacian of the brightness
   tissue_mask      (H, W) uint8, 1 on tissue
-  thumbnail        (H, W, 3) uint8 RGB, same geometry as tissue_mask
+  pen_mask         (H, W) uint8, 1 on pen
+  thumbnail        (H, W, 3) uint8 RGB, same geometry as the masks
 
 Attributes of the group: `format`, `version` and the fields of `PatchStoreInfo`. No label or macro image, no
 path and no vendor property of the slide is ever stored: slide files carry patient data.
 
 A patch covers the square of `patch_size_l0` level-0 pixels from its corner. Mask and thumbnail pixels cover
-`thumbnail_downsample` level-0 pixels. N = 0 is valid. A reader MUST refuse another version. The folder is
-written as a whole or not at all.
+`thumbnail_downsample` level-0 pixels. N = 0 is valid. The folder is written as a whole or not at all.
+
+A reader MUST refuse a version that it does not know. Version 1 had no pen_mask, no scores but tissue_fraction and
+sharpness, no `reduction` (1) and no `jpeg_subsampling` ("444"); it is read, with NaN for the scores it lacks.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +41,14 @@ from tiling.artifact import atomic_folder, check_format, digest
 from tiling.errors import SlideError
 from tiling.jpeg_codec import JpegCodec
 from tiling.shards import PATCHES_PER_SHARD, ShardReader, ShardWriter
-from tiling.slide import Pixels
+from tiling.slide import NO_SUBSAMPLING, Pixels
+from tiling.tissue import TissueMap
 
-FORMAT, VERSION = "slidemil-patches", 1
+FORMAT, VERSION = "slidemil-patches", 2
+AREA_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
+SCORES = (*AREA_SCORES, "sharpness")
+_OLD = 1  # a version that is still read
 _ZSTD_LEVEL = 3
-_SUBSAMPLING = "444"  # 4:2:0 costs 5 grey levels of mean error on H&E at quality 90, 4:4:4 costs 1.7
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,10 @@ class PatchStoreInfo:
     backend: str  # the reader that read it
     config: dict[str, Any]  # TilingConfig.content()
     packages: dict[str, str]
+    reduction: int = 1  # each pixel that was read is the mean of reduction × reduction pixels of the level
+    # The colours of patches are kept whole, unless the very pixels read were subsampled in the slide's own JPEG:
+    # on H&E at quality 90, 4:2:0 costs up to 5 grey levels of mean error where 4:4:4 costs 1.7.
+    jpeg_subsampling: str = NO_SUBSAMPLING
     thumbnail_downsample: float = math.nan  # level-0 pixels per thumbnail pixel
 
     def provenance(self) -> dict[str, Any]:
@@ -71,54 +83,63 @@ class PatchStoreInfo:
 
 
 @dataclass(frozen=True)
-class PatchScores:
-    """Per-patch scores, each (N,) float32."""
+class MadePatch:
+    """A patch ready to be stored."""
 
-    tissue_fraction: NDArray[np.float32]
-    sharpness: NDArray[np.float32]
+    index: int  # its place among the candidates of the slide
+    sharpness: float
+    data: bytes  # as `encode` made it
 
 
 def write_store(
     path: Path,
     info: PatchStoreInfo,
     coords_l0: NDArray[np.int64],
-    tissue_fraction: NDArray[np.float32],
-    mask: NDArray[np.bool_],
+    areas: Mapping[str, NDArray[np.float32]],
+    tissue: TissueMap,
     thumbnail: Pixels,
-    patches: Iterator[tuple[Pixels, float]],
-) -> None:
-    """Write a store atomically. `patches` yields (pixels (P, P, 3), sharpness) in the order of `coords_l0`."""
+    patches: Iterable[MadePatch],
+) -> int:
+    """Write a store atomically and return how many patches it holds.
+
+    coords_l0: (M, 2) corners of the candidates; areas: their AREA_SCORES, each (M,). Stored are those candidates
+    that `patches` yields, in their order.
+    """
     with atomic_folder(path) as folder:
+        writer = ShardWriter(folder / "patches")
+        kept, sharpness = [], []
+        for patch in patches:
+            kept.append(patch.index)
+            sharpness.append(patch.sharpness)
+            if info.config["pixels"] != "reference":
+                writer.append(patch.data)
+        writer.close()
         group = zarr.create_group(folder)
-        writer = _create_patches(group, folder, len(coords_l0), info)
-        scores = np.empty(len(coords_l0), np.float32)
-        for i, (pixels, sharpness) in enumerate(patches):
-            scores[i] = sharpness
-            if writer is not None:
-                writer.append(_encode(pixels, info.config))
-        if writer is not None:
-            writer.close()
+        if info.config["pixels"] != "reference":
+            _describe_patches(group, len(kept), info)
+        index = np.array(kept, np.int64)
         arrays: dict[str, NDArray[Any]] = {
-            "coords_l0": coords_l0,
-            "tissue_fraction": tissue_fraction,
-            "sharpness": scores,
-            "tissue_mask": mask.astype(np.uint8),
+            "coords_l0": coords_l0[index],
+            **{name: areas[name][index] for name in AREA_SCORES},
+            "sharpness": np.array(sharpness, np.float32),
+            "tissue_mask": tissue.tissue.astype(np.uint8),
+            "pen_mask": tissue.pen.astype(np.uint8),
             "thumbnail": thumbnail,
         }
         for name, values in arrays.items():
             group.create_array(name, data=values, chunks=tuple(max(1, n) for n in values.shape))
-        sha = hashlib.sha256(coords_l0.astype("<i8").tobytes()).hexdigest()
+        sha = hashlib.sha256(arrays["coords_l0"].astype("<i8").tobytes()).hexdigest()
         group.attrs.update(
             format=FORMAT, version=VERSION, digest=digest([info.provenance(), VERSION, sha]), **_to_json(info)
         )
+        return len(kept)
 
 
-def _create_patches(group: zarr.Group, folder: Path, count: int, info: PatchStoreInfo) -> ShardWriter | None:
-    side, pixels = info.patch_size_px, info.config["pixels"]
-    if pixels == "reference":
-        return None
-    if pixels == "jpeg":
-        codecs: list[Any] = [JpegCodec(level=info.config["jpeg_quality"], subsampling=_SUBSAMPLING)]
+def _describe_patches(group: zarr.Group, count: int, info: PatchStoreInfo) -> None:
+    """The array `patches`, whose shards are there already."""
+    side = info.patch_size_px
+    if info.config["pixels"] == "jpeg":
+        codecs: list[Any] = [JpegCodec(level=info.config["jpeg_quality"], subsampling=info.jpeg_subsampling)]
     else:
         codecs = [BytesCodec(), ZstdCodec(level=_ZSTD_LEVEL)]
     group.create_array(
@@ -130,14 +151,15 @@ def _create_patches(group: zarr.Group, folder: Path, count: int, info: PatchStor
         compressors=None,
         serializer=ShardingCodec(chunk_shape=(1, side, side, 3), codecs=[*codecs, Crc32cCodec()]),
     )
-    return ShardWriter(folder / "patches")
 
 
-def _encode(pixels: Pixels, config: dict[str, Any]) -> bytes:
-    if config["pixels"] == "jpeg":
-        quality = config["jpeg_quality"]
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", _SUBSAMPLING))
-    return bytes(Zstd(level=_ZSTD_LEVEL).encode(np.ascontiguousarray(pixels)))
+def encode(pixels: Pixels, info: PatchStoreInfo) -> bytes:
+    """One patch (P, P, 3) as the store keeps it; empty where it keeps coordinates only. Thread-safe."""
+    kind = info.config["pixels"]
+    if kind == "jpeg":
+        quality = info.config["jpeg_quality"]
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", info.jpeg_subsampling))
+    return bytes(Zstd(level=_ZSTD_LEVEL).encode(np.ascontiguousarray(pixels))) if kind == "zstd" else b""
 
 
 def _to_json(info: PatchStoreInfo) -> dict[str, Any]:
@@ -155,7 +177,7 @@ class PatchStore:
             raise SlideError(f"{path}: no patch store there; make it with tile-slides") from None
         except (ValueError, KeyError) as error:
             raise SlideError(f"{path}: damaged zarr.json ({error}); tile the slide again") from error
-        check_format(attributes, FORMAT, VERSION, path)
+        check_format(attributes, FORMAT, _OLD if attributes.get("version") == _OLD else VERSION, path)
         self.info = _from_json(attributes, path)
         self.digest: str = attributes["digest"]
         self._group = zarr.open_group(path, mode="r")
@@ -176,32 +198,39 @@ class PatchStore:
         return self._load("tissue_mask").astype(bool)
 
     @property
+    def pen_mask(self) -> NDArray[np.bool_]:
+        """(H, W) bool."""
+        return self._load("pen_mask").astype(bool) if "pen_mask" in self._group else np.zeros_like(self.tissue_mask)
+
+    @property
     def thumbnail(self) -> Pixels:
         """(H, W, 3) uint8 RGB."""
         return self._load("thumbnail")
 
     @property
-    def scores(self) -> PatchScores:
-        return PatchScores(self._load("tissue_fraction"), self._load("sharpness"))
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """SCORES, each (N,) float32; NaN where a store of version 1 does not have it."""
+        unknown = np.full(len(self), np.nan, np.float32)
+        return {name: self._load(name) if name in self._group else unknown for name in SCORES}
 
-    def read_encoded(self, start: int, stop: int) -> list[bytes]:
-        """Patches start to stop-1 as stored: JPEG images, or zstd frames of raw pixels. Thread-safe."""
+    def read_encoded(self, indices: Sequence[int] | NDArray[np.integer]) -> list[bytes]:
+        """These patches as stored: JPEG images, or zstd frames of raw pixels. Thread-safe."""
         if not self.has_pixels:
             raise SlideError(f"{self.path}: holds coordinates only (--pixels reference); the slide itself is needed")
-        return self._shards.read(start, stop)
+        return self._shards.read(indices)
 
-    def read(self, start: int, stop: int) -> Pixels:
-        """Decoded patches start to stop-1: (n, P, P, 3) uint8 RGB. Thread-safe."""
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Pixels:
+        """These patches decoded: (n, P, P, 3) uint8 RGB. Thread-safe."""
         side = self.info.patch_size_px
-        out = np.empty((stop - start, side, side, 3), np.uint8)
-        for i, data in enumerate(self.read_encoded(start, stop)):
+        out = np.empty((len(indices), side, side, 3), np.uint8)
+        for i, data in enumerate(self.read_encoded(indices)):
             try:
                 if self.info.config["pixels"] == "jpeg":
-                    out[i] = simplejpeg.decode_jpeg(data, "RGB")
+                    simplejpeg.decode_jpeg(data, "RGB", buffer=out[i])
                 else:
                     out[i] = np.frombuffer(Zstd().decode(data), np.uint8).reshape(side, side, 3)
             except (ValueError, RuntimeError) as error:
-                raise SlideError(f"{self.path}: patch {start + i} cannot be decoded ({error})") from error
+                raise SlideError(f"{self.path}: patch {indices[i]} cannot be decoded ({error})") from error
         return out
 
     def _load(self, name: str) -> NDArray[Any]:
@@ -217,6 +246,8 @@ def _from_json(attributes: dict[str, Any], path: Path) -> PatchStoreInfo:
     values: dict[str, Any] = {}
     for entry in fields(PatchStoreInfo):
         if entry.name not in attributes:
+            if entry.default is not MISSING and attributes["version"] == _OLD:
+                continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; tile the slide again")
         value = attributes[entry.name]
         values[entry.name] = math.nan if value is None and entry.type is float else value

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from tiling.artifact import lock, package_versions, require_same, slide_fingerprint
 from tiling.batch import Outcome, run_batch
 from tiling.config import TilingConfig
-from tiling.grid import Scale, choose_scale, covered_fraction, patch_grid, read_patches
+from tiling.grid import Scale, choose_scale, covered_fraction, patch_grid, read_patch
 from tiling.manifest import SlideRow
-from tiling.patches import PatchStore, PatchStoreInfo, write_store
+from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.quality import sharpness
-from tiling.slide import Pixels, Slide, open_slide
-from tiling.tissue import map_tissue, mask_downsample, read_thumbnail
+from tiling.slide import NO_SUBSAMPLING, Slide, open_slide
+from tiling.threads import ordered_map
+from tiling.tissue import TissueMap, map_tissue, mask_downsample, read_thumbnail
+from tiling.workers import cores
 
 
 def store_path(out: Path, slide_id: str) -> Path:
@@ -62,36 +64,51 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
         require_same(store.info.provenance(), info.provenance(), path)
         return Outcome(row.slide_id, "skipped", "already done", len(store))
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
-    mask = map_tissue(thumbnail, config.tissue, scale.mpp_l0).tissue
-    coords_l0, tissue_fraction = _tissue_patches(slide, scale, mask, thumbnail.downsample, config.min_tissue)
+    tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0)
+    coords_l0, areas = _candidates(slide, scale, tissue, thumbnail.downsample, config)
     info = replace(info, thumbnail_downsample=thumbnail.downsample)
-    patches = _scored(read_patches(slide, scale, coords_l0))
-    write_store(path, info, coords_l0, tissue_fraction, mask, thumbnail.pixels, patches)
-    if len(coords_l0) == 0:
-        return Outcome(row.slide_id, "empty", _why_empty(slide, scale, mask, config))
-    return Outcome(row.slide_id, "done", patches=len(coords_l0))
+    count = write_store(
+        path, info, coords_l0, areas, tissue, thumbnail.pixels, _make_patches(slide, scale, info, coords_l0)
+    )
+    if count == 0:
+        return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(coords_l0), config))
+    return Outcome(row.slide_id, "done", patches=count)
 
 
-def _tissue_patches(
-    slide: Slide, scale: Scale, mask: NDArray[np.bool_], downsample: float, min_tissue: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Corners (N, 2) and tissue fractions (N,) of the grid's patches with enough tissue."""
+def _candidates(
+    slide: Slide, scale: Scale, tissue: TissueMap, downsample: float, config: TilingConfig
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Corners (M, 2) of the grid's patches with enough tissue and little pen, and their AREA_SCORES, each (M,)."""
     coords_l0 = patch_grid(*slide.level_sizes[0], scale)
-    fraction = covered_fraction(mask, downsample, coords_l0, scale.patch_size_l0)
-    kept = fraction >= min_tissue if min_tissue > 0 else np.ones(len(fraction), bool)
-    return coords_l0[kept], fraction[kept]
+    masks = (tissue.tissue, tissue.pen, tissue.dark, tissue.white)
+    fractions = [covered_fraction(mask, downsample, coords_l0, scale.patch_size_l0) for mask in masks]
+    areas = dict(zip(AREA_SCORES, fractions, strict=True))
+    good = (areas["tissue_fraction"] >= config.min_tissue) & (areas["pen_fraction"] <= config.max_pen)
+    return coords_l0[good], {name: values[good] for name, values in areas.items()}
 
 
-def _scored(patches: Iterator[Pixels]) -> Iterator[tuple[Pixels, float]]:
-    for patch in patches:
-        yield patch, sharpness(patch)
+def _make_patches(
+    slide: Slide, scale: Scale, info: PatchStoreInfo, coords_l0: NDArray[np.int64]
+) -> Iterator[MadePatch]:
+    """Read, score and encode each candidate on as many threads as this slide may use; blurred ones are left out."""
+
+    def make(index: int) -> MadePatch | None:
+        pixels = read_patch(slide, scale, *coords_l0[index].tolist())
+        score = sharpness(pixels)
+        return MadePatch(index, score, encode(pixels, info)) if score >= info.config["min_sharpness"] else None
+
+    made = ordered_map(make, range(len(coords_l0)), len(os.sched_getaffinity(0)), cores)
+    return (patch for patch in made if patch is not None)
 
 
-def _why_empty(slide: Slide, scale: Scale, mask: NDArray[np.bool_], config: TilingConfig) -> str:
+def _why_empty(slide: Slide, scale: Scale, tissue: TissueMap, candidates: int, config: TilingConfig) -> str:
     width, height = slide.level_sizes[0]
     if min(width, height) < scale.patch_size_l0:
         return f"the slide ({width} × {height} px) is smaller than a patch ({scale.patch_size_l0} level-0 px)"
-    return f"no patch has {config.min_tissue:.0%} tissue; tissue covers {mask.mean():.1%} of the slide"
+    if candidates:
+        return f"none of {candidates} patches has a sharpness of {config.min_sharpness:g} or more"
+    pen = f" and at most {config.max_pen:.0%} pen" if config.max_pen < 1 else ""
+    return f"no patch has {config.min_tissue:.0%} tissue{pen}; tissue covers {tissue.tissue.mean():.1%} of the slide"
 
 
 def _info(
@@ -115,7 +132,15 @@ def _info(
         patch_size_l0=scale.patch_size_l0,
         overlap_px=config.overlap_px,
         level=scale.level,
+        reduction=scale.reduction,
+        jpeg_subsampling=_subsampling(slide, scale),
         backend=slide.backend,
         config=config.content(),
         packages=package_versions(),
     )
+
+
+def _subsampling(slide: Slide, scale: Scale) -> str:
+    """Colours lose nothing that the slide's own JPEG has not lost already in the very pixels that are read."""
+    as_it_is = scale.reduction == 1 and scale.patch_size_l0 == round(scale.patch_size_px * scale.downsample)
+    return slide.subsampling[scale.level] if as_it_is else NO_SUBSAMPLING

@@ -1,6 +1,6 @@
 """Patches of a store that holds coordinates only (`--pixels reference`), read from the slide itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from tiling.slide import Pixels, open_slide
 
 
 @contextmanager
-def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[int, int], Pixels]]:
-    """Yield `read(start, stop)` like `PatchStore.read`, thread-safe.
+def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[Sequence[int]], Pixels]]:
+    """Yield `read(indices)` like `PatchStore.read`, thread-safe.
 
     Raises SlideError if `path` is not the slide that the store was made from.
     """
@@ -29,14 +29,13 @@ def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[int, i
         mpp_source=info.mpp_source,
         mpp=info.mpp,
         level=info.level,
-        downsample=slide.downsamples[info.level],
+        reduction=info.reduction,
+        downsample=slide.downsamples[info.level] * info.reduction,
         patch_size_px=info.patch_size_px,
         patch_size_l0=info.patch_size_l0,
         stride_l0=info.patch_size_l0,
     )
     try:
-        yield lambda start, stop: np.stack(
-            [read_patch(slide, scale, x, y) for x, y in store.coords_l0[start:stop].tolist()]
-        )
+        yield lambda indices: np.stack([read_patch(slide, scale, x, y) for x, y in store.coords_l0[indices].tolist()])
     finally:
         slide.close()

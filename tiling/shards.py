@@ -7,6 +7,7 @@ it here hands out any patch's compressed bytes, and no flipped bit passes for a 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,37 +69,51 @@ class ShardReader:
         self._folder = folder
         self._indices: dict[int, NDArray[np.uint64]] = {}
 
-    def read(self, start: int, stop: int) -> list[bytes]:
-        """Compressed patches start to stop-1. Raises SlideError if a shard is missing, cut or damaged."""
-        found: list[bytes] = []
-        while start < stop:
-            shard, first = divmod(start, PATCHES_PER_SHARD)
-            count = min(stop - start, PATCHES_PER_SHARD - first)
-            found += self._read_shard(shard, first, first + count)
-            start += count
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> list[bytes]:
+        """Compressed patches in the order asked for. Raises SlideError if a shard is missing, cut or damaged.
+
+        Each shard is opened once, and neighbours that are asked for together are read together.
+        """
+        wanted = np.asarray(indices, np.int64)
+        found: list[bytes] = [b""] * len(wanted)
+        order = np.argsort(wanted, kind="stable")
+        shards = wanted[order] // PATCHES_PER_SHARD
+        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
+            if len(places):
+                entries = wanted[places] % PATCHES_PER_SHARD
+                chunks = self._read_shard(int(wanted[places[0]]) // PATCHES_PER_SHARD, entries)
+                for place, chunk in zip(places, chunks, strict=True):
+                    found[place] = chunk
         return found
 
-    def _read_shard(self, shard: int, first: int, last: int) -> list[bytes]:
+    def _read_shard(self, shard: int, entries: NDArray[np.int64]) -> list[bytes]:
+        """Compressed patches of one shard; `entries` ascend."""
         path = _shard_path(self._folder, shard)
         try:
             file = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise SlideError(f"{path}: this part of the store is missing; tile the slide again") from None
+        chunks = []
         try:
             if shard not in self._indices:
                 self._indices[shard] = _read_index(file, path)
-            index = self._indices[shard][first:last]
-            if (index == _ABSENT).any():
-                raise SlideError(f"{path}: a patch is missing; tile the slide again")
-            offset, end = int(index[0, 0]), int(index[-1].sum())
-            data = os.pread(file, end - offset, offset)
+            for run in np.split(entries, np.flatnonzero(np.diff(entries) > 1) + 1):
+                chunks += _read_run(file, self._indices[shard][run], path)
         finally:
             os.close(file)
-        chunks = [data[int(o) - offset : int(o) - offset + int(n)] for o, n in index]
-        for i, chunk in enumerate(chunks, first):
+        for entry, chunk in zip(entries, chunks, strict=True):
             if len(chunk) < 4 or _checksum(chunk[:-4]) != chunk[-4:]:
-                raise SlideError(f"{path}: patch {i} of this shard is damaged; tile the slide again")
+                raise SlideError(f"{path}: patch {entry} of this shard is damaged; tile the slide again")
         return [chunk[:-4] for chunk in chunks]
+
+
+def _read_run(file: int, index: NDArray[np.uint64], path: Path) -> list[bytes]:
+    """The bytes of neighbours in one shard, in one read; `index` holds their (offset, length)."""
+    if (index == _ABSENT).any():
+        raise SlideError(f"{path}: a patch is missing; tile the slide again")
+    start, end = int(index[:, 0].min()), int(index.sum(1).max())
+    data = os.pread(file, end - start, start)
+    return [data[int(o) - start : int(o) - start + int(n)] for o, n in index]
 
 
 def _read_index(file: int, path: Path) -> NDArray[np.uint64]:

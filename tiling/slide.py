@@ -1,7 +1,8 @@
 """One protocol for every slide file, and the choice of the reader that opens it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import openslide
@@ -10,22 +11,26 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 
 Pixels = NDArray[np.uint8]
+REDUCTIONS = (1, 2, 4, 8)  # at which a level can be read; JPEG decodes at these scales
+NO_SUBSAMPLING = "444"
 
 
 class Slide(Protocol):
     """An open slide. Level 0 is the finest; sizes are (width, height)."""
 
     path: Path
-    backend: str  # "openslide" or "tiff"
+    backend: str  # "openslide", "tiff" or "image"
     level_sizes: tuple[tuple[int, int], ...]  # pixels of that level
     downsamples: tuple[float, ...]  # level-0 pixels per pixel of that level
     mpp: tuple[float, float] | None  # µm per level-0 pixel in x and y, as the file says
     mpp_source: str  # where the file says so, for example "openslide" or "OME-XML"
+    subsampling: tuple[str, ...]  # of the colours in that level's JPEG: "444" (none, or unknown), "422" or "420"
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """(height, width, 3) RGB from (x, y), all in pixels of `level`; white outside the slide.
+    def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
+        """(height, width, 3) RGB of `level` made smaller by `reduction`, from (x, y); white outside the slide.
 
-        Raises SlideError where the file is damaged.
+        All numbers are in pixels of that reduced picture, one of which is the mean of reduction × reduction pixels
+        of the level (of REDUCTIONS). Threads may read at once. Raises SlideError where the file is damaged.
         """
         ...
 
@@ -33,10 +38,14 @@ class Slide(Protocol):
 
 
 def open_slide(path: Path) -> Slide:
-    """Open with OpenSlide, or with tifffile plain TIFF and what OpenSlide refuses. Raises SlideError with reasons.
+    """Open a slide with the reader that is right for it. Raises SlideError with reasons.
+
+    TIFF tiles are decoded directly where that gives OpenSlide's pixels: plain and OME-TIFF, Aperio SVS in JPEG,
+    and what OpenSlide refuses. Other vendors' formats go through OpenSlide, JPEG and PNG images through Pillow.
 
     path: a slide file, or the folder of one DICOM series.
     """
+    from tiling.image_reader import ImageReader
     from tiling.openslide_reader import OpenSlideReader
     from tiling.tiff_reader import TiffReader
 
@@ -46,17 +55,37 @@ def open_slide(path: Path) -> Slide:
         raise SlideError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
+    vendor = openslide.OpenSlide.detect_format(path)
     # OpenSlide reads plain TIFF without OME-XML and SubIFDs, and 16 bits as if they were 8: left to tifffile.
-    plain = openslide.OpenSlide.detect_format(path) == "generic-tiff"
-    readers: tuple[Any, ...] = (TiffReader,) if plain else (OpenSlideReader, TiffReader)
+    readers: tuple[Callable[[Path], Slide], ...] = (OpenSlideReader, TiffReader, ImageReader)
+    if vendor == "generic-tiff":
+        readers = (TiffReader,)
+    elif vendor == "aperio":
+        readers = (_open_aperio,)
     reasons = []
     for reader in readers:
         try:
-            slide: Slide = reader(path)
-            return slide
+            return reader(path)
         except SlideError as error:
             reasons.append(str(error))
     raise SlideError(f"{path}: no reader opens it: {'; '.join(reasons)}. Is it damaged, or not a slide?")
+
+
+def _open_aperio(path: Path) -> Slide:
+    """OpenSlide decides about an SVS; its JPEG tiles are decoded directly where the levels are found alike."""
+    from tiling.openslide_reader import OpenSlideReader
+    from tiling.tiff_reader import TiffReader
+
+    slide = OpenSlideReader(path)
+    try:
+        fast = TiffReader(path)
+    except SlideError:
+        return slide
+    if fast.is_jpeg and (fast.level_sizes, fast.mpp) == (slide.level_sizes, slide.mpp):
+        slide.close()
+        return fast
+    fast.close()
+    return slide
 
 
 def _dicom_file(folder: Path) -> Path:

@@ -22,6 +22,11 @@ _PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0  # for a worker to end by itself
 
 
+def cores() -> int:
+    """How many cores this process may use now."""
+    return len(os.sched_getaffinity(0))
+
+
 class WorkerDied(Exception):
     """The process that did a job ended before it gave a result."""
 

@@ -9,7 +9,8 @@ import pytest
 from skimage.data import immunohistochemistry
 
 from features.cli import main
-from tiling.patches import PatchStoreInfo, write_store
+from tiling.patches import AREA_SCORES, MadePatch, PatchStoreInfo, encode, write_store
+from tiling.tissue import TissueMap
 
 
 @pytest.fixture
@@ -54,10 +55,10 @@ def make_store():
             folder / f"{slide_id}.zarr",
             info,
             coords,
-            np.ones(n, np.float32),
-            np.ones((4, 5), bool),
+            {name: np.ones(n, np.float32) for name in AREA_SCORES},
+            TissueMap(*np.ones((4, 4, 5), bool)),
             np.zeros((4, 5, 3), np.uint8),
-            ((patch, 1.0) for patch in patches),
+            (MadePatch(i, 1.0, encode(patch, info)) for i, patch in enumerate(patches)),
         )
         return folder / f"{slide_id}.zarr"
 

@@ -13,8 +13,9 @@ import zarr
 
 from tiling.config import TilingConfig
 from tiling.errors import SlideError
-from tiling.patches import PatchStore, PatchStoreInfo, write_store
+from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.shards import PATCHES_PER_SHARD
+from tiling.tissue import TissueMap
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "patches-v1.zarr"
 
@@ -36,8 +37,10 @@ def make(path, patches, **settings):
     )  # fmt: skip
     coords = np.stack([np.arange(n) * 64, np.arange(n) * 7], 1).astype(np.int64)
     fraction = np.linspace(0.5, 1, n, dtype=np.float32)
-    mask, thumbnail = np.eye(20, 30, dtype=bool), np.full((20, 30, 3), 7, np.uint8)
-    write_store(path, info, coords, fraction, mask, thumbnail, ((p, float(i)) for i, p in enumerate(patches)))
+    eye, thumbnail = np.eye(20, 30, dtype=bool), np.full((20, 30, 3), 7, np.uint8)
+    areas = {name: fraction / (i + 1) for i, name in enumerate(AREA_SCORES)}
+    made = (MadePatch(i, float(i), encode(p, info)) for i, p in enumerate(patches))
+    write_store(path, info, coords, areas, TissueMap(eye, ~eye, eye, eye), thumbnail, made)
     return coords, fraction
 
 
@@ -47,11 +50,11 @@ def test_what_is_written_is_read(tmp_path, pixels):
     coords, fraction = make(tmp_path / "s.zarr", patches, pixels=pixels)
     store = PatchStore(tmp_path / "s.zarr")
     assert len(store) == len(patches) and (store.coords_l0 == coords).all()
-    assert (store.scores.tissue_fraction == fraction).all() and store.scores.sharpness[5] == 5
+    assert (store.scores["tissue_fraction"] == fraction).all() and store.scores["sharpness"][5] == 5
     assert store.tissue_mask.dtype == bool and (store.tissue_mask == np.eye(20, 30, dtype=bool)).all()
     assert (store.thumbnail == 7).all() and store.info.thumbnail_downsample == 32
     for start, stop in [(0, 1), (3, 3), (500, 530), (0, len(patches)), (548, 549)]:
-        error = np.abs(store.read(start, stop).astype(int) - patches[start:stop])
+        error = np.abs(store.read(range(start, stop)).astype(int) - patches[start:stop])
         assert error.max(initial=0) <= (4 if pixels == "jpeg" else 0)
 
 
@@ -65,7 +68,7 @@ def test_zarr_alone_reads_the_same_pixels(tmp_path, pixels):
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "s.zarr", tmp_path / "x.npz"], check=True, cwd=tmp_path)
     read, store = np.load(tmp_path / "x.npz"), PatchStore(tmp_path / "s.zarr")
-    assert (read["p"] == store.read(0, len(store))).all() and (read["c"] == store.coords_l0).all()
+    assert (read["p"] == store.read(range(0, len(store)))).all() and (read["c"] == store.coords_l0).all()
     assert (read["few"] == read["p"][510:514]).all()
 
 
@@ -74,13 +77,13 @@ def test_zarr_writes_what_we_read(tmp_path):
     make(tmp_path / "s.zarr", patches, pixels="zstd")
     other = (patches + 1).astype(np.uint8)
     zarr.open_group(tmp_path / "s.zarr", mode="r+")["patches"][:] = other
-    assert (PatchStore(tmp_path / "s.zarr").read(0, len(other)) == other).all()
+    assert (PatchStore(tmp_path / "s.zarr").read(range(0, len(other))) == other).all()
 
 
 def test_no_patches_is_a_valid_store(tmp_path):
     make(tmp_path / "s.zarr", smooth(0))
     store = PatchStore(tmp_path / "s.zarr")
-    assert len(store) == 0 and store.read(0, 0).shape == (0, 32, 32, 3) and store.coords_l0.shape == (0, 2)
+    assert len(store) == 0 and store.read(range(0, 0)).shape == (0, 32, 32, 3) and store.coords_l0.shape == (0, 2)
 
 
 def test_reference_stores_hold_coordinates_only(tmp_path):
@@ -88,7 +91,7 @@ def test_reference_stores_hold_coordinates_only(tmp_path):
     store = PatchStore(tmp_path / "s.zarr")
     assert len(store) == 3 and not (tmp_path / "s.zarr" / "patches").exists()
     with pytest.raises(SlideError, match="coordinates only"):
-        store.read(0, 1)
+        store.read(range(0, 1))
 
 
 def test_the_same_input_gives_the_same_bytes_and_the_digest_tells_stores_apart(tmp_path):
@@ -114,7 +117,7 @@ def test_every_flipped_byte_of_the_pixels_is_noticed(tmp_path):
         damaged[place] ^= 0x10
         shard.write_bytes(damaged)
         with pytest.raises(SlideError, match="damaged"):
-            PatchStore(tmp_path / "s.zarr").read(0, 3)
+            PatchStore(tmp_path / "s.zarr").read(range(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_a_damaged_store_is_named_with_the_remedy(tmp_path, harm, said):
     make(path, smooth(3))
     harm(path)
     with pytest.raises(SlideError, match=said) as error:
-        PatchStore(path).read(0, 3)
+        PatchStore(path).read(range(0, 3))
     assert str(path) in str(error.value)
 
 
@@ -140,14 +143,14 @@ def test_the_golden_store_is_read_for_ever():
     store = PatchStore(GOLDEN)
     assert store.info.slide_id == "s" and store.info.mpp == 0.5 and math.isnan(store.info.mpp_table)
     assert store.coords_l0.tolist() == [[0, 0], [64, 7], [128, 14]]
-    assert np.abs(store.read(0, 3).astype(int) - smooth(3)).max() <= 4
-    assert store.scores.sharpness.tolist() == [0, 1, 2]
+    assert np.abs(store.read(range(0, 3)).astype(int) - smooth(3)).max() <= 4
+    assert store.scores["sharpness"].tolist() == [0, 1, 2]
 
 
 def test_another_version_is_refused_by_name(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "s.zarr")
     metadata = json.loads((GOLDEN / "zarr.json").read_text())
-    metadata["attributes"]["version"] = 2
+    metadata["attributes"]["version"] = 3
     (tmp_path / "s.zarr/zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(SlideError, match="slidemil-patches version 2, this program reads version 1"):
+    with pytest.raises(SlideError, match="slidemil-patches version 3, this program reads version 2"):
         PatchStore(tmp_path / "s.zarr")

@@ -42,7 +42,7 @@ def test_pixels_equal_openslides_at_the_same_coordinates(command, data, tmp_path
     store = PatchStore(tmp_path / "CMU-1-Small-Region.zarr")
     assert len(store) == 6 and store.info.mpp == 0.499 and store.info.patch_size_l0 == 512
     expected = openslide_patches(slide, store.coords_l0, 512)
-    error = np.abs(store.read(0, 6).astype(int) - expected).mean((1, 2, 3))
+    error = np.abs(store.read(range(0, 6)).astype(int) - expected).mean((1, 2, 3))
     assert (error <= limit).all()
 
 
@@ -52,7 +52,7 @@ def test_the_dicom_copy_gives_the_same_coordinates(command, data, tmp_path):
     command("tile-slides", data / "slides/CMU-1-Small-Region.svs", "--out", tmp_path)
     dicom, svs = (PatchStore(tmp_path / f"{n}.zarr") for n in ("dicom_cmu1", "CMU-1-Small-Region"))
     assert (dicom.coords_l0 == svs.coords_l0).all() and dicom.info.mpp == svs.info.mpp
-    assert dicom.info.mpp_source == "openslide"
+    assert dicom.info.mpp_source == "DICOM"
 
 
 def test_half_scale_is_the_area_mean_of_openslides_pixels(command, phantom_slide, tmp_path):
@@ -62,7 +62,10 @@ def test_half_scale_is_the_area_mean_of_openslides_pixels(command, phantom_slide
     assert store.info.mpp == 0.5 and store.info.patch_size_l0 == 512 and len(store) > 5
     level0 = openslide_patches(phantom_slide, store.coords_l0, 512).astype(float)
     mean = level0.reshape(-1, 256, 2, 256, 2, 3).mean((2, 4))
-    assert np.abs(store.read(0, len(store)) - mean).max() <= 0.51
+    found = store.read(range(len(store)))
+    assert store.info.backend == "tiff" and np.abs(found - mean).mean() < 0.7  # half of each JPEG block's waves
+    for axis in (1, 2):
+        assert np.abs(found - np.roll(mean, 1, axis)).mean() > 5 * np.abs(found - mean).mean()
 
 
 def test_bad_slides_fail_with_a_reason_and_the_others_are_done(command, data, tmp_path):
@@ -149,7 +152,7 @@ def test_native_takes_level_zero_pixels(command, data, tmp_path):
     store = PatchStore(tmp_path / "CMU-1-Small-Region.jpeg.zarr")
     assert len(store) == 20 and np.isnan(store.info.mpp_l0) and np.isnan(store.info.mpp)
     expected = openslide_patches(slide, store.coords_l0, 512)
-    assert (store.read(0, 20) == expected).all()
+    assert (store.read(range(0, 20)) == expected).all()
 
 
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path):
