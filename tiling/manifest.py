@@ -14,9 +14,10 @@ Columns
 A column whose name differs from these in case or spacing only is refused, and so is a `patient_id` that is filled
 in some rows only or differs in case only: both would split a patient.
 
-A folder, a single file or a glob stands for a table with only path and slide_id. UTF-8, with or without a
-byte-order mark; white space around values is dropped. A table that breaks a rule MUST be refused before any
-work starts, with all its faults at once and their row numbers (the header is row 1).
+A folder, a single file or a glob stands for a table with only path and slide_id; JPEG and PNG images of a folder
+count as slides only where it holds no slide file, since scanners put previews beside their slides. UTF-8, with or
+without a byte-order mark; white space around values is dropped. A table that breaks a rule MUST be refused before
+any work starts, with all its faults at once and their row numbers (the header is row 1).
 """
 
 import csv
@@ -37,6 +38,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]+")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
 )
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _SHOWN_FAULTS = 20
 
 
@@ -63,7 +65,8 @@ def load_slides(source: str) -> list[SlideRow]:
         found = _slides_in(path)
         if not found:
             raise RequestError(
-                f"{path}: no slide in this folder (looked for {' '.join(sorted(_SUFFIXES))}, also in subfolders)"
+                f"{path}: no slide in this folder (looked for {' '.join(sorted(_SUFFIXES | _IMAGE_SUFFIXES))}, "
+                "also in subfolders)"
             )
     elif path.is_file():
         found = [path]
@@ -108,12 +111,10 @@ def select_part(rows: Sequence[SlideRow], part: str) -> list[SlideRow]:
 
 
 def _slides_in(folder: Path) -> list[Path]:
-    """Slide files below `folder`; the .dcm files of one folder are one slide, named by the folder."""
-    slides = set()
-    for p in folder.rglob("*"):
-        if p.suffix.lower() in _SUFFIXES and p.is_file() and not p.name.startswith("."):
-            slides.add(p.parent if p.suffix.lower() == ".dcm" else p)
-    return sorted(slides)
+    """Slide files below `folder`, or images; the .dcm files of one folder are one slide, named by the folder."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    slides = {p.parent if p.suffix.lower() == ".dcm" else p for p in files if p.suffix.lower() in _SUFFIXES}
+    return sorted(slides or {p for p in files if p.suffix.lower() in _IMAGE_SUFFIXES})
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

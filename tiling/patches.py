@@ -7,7 +7,7 @@ Arrays
   tissue_fraction  (N,) float32, share of the patch that the tissue mask covers
   pen_fraction, dark_fraction, white_fraction
                    (N,) float32, share that is pen, black border or shadow, and empty glass
-  sharpness        (N,) float32, variance of the Laplacian of the brightness
+  sharpness        (N,) float32, mean square of the Laplacian of the green channel
   tissue_mask      (H, W) uint8, 1 on tissue
   pen_mask         (H, W) uint8, 1 on pen
   thumbnail        (H, W, 3) uint8 RGB, same geometry as the masks
@@ -18,8 +18,8 @@ path and no vendor property of the slide is ever stored: slide files carry patie
 A patch covers the square of `patch_size_l0` level-0 pixels from its corner. Mask and thumbnail pixels cover
 `thumbnail_downsample` level-0 pixels. N = 0 is valid. The folder is written as a whole or not at all.
 
-A reader MUST refuse a version that it does not know. Version 1 had no pen_mask, no scores but tissue_fraction and
-sharpness, no `reduction` (1) and no `jpeg_subsampling` ("444"); it is read, with NaN for the scores it lacks.
+A reader MUST refuse a version that it does not know. Version 1 is read: it had no pen_mask, no scores but
+tissue_fraction and sharpness (of luma), no `reduction` (1) and no `jpeg_subsampling` ("444"); scores it lacks are NaN.
 """
 
 import hashlib

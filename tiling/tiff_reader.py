@@ -218,7 +218,7 @@ def _jpeg_prefix(page: Any) -> bytes:
 def _pyramid(tiff: tifffile.TiffFile) -> list[Any]:
     """The pages of the levels, finest first: of an SVS those in tiles, elsewhere the largest series of the file."""
     if tiff.is_svs:
-        return [page.keyframe for page in tiff.pages if page.keyframe.is_tiled]
+        return [page.keyframe for page in tiff.pages if page.keyframe is not None and page.keyframe.is_tiled]
     images = [series for series in tiff.series if len(series.shape) >= 2]
     if not images:
         raise SlideError("tifffile: no image in the file")

@@ -140,3 +140,12 @@ def test_the_golden_table_is_read_for_ever():
 def test_another_version_is_refused_by_name(folder):
     said = faults(folder, "slide_id,path,format_version\ns1,a.svs,2\n")
     assert "format_version is '2', this program reads slide tables of version 1" in said
+
+
+def test_images_of_a_folder_are_slides_only_where_there_is_no_slide(tmp_path):
+    for name in ("a.jpg", "sub/b.PNG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [r.slide_id for r in load_slides(str(tmp_path))] == ["a", "b"]
+    (tmp_path / "c.svs").write_bytes(b"x")
+    assert [r.slide_id for r in load_slides(str(tmp_path))] == ["c"]
