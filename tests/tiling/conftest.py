@@ -88,3 +88,79 @@ def write_slide() -> Callable[..., None]:
 
 
 _SAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
+
+
+@pytest.fixture
+def write_mrxs() -> Callable[..., None]:
+    """write_mrxs(path, pixels, …): a MIRAX slide of two levels, its folder beside it, as OpenSlide documents them."""
+
+    def write(
+        path: Path,
+        pixels: np.ndarray,
+        tile: int = 128,
+        missing: tuple[tuple[int, int], ...] = (),
+        background: tuple[int, int, int] = (230, 220, 210),
+        mpp: float = 0.5,
+        planted: str = "none",
+        label: np.ndarray | None = None,
+    ) -> None:
+        """missing: (column, row) of tiles never scanned. planted: text in every free field. label: its picture."""
+        rows, columns = pixels.shape[0] // tile, pixels.shape[1] // tile
+        folder = path.with_suffix("")
+        folder.mkdir()
+        path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[:64, :64]), 90, "RGB"))
+        data, pages = b"\0" * 32, []
+        for factor in (1, 2):
+            entries = []
+            for row in range(0, rows, factor):
+                for column in range(0, columns, factor):
+                    if (column, row) in missing:
+                        continue
+                    top, left = row * tile, column * tile
+                    square = Image.fromarray(pixels[top : top + tile * factor, left : left + tile * factor])
+                    jpeg = simplejpeg.encode_jpeg(np.asarray(square.reduce(factor)), 95, "RGB", "444")
+                    entries.append((row * columns + column, len(data), len(jpeg), 0))
+                    data += jpeg
+            pages.append(entries)
+        slide_id = "0123456789ABCDEF0123456789ABCDEF"
+        sections = "".join(
+            f"[LAYER_0_LEVEL_{i}_SECTION]\nOVERLAP_X = 0\nOVERLAP_Y = 0\nMICROMETER_PER_PIXEL_X = {mpp * 2**i}\n"
+            f"MICROMETER_PER_PIXEL_Y = {mpp * 2**i}\nIMAGE_FORMAT = JPEG\nIMAGE_CONCAT_FACTOR = {i}\n"
+            f"IMAGE_FILL_COLOR_BGR = {background[2] << 16 | background[1] << 8 | background[0]}\n"
+            f"DIGITIZER_WIDTH = {tile}\nDIGITIZER_HEIGHT = {tile}\n"
+            for i in range(2)
+        )
+        nonhier = "NONHIER_COUNT = 0\n"
+        if label is not None:
+            nonhier = (
+                "NONHIER_COUNT = 1\nNONHIER_0_NAME = Scan data layer\nNONHIER_0_COUNT = 1\n"
+                "NONHIER_0_VAL_0 = ScanDataLayer_SlideBarcode\nNONHIER_0_VAL_0_SECTION = BARCODE\n"
+            )
+            sections += "[BARCODE]\nBARCODE_IMAGE_TYPE = JPEG\n"
+        (folder / "Slidedat.ini").write_text(
+            f"[GENERAL]\nSLIDE_VERSION = 01.02\nSLIDE_ID = {slide_id}\nIMAGENUMBER_X = {columns}\n"
+            f"IMAGENUMBER_Y = {rows}\nOBJECTIVE_MAGNIFICATION = 20\nSLIDE_NAME = {planted}\nPROJECT_NAME = {planted}\n"
+            f"SLIDE_CREATIONDATETIME = {planted}\n[HIERARCHICAL]\nHIER_COUNT = 1\n{nonhier}INDEXFILE = Index.dat\n"
+            "HIER_0_NAME = Slide zoom level\nHIER_0_COUNT = 2\nHIER_0_VAL_0 = ZoomLevel_0\nHIER_0_VAL_1 = ZoomLevel_1\n"
+            "HIER_0_VAL_0_SECTION = LAYER_0_LEVEL_0_SECTION\nHIER_0_VAL_1_SECTION = LAYER_0_LEVEL_1_SECTION\n"
+            f"[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = Data0000.dat\n{sections}",
+            encoding="utf-8-sig",
+        )
+        head = b"01.02" + slide_id.encode()
+        roots = len(head) + 8  # two pointers: to the hierarchical records, and to the others
+        body, records = b"", []
+        for entries in pages:
+            records.append(roots + 8 + 4 + len(body))
+            page = np.array([len(entries), 0, *np.ravel(entries)], "<i4").tobytes()
+            body += np.array([0, records[-1] + 8], "<i4").tobytes() + page
+        if label is not None:
+            jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(label), 95, "RGB", "444")
+            records.append(roots + 8 + 4 + len(body))
+            page = np.array([1, 0, 0, 0, len(data), len(jpeg), 0], "<i4").tobytes()
+            body += np.array([0, records[-1] + 8], "<i4").tobytes() + page
+            data += jpeg
+        pointers = np.array([roots, roots + 8, *[*records, 0][:3]], "<i4").tobytes()
+        (folder / "Index.dat").write_bytes(head + pointers + body)
+        (folder / "Data0000.dat").write_bytes(data)
+
+    return write

@@ -248,3 +248,16 @@ def test_other_colours_and_depths_are_refused_not_guessed(tmp_path, kind):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, dtype), photometric=photometric, **how)
         with pytest.raises(SlideError, match=r"SEPARATED|uint16"):
             open_slide(tmp_path / f"{name}.tif")
+
+
+def test_what_a_mirax_slide_never_scanned_has_its_background_colour(write_mrxs, tmp_path):
+    pixels = PHOTOGRAPH[:512, :512]
+    write_mrxs(tmp_path / "x.mrxs", pixels, missing=((1, 2), (2, 0)), background=(230, 220, 210))
+    slide = open_slide(tmp_path / "x.mrxs")
+    assert slide.backend == "openslide" and slide.mpp == (0.5, 0.5) and slide.downsamples == (1, 2)
+    assert (slide.read(0, 128, 256, 128, 128) == (230, 220, 210)).all()
+    assert (slide.read(0, 64, 128, 64, 64, 2) == (230, 220, 210)).all()
+    error = np.abs(slide.read(0, 0, 0, 512, 512).astype(int) - pixels)
+    assert error[:256, :256].mean() < 2 and error[256:384, 128:256].mean() > 20
+    halved = pixels.reshape(256, 2, 256, 2, 3).mean((1, 3))
+    assert np.abs(slide.read(0, 0, 0, 64, 64, 2) - halved[:64, :64]).mean() < 1.5
