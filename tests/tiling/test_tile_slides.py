@@ -228,3 +228,33 @@ def test_an_output_that_cannot_be_written_is_a_wrong_request(command, phantom_sl
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         done = command("tile-slides", phantom_slide, "--out", out)
         assert done.returncode == 2 and "Traceback" not in done.stderr and str(tmp_path / "file") in done.stderr
+
+
+STRANGER = """
+import sys, numpy, openslide, tifffile, zarr
+store, slide, kind = sys.argv[1:]
+if kind == "jpeg":
+    import imagecodecs.zarr
+    imagecodecs.zarr.register_codecs()
+group = zarr.open_group(store, mode="r")
+patches, corners = group["patches"][:].astype(int), group["coords_l0"][:]
+side = group.attrs["patch_size_l0"]
+whole, opened = tifffile.imread(slide), openslide.OpenSlide(slide)
+assert len(patches) == 6 and side == 512
+for patch, (x, y) in zip(patches, corners):
+    for other in (whole[y : y + side, x : x + side], opened.read_region((x, y), 0, (side, side)).convert("RGB")):
+        assert abs(patch - numpy.asarray(other)).mean() <= (2 if kind == "jpeg" else 0)
+assert not {"tiling", "features", "mil"} & {name.split(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.mark.parametrize("kind", ["zstd", "jpeg"])
+def test_other_peoples_programs_agree_on_pixels_and_coordinates(command, data, tmp_path, kind):
+    """zarr, OpenSlide and tifffile in a process that imports nothing of this project."""
+    if kind == "jpeg":
+        pytest.importorskip("imagecodecs.zarr", reason="imagecodecs has its zarr codecs from Python 3.12 on")
+    slide = data / "slides/CMU-1-Small-Region.svs"
+    assert command("tile-slides", slide, "--out", tmp_path, "--pixels", kind).returncode == 0
+    arguments = [tmp_path / "CMU-1-Small-Region.zarr", slide, kind]
+    done = subprocess.run([sys.executable, "-c", STRANGER, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
