@@ -157,31 +157,34 @@ def lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
     token = json.dumps({**_process(os.getpid()), "token": secrets.token_hex(8)})
-    _acquire(file, token)
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
-    beat.start()
-    try:
-        for stale in path.parent.glob(f".{path.name}.tmp-*"):
-            _remove(stale)
+    try:  # a signal may end this process at any line
+        _acquire(file, token)
+        beat.start()
+        _clear(path)
         yield
     except OSError as error:
-        if _read_or_none(file) != token:  # stopped for so long that another job took over and removed our files
+        if _read_or_none(file) not in (None, token):  # stopped for so long that another job took over
             raise Locked(f"{file} was taken over") from error
         raise
     finally:
         stop.set()
-        beat.join()
         if _read_or_none(file) == token:
             file.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a killed job left half written of `path`, whose lock is held."""
+    for stale in path.parent.glob(f".{path.name}.tmp-*"):
+        _remove(stale)
 
 
 def clear_dead(folder: Path) -> None:
     """Remove the locks of killed processes of this machine in `folder`, with what they left half written."""
     for file in folder.glob("*.lock"):
-        owner = _parse(_read_or_none(file))
-        if _runs(owner) is False:
-            with suppress(Locked, FileNotFoundError), lock(file.with_suffix("")):
+        if _runs(_parse(_read_or_none(file))) is False:
+            with suppress(Locked, OSError), lock(file.with_suffix("")):
                 pass
 
 

@@ -43,7 +43,6 @@ class Outcome:
     reason: str = ""
     patches: int = 0
     stops: bool = False  # no other slide can be done either
-    died: bool = False  # with its process, which may have left a lock
     beat: str = ""  # of a lock whose owner cannot be seen, see tiling.artifact.Locked
 
 
@@ -81,13 +80,15 @@ def run_batch(
     start = time.monotonic()
     guarded = functools.partial(_guarded, work, out=out)
     jobs = sorted(jobs, key=_bytes, reverse=True) if workers or scheduler else jobs
-    with closing(_until_stopped(_without_dead_locks(jobs, _executor(guarded, workers, scheduler), verb))) as running:
-        if console.is_terminal:
-            outcomes = _with_bar(running, len(jobs), verb, console)
-        else:
-            outcomes = _with_lines(running, len(jobs), verb)
-    if any(o.died for o in outcomes):
-        clear_dead(out)
+    running = _until_stopped(_without_dead_locks(jobs, _executor(guarded, workers, scheduler), verb))
+    try:
+        with closing(running):
+            if console.is_terminal:
+                outcomes = _with_bar(running, len(jobs), verb, console)
+            else:
+                outcomes = _with_lines(running, len(jobs), verb)
+    finally:
+        clear_dead(out)  # of workers that were killed
     ended = {o.slide_id for o in outcomes}
     outcomes += [Outcome(j.slide_id, "not done", _NOT_DONE) for j in jobs if j.slide_id not in ended]
     return _report(outcomes, verb, out, f"{prefix}{{}}{_part_suffix(part)}", time.monotonic() - start)
@@ -180,7 +181,7 @@ def _over_processes(
 ) -> Generator[Outcome, None, None]:
     for job, result in map_unordered(work, jobs, workers):
         if isinstance(result, WorkerDied):
-            yield Outcome(job.slide_id, "failed", str(result), died=True)
+            yield Outcome(job.slide_id, "failed", str(result))
         else:
             yield result
 
