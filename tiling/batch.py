@@ -198,7 +198,8 @@ def _over_dask(jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: s
     with client:
         futures = {client.submit(OnOneCore(work), job, pure=False): job for job in jobs}
         for future in as_completed(futures):
-            slide_id, fault = futures[future].slide_id, future.exception()
+            slide_id = futures.pop(future).slide_id  # kept, it would be done again if its worker died later
+            fault = future.exception()
             if isinstance(fault, RequestError):
                 raise fault
             if future.cancelled():
