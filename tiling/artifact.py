@@ -16,6 +16,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -56,10 +57,13 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.02)  # zarr's threads may still write into it
 
 
 @contextmanager
@@ -181,11 +185,12 @@ def _clear(path: Path) -> None:
 
 
 def clear_dead(folder: Path) -> None:
-    """Remove the locks of killed processes of this machine in `folder`, with what they left half written."""
-    for file in folder.glob("*.lock"):
-        if _runs(_parse(_read_or_none(file))) is False:
-            with suppress(Locked, OSError), lock(file.with_suffix("")):
-                pass
+    """Remove the locks of killed processes of this machine in `folder`, and half-written folders without a lock."""
+    dead = {file.with_suffix("") for file in folder.glob("*.lock") if _runs(_parse(_read_or_none(file))) is False}
+    half = {p.with_name(p.name[1:].rpartition(".tmp-")[0]) for p in folder.glob(".*.tmp-*") if p.is_dir()}
+    for path in dead | half:
+        with suppress(Locked, OSError), lock(path):
+            pass
 
 
 def _acquire(file: Path, token: str) -> None:
