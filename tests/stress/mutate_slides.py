@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -190,6 +191,8 @@ def tile(folder: Path, made: dict[str, tuple[str, Path]]) -> tuple[Counter[str],
             outcome["status"] != "done" and not outcome["reason"]
         ):
             faults.append(f"{said[i]}: {outcome}")
+        if re.search(r"died with|nothing happened|^\w+(Error|Exception|Warning)\b", outcome["reason"]):
+            print(f"  worth a look: {i} ({made[i][0]}): {outcome['reason'][:300]}", flush=True)
     return Counter(_short(o) for o in slides.values()), faults, peak
 
 
