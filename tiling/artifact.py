@@ -5,9 +5,13 @@ with the final name is whole. While it is written, `<name>.lock` is held, so tha
 not do the same slide. A temporary sibling found while holding the lock was left by a killed job.
 """
 
+import ctypes
+import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -20,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from tiling.errors import SlideError
+from tiling.workers import alive
 
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _SAMPLE_BYTES = 1 << 20
 _PACKAGES = (
     "slidemil",
@@ -50,10 +57,13 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.02)  # zarr's threads may still write into it
 
 
 @contextmanager
@@ -81,17 +91,43 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for folder, _, names in os.walk(temporary):
             for name in names:
                 _fsync(Path(folder, name))
+                alive()
             _fsync(Path(folder))
         if path.exists():
-            old = _temporary(path)
-            os.rename(path, old)
-            os.rename(temporary, path)
-            _remove(old)
+            _exchange(temporary, path)
         else:
             os.rename(temporary, path)
         _fsync(path.parent)
     finally:
         _remove(temporary)
+
+
+def _exchange(temporary: Path, path: Path) -> None:
+    """Swap two folders at one stroke, so that a kill leaves the old one or the new one, and never none."""
+    names = (_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE)
+    try:
+        swapped = ctypes.CDLL(None, use_errno=True).renameat2(*names) == 0
+    except AttributeError:  # a C library without renameat2
+        swapped = False
+    if not swapped:  # NFS cannot: for a moment there is none, and a kill then costs making it again
+        old = _temporary(path)
+        os.rename(path, old)
+        os.rename(temporary, path)
+        _remove(old)
+
+
+def no_room(error: BaseException | None) -> OSError | None:
+    """The error in the chain of causes that says that the output's disk is full or cannot be written, or None.
+
+    HDF5 hides it in the text of errors of its own.
+    """
+    while error is not None:
+        hidden = re.search(r"errno = (\d+)", str(error))
+        code = int(hidden[1]) if hidden else getattr(error, "errno", None)
+        if code in _NO_ROOM:
+            return OSError(code, os.strerror(code), getattr(error, "filename", None))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,47 +140,74 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Locked(Exception):
-    """Another live job holds the lock."""
+    """Another job holds the lock.
+
+    beat: changes while the owner lives and its heartbeat is all that can be seen of it; empty where the owner was
+    seen to run.
+    """
+
+    def __init__(self, message: str, beat: str = "") -> None:
+        super().__init__(message)
+        self.beat = beat
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold `<path>.lock` and clear what a killed job left of `path`. Raises `Locked` if a live job holds it.
 
-    A lock is dead when its process is gone (same host) or its heartbeat is older than `DEAD_AFTER_S`.
+    A lock is dead when its process is gone (same machine) or its heartbeat is older than `DEAD_AFTER_S` by the
+    clock of the file system, since those of two hosts may differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
-    token = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)})
-    _acquire(file, token)
+    token = json.dumps({**_process(os.getpid()), "token": secrets.token_hex(8)})
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
-    beat.start()
-    try:
-        for stale in path.parent.glob(f".{path.name}.tmp-*"):
-            _remove(stale)
+    try:  # a signal may end this process at any line
+        _acquire(file, token)
+        beat.start()
+        _clear(path)
         yield
+    except OSError as error:
+        if _read_or_none(file) not in (None, token):  # stopped for so long that another job took over
+            raise Locked(f"{file} was taken over") from error
+        raise
     finally:
         stop.set()
-        beat.join()
         if _read_or_none(file) == token:
             file.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a killed job left half written of `path`, whose lock is held."""
+    for stale in path.parent.glob(f".{path.name}.tmp-*"):
+        _remove(stale)
+
+
+def clear_dead(folder: Path) -> None:
+    """Remove the locks of killed processes of this machine in `folder`, and half-written folders without a lock."""
+    dead = {file.with_suffix("") for file in folder.glob("*.lock") if _runs(_parse(_read_or_none(file))) is False}
+    half = {p.with_name(p.name[1:].rpartition(".tmp-")[0]) for p in folder.glob(".*.tmp-*") if p.is_dir()}
+    for path in dead | half:
+        with suppress(Locked, OSError), lock(path):
+            pass
 
 
 def _acquire(file: Path, token: str) -> None:
     for _ in range(3):
         temporary = _temporary(file)
-        temporary.write_text(token)
         try:
+            temporary.write_text(token)
             os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
             return
         except FileExistsError:
             owner = _read_or_none(file)
-            if not _dead(file):
-                raise Locked(f"{file} is held by {owner}") from None
+            if owner == token:  # NFS did it and lost the answer
+                return
+            _require_dead(file, now_s=temporary.stat().st_mtime)
             _set_aside(file, owner)
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     raise Locked(f"{file} changes hands")
 
 
@@ -168,21 +231,61 @@ def _read_or_none(file: Path) -> str | None:
         return None
 
 
-def _dead(file: Path) -> bool:
+def _require_dead(file: Path, now_s: float) -> None:
+    """Raise Locked where the owner lives. now_s: the file system's clock, from a file written just now."""
     try:
-        owner = json.loads(file.read_text())
-        age_s = time.time() - file.stat().st_mtime
+        with file.open() as stream:  # opening makes NFS look at the server's times
+            text, beat_s = stream.read(), os.fstat(stream.fileno()).st_mtime
     except FileNotFoundError:
-        return True
-    except ValueError:
-        return True
-    gone = owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner['pid']}").exists()
-    return gone or age_s > DEAD_AFTER_S
+        return
+    owner = _parse(text)
+    runs = _runs(owner)
+    if not owner or runs is False or now_s - beat_s > DEAD_AFTER_S:
+        return
+    held = f"{file.name} is held by process {owner.get('pid')} on {owner.get('host')}"
+    raise Locked(held, beat="" if runs else f"{text} {beat_s}")
+
+
+def _parse(text: str | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text or ""))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _runs(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the owner of a lock runs; None where this process cannot see it, being on another machine."""
+    if not owner or any(owner.get(key) != value for key, value in _machine().items()):
+        return None
+    return bool(owner.get("started") == _started(owner["pid"]))
+
+
+def _process(pid: int) -> dict[str, Any]:
+    return {**_machine(), "pid": pid, "started": _started(pid)}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    """What processes must share to see each other by pid; hosts and containers may have one name."""
+    return {
+        "host": socket.gethostname(),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pids": os.readlink("/proc/self/ns/pid"),
+    }
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since boot: a pid is given again, both together are not. None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _heartbeat(file: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a file server may be away for a moment
             os.utime(file)
 
 
@@ -235,10 +338,7 @@ def slide_fingerprint(path: Path) -> str:
 
     A slide of several files (a DICOM folder, an MRXS with its folder) counts all of them by name.
     """
-    files = [path] if path.is_file() else []
-    companion = path if path.is_dir() else path.with_suffix("")
-    if path.is_dir() or (path.suffix.lower() == ".mrxs" and companion.is_dir()):
-        files += sorted(f for f in companion.iterdir() if f.is_file())
+    files = slide_files(path)
     sha = hashlib.sha256()
     samples = max(1, 18 // len(files)) if files else 0
     for file in files:
@@ -249,3 +349,12 @@ def slide_fingerprint(path: Path) -> str:
                 stream.seek(i * max(0, size - _SAMPLE_BYTES) // max(1, samples - 1))
                 sha.update(stream.read(_SAMPLE_BYTES))
     return sha.hexdigest()
+
+
+def slide_files(path: Path) -> list[Path]:
+    """The files that make a slide: one, or those of a DICOM folder, or an MRXS file and those of its folder."""
+    files = [path] if path.is_file() else []
+    companion = path if path.is_dir() else path.with_suffix("")
+    if path.is_dir() or (path.suffix.lower() == ".mrxs" and companion.is_dir()):
+        files += sorted(f for f in companion.iterdir() if f.is_file())
+    return files

@@ -18,12 +18,18 @@ def _run() -> int:
     )
     parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide file, or a glob")
     parser.add_argument("--out", type=Path, required=True, help="folder for the patch stores, <slide_id>.zarr")
+    parser.add_argument("--verify", action="store_true", help="only read the stores again and name those not whole")
     arguments = parser.parse_args()
     config = config_from(TilingConfig, arguments)
 
-    from tiling.manifest import load_slides, select_part
+    from tiling.manifest import load_slides, load_table, select_part
     from tiling.pipeline import tile_slides
+    from tiling.verify import verify_stores
 
-    rows = load_slides(arguments.slides)
+    source, out = arguments.slides, arguments.out.absolute()  # a Dask worker has another working folder
+    if arguments.verify and source.lower().endswith(".csv"):
+        rows = load_table(Path(source), needs_path=False)  # the slides themselves may be gone
+    else:
+        rows = load_slides(source)
     rows = select_part(rows, config.part) if config.part else rows
-    return tile_slides(rows, config, arguments.out.absolute())  # a Dask worker has another working folder
+    return verify_stores(rows, config, out) if arguments.verify else tile_slides(rows, config, out)

@@ -73,4 +73,5 @@ def run_command(name: str, body: Callable[[], int]) -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # a second one must not disturb the clearing up
     raise KeyboardInterrupt

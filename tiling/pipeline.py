@@ -36,7 +36,7 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> in
         work,
         out=out,
         verb="tile-slides",
-        workers=min(workers, len(rows)),
+        workers=workers,
         scheduler=config.scheduler,
         part=config.part,
     )

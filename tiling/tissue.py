@@ -10,11 +10,13 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 from skimage.morphology import remove_small_holes, remove_small_objects
 
+from tiling.errors import SlideError
 from tiling.slide import Pixels, Slide
 
 TARGET_MPP = 8.0
 UNSCALED_SIDE_PX = 1024  # longest side of the thumbnail where the scale is unknown
 _BLOCK_PX = 2048
+_LARGEST_PX = 1 << 26  # of a thumbnail: 6.5 cm × 6.5 cm of glass
 # Otsu splits any histogram in two. Glass is below 0.04 in saturation and stained tissue above 0.12 on the
 # slides at hand, so the threshold is held there: a slide that is all tissue (or all glass) is not cut in half.
 _SATURATION_MIN, _SATURATION_MAX = 0.04, 0.12
@@ -43,6 +45,8 @@ def read_thumbnail(slide: Slide, wanted: float) -> Thumbnail:
     level = max((i for i, d in enumerate(slide.downsamples) if d <= wanted * 1.01), default=0)
     factor = max(1, round(wanted / slide.downsamples[level]))
     width, height = slide.level_sizes[level]
+    if width * height > _LARGEST_PX * factor**2:
+        raise SlideError(f"{slide.path}: says it has {width} × {height} px at level {level}; is the file damaged?")
     out = np.empty((math.ceil(height / factor), math.ceil(width / factor), 3), np.uint8)
     step = max(1, _BLOCK_PX // factor) * factor
     for y in range(0, height, step):

@@ -2,7 +2,8 @@
 
 Slide libraries are C code: a damaged file can crash or hang up the process that reads it. Each worker has a
 pipe of its own, so it is known which job a dead worker was doing: that job fails with the signal's name, a
-fresh worker takes its place, and the others never notice.
+fresh worker takes its place, and the others never notice. A worker says with `alive()` that its job goes on;
+one that has not said so for long is killed. `cores()` is how many cores a job may use while others rest.
 """
 
 import ctypes
@@ -10,16 +11,21 @@ import multiprocessing as mp
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+STALL_S = 600.0  # without a sign of life, after which a worker is taken for hung up
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0  # for a worker to end by itself
+_LATE_S = 2.0  # by which a wait may end too late before this process is taken to have been suspended
 
 
 def cores() -> int:
@@ -31,85 +37,216 @@ class WorkerDied(Exception):
     """The process that did a job ended before it gave a result."""
 
 
+@dataclass(frozen=True)
+class _Raised:
+    error: Exception
+
+
+@dataclass(frozen=True)
+class _Signs:
+    """Memory that a worker shares with its parent, each a number that one side writes and the other reads."""
+
+    cores: Any  # ctypes.c_int, the same of all workers: cores that each may use now
+    alive_s: Any  # ctypes.c_double, of this worker: when it last showed life, by time.monotonic
+
+
 @dataclass
 class _Worker(Generic[Job]):
     process: SpawnProcess
     pipe: Connection
+    signs: _Signs
     job: Job | None = None
+    killed_s: float | None = None  # when, by time.monotonic, for being hung up
+
+    def is_lost(self) -> bool:
+        """Hung up in the kernel, where even a kill does not reach it; such a process is left to itself."""
+        return self.killed_s is not None and time.monotonic() - self.killed_s > _GRACE_S
+
+
+_signs: _Signs | None = None  # in a worker
+_in_task = threading.local()
+
+
+def cores() -> int:
+    """How many cores the job in this process may use now; asked again, it may have changed. Outside a pool: all."""
+    if getattr(_in_task, "one_core", False):
+        return 1
+    return int(_signs.cores.value) if _signs else len(os.sched_getaffinity(0))
+
+
+def alive() -> None:
+    """Say that the job goes on. Cheap; to be called at each patch, from any thread."""
+    if _signs:
+        _signs.alive_s.value = time.monotonic()
+
+
+@dataclass(frozen=True)
+class OnOneCore(Generic[Job, Result]):
+    """`work` with `cores()` at 1 in it, for schedulers that count one core a task, such as Dask."""
+
+    work: Callable[[Job], Result]
+
+    def __call__(self, job: Job) -> Result:
+        _in_task.one_core = True
+        try:
+            return self.work(job)
+        finally:
+            _in_task.one_core = False
 
 
 def map_unordered(
-    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, stall_s: float = STALL_S
 ) -> Iterator[tuple[Job, Result | WorkerDied]]:
-    """Yield (job, result) as they finish; `WorkerDied` in the result's place where a process crashed.
+    """Yield (job, result) as they finish; `WorkerDied` in the result's place where a process crashed or hung up.
 
-    `work` must not raise. The pool is ended when the iterator is closed, also in mid-run.
+    workers: cores in use, and processes at most; where there are fewer jobs than cores, each may use several.
+    stall_s: a job may take this long without a call of `alive`.
+
+    What `work` raises is raised here. The pool is ended when the iterator is closed, also in mid-run.
     """
-    context = mp.get_context("spawn")
     queue = list(reversed(list(jobs)))
-    pool = [_start(context, work) for _ in range(min(workers, len(queue)))]
+    pool = _Pool(work, workers, min(workers, len(queue)))
+    watch = _Watch(stall_s)
     try:
-        for worker in pool:
-            _give(worker, queue)
-        while busy := [w for w in pool if w.job is not None]:
-            ready = wait([w.pipe for w in busy])
-            for worker in [w for w in busy if w.pipe in ready]:
+        pool.give(queue)
+        while busy := pool.busy():
+            ready = wait([w.pipe for w in busy], watch.every_s)
+            watch.look(busy)
+            for worker in [w for w in busy if w.pipe in ready or w.is_lost()]:
                 job = worker.job
                 assert job is not None
-                try:
-                    result: Result | WorkerDied = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
-                    result = WorkerDied(_cause_of_death(worker.process))
-                    pool[pool.index(worker)] = worker = _start(context, work)
-                _give(worker, queue)
+                result = _result(worker, stall_s)
+                if isinstance(result, WorkerDied):
+                    pool.replace(worker)
+                worker.job = None
+                pool.give(queue)
                 yield job, result
     finally:
-        for worker in pool:
+        pool.end()
+
+
+class _Pool(Generic[Job, Result]):
+    def __init__(self, work: Callable[[Job], Result], cores_in_use: int, processes: int) -> None:
+        self._context: SpawnContext = mp.get_context("spawn")
+        self._work = work
+        self._cores_in_use = cores_in_use
+        self._cores = self._context.Value("i", 1, lock=False)
+        self._workers: list[_Worker[Job]] = [self._start() for _ in range(processes)]
+
+    def busy(self) -> list[_Worker[Job]]:
+        return [w for w in self._workers if w.job is not None]
+
+    def give(self, queue: list[Job]) -> None:
+        """Give a job to each idle worker, and share the cores among the busy ones."""
+        idle = [w for w in self._workers if w.job is None]
+        taken = list(zip(idle, [queue.pop() for _ in range(min(len(idle), len(queue)))], strict=False))
+        for worker, job in taken:
+            worker.job = job
+        self._cores.value = max(1, self._cores_in_use // max(1, len(self.busy())))
+        for worker, job in taken:
+            worker.signs.alive_s.value = time.monotonic()
+            with suppress(OSError):  # it died while it was idle, which reading its answer will tell
+                worker.pipe.send(job)
+
+    def replace(self, worker: _Worker[Job]) -> None:
+        self._workers[self._workers.index(worker)] = self._start()
+        worker.pipe.close()
+
+    def end(self) -> None:
+        """All workers are told to end at once; those that do not are killed."""
+        for worker in self._workers:
             worker.process.terminate()
-        for worker in pool:
-            worker.process.join(_GRACE_S)
+        deadline = time.monotonic() + _GRACE_S
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+        for worker in self._workers:
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(_GRACE_S)
             worker.pipe.close()
 
-
-def _start(context: Any, work: Callable[[Job], Result]) -> _Worker[Job]:
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, work), daemon=True)
-    process.start()
-    there.close()
-    return _Worker(process, here)
-
-
-def _give(worker: _Worker[Job], queue: list[Job]) -> None:
-    worker.job = queue.pop() if queue else None
-    if worker.job is not None:
-        worker.pipe.send(worker.job)
+    def _start(self) -> _Worker[Job]:
+        here, there = self._context.Pipe()
+        signs = _Signs(self._cores, self._context.Value("d", time.monotonic(), lock=False))
+        process = self._context.Process(target=_serve, args=(there, self._work, signs), daemon=True)
+        process.start()
+        there.close()
+        return _Worker(process, here, signs)
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+@dataclass
+class _Watch:
+    """Kills workers that have a job and show no life."""
+
+    stall_s: float
+    _looked_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def every_s(self) -> float:
+        return min(5.0, self.stall_s / 4)
+
+    def look(self, busy: Sequence[_Worker[Any]]) -> None:
+        now_s = time.monotonic()
+        suspended = now_s - self._looked_s > self.every_s + _LATE_S  # so the workers were, too
+        self._looked_s = now_s
+        for worker in busy:
+            if suspended:
+                worker.signs.alive_s.value = now_s
+            elif now_s - worker.signs.alive_s.value > self.stall_s and not worker.killed_s and not worker.pipe.poll():
+                worker.killed_s = now_s
+                worker.process.kill()
+
+
+def _result(worker: _Worker[Job], stall_s: float) -> Any:
+    try:
+        result = worker.pipe.recv() if worker.pipe.poll() else WorkerDied(_cause_of_death(worker, stall_s))
+    except (EOFError, OSError):
+        return WorkerDied(_cause_of_death(worker, stall_s))
+    if isinstance(result, _Raised):
+        raise result.error
+    return result
+
+
+def _cause_of_death(worker: _Worker[Any], stall_s: float) -> str:
+    if worker.killed_s:
+        return (
+            f"nothing happened for {stall_s:g} s in the process reading it, which was ended "
+            "(is the file damaged, or its disk gone?)"
+        )
+    worker.process.join(_GRACE_S)
+    code = worker.process.exitcode or 0
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"the process reading it died with {name} (is the file damaged, or memory full?)"
+    return f"the process reading it ended with exit code {code}"
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any], signs: _Signs) -> None:
+    global _signs
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # frees locks and removes what is half written
+    signal.signal(signal.SIGTERM, _end)
+    _signs = signs
     while True:
         try:
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(work(job))
+        try:
+            result = work(job)
+        except Exception as error:
+            result = _Raised(error)
+        pipe.send(result)
+
+
+def _end(*_: object) -> None:
+    """Free locks and remove what is half written, undisturbed by a second signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
 
 
 def _die_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends, even by SIGKILL, so that no lock stays held."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    parent = mp.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it ended before that
         os._exit(1)
-
-
-def _cause_of_death(process: SpawnProcess) -> str:
-    process.join()
-    code = process.exitcode or 0
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"the process reading it died with {name} (is the file damaged, or memory full?)"
-    return f"the process reading it ended with exit code {code}"

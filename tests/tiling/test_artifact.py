@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from tiling.artifact import (
     Locked,
+    _process,
     _set_aside,
     atomic_file,
     atomic_folder,
@@ -103,6 +105,64 @@ def test_a_fresh_lock_is_given_back_by_who_came_for_the_dead_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.lock"] and file.read_text() == "fresh"
     _set_aside(file, "fresh")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recycled_pid_does_not_keep_a_lock(tmp_path):
+    file = tmp_path / "x.lock"
+    owner = _process(os.getpid())
+    file.write_text(json.dumps(owner))
+    with pytest.raises(Locked) as held, lock(tmp_path / "x"):
+        pass
+    assert held.value.beat == ""  # seen to run, no need to wait for its heartbeat
+    file.write_text(json.dumps({**owner, "started": owner["started"] - 1}))
+    with lock(tmp_path / "x"):
+        pass
+
+
+def test_a_container_of_the_same_name_is_another_machine(tmp_path):
+    owner = {**_process(os.getpid()), "pid": 4_000_000}  # a pid that this process cannot see
+    for other in ({"pids": "pid:[1]"}, {"boot": "other"}, {"host": "other"}):
+        (tmp_path / "x.lock").write_text(json.dumps({**owner, **other}))
+        with pytest.raises(Locked) as held, lock(tmp_path / "x"):
+            pass
+        assert held.value.beat
+    (tmp_path / "x.lock").write_text(json.dumps(owner))
+    with lock(tmp_path / "x"):
+        pass
+
+
+@pytest.mark.parametrize("skew_s", [-1000, 1000])
+def test_a_wrong_clock_of_this_host_kills_no_lock(tmp_path, monkeypatch, skew_s):
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + skew_s)
+    file = tmp_path / "x.lock"
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    with pytest.raises(Locked), lock(tmp_path / "x"):
+        pass
+    os.utime(file, (0, now() - 130))
+    with lock(tmp_path / "x"):
+        pass
+
+
+def test_a_folder_is_replaced_at_one_stroke(tmp_path):
+    path = tmp_path / "x.zarr"
+    seen, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            seen.append(path.exists())
+
+    for _ in range(2):
+        with atomic_folder(path) as folder:
+            (folder / "a").write_text("")
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(100):
+        with atomic_folder(path) as folder:
+            (folder / "a").write_text("")
+    stop.set()
+    looking.join()
+    assert len(seen) > 100 and all(seen)
 
 
 def _try_lock(path, queue):

@@ -1,17 +1,20 @@
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tiling.artifact import atomic_file, lock, write_text
 from tiling.batch import Outcome, run_batch
 from tiling.errors import SlideError
-from tiling.workers import WorkerDied, map_unordered
+from tiling.workers import WorkerDied, cores, map_unordered
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,135 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     assert parent.wait(timeout=10) == code
     time.sleep(0.5)
     assert not [pid for pid in pids.read_text().split() if _alive(pid)]
+
+
+@dataclass(frozen=True)
+class Sized:
+    slide_id: str
+    path: Path
+
+
+def test_the_largest_slide_is_done_first(tmp_path, capsys):
+    jobs = [Sized(name, tmp_path / name) for name in ("small", "folder", "gone", "large")]
+    (tmp_path / "small").write_bytes(bytes(10))
+    (tmp_path / "large").write_bytes(bytes(3000))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.dcm").write_bytes(bytes(1000))
+    (tmp_path / "folder/b.dcm").write_bytes(bytes(1000))
+    assert run_batch(jobs, work, out=tmp_path / "out", verb="try", workers=1) == 0
+    lines = [line.split()[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["large:", "folder:", "small:", "gone:"]
+
+
+def full(job):
+    if job.slide_id == "b":
+        raise OSError(28, "No space left on device")
+    return work(job)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_stops_the_run_once(tmp_path, workers, capsys):
+    jobs = [Job(n) for n in "abcde"]
+    assert run_batch(jobs, full, out=tmp_path, verb="try", workers=workers) == 1
+    slides = json.loads((tmp_path / "summary.json").read_text())["slides"]
+    assert [slides[n]["status"] for n in "abcde"] == ["done", "failed", "not done", "not done", "not done"]
+    assert str(tmp_path) in slides["b"]["reason"] and "make room" in slides["b"]["reason"]
+    assert "stopped" in capsys.readouterr().err
+
+
+def killed_with_its_lock(job, out):
+    with lock(out / job.slide_id), atomic_file(out / job.slide_id) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_nothing_is_left_of_a_worker_that_was_killed(tmp_path):
+    job = functools.partial(killed_with_its_lock, out=tmp_path)
+    assert run_batch([Job("a")], job, out=tmp_path, verb="try", workers=1) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.json", "failures.csv"}
+
+
+def locked_work(job, out):
+    with lock(out / job.slide_id):
+        return Outcome(job.slide_id, "done")
+
+
+def _foreign_lock(out, age_s):
+    file = out / "a.lock"
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    os.utime(file, (0, time.time() - age_s))
+    return file
+
+
+def test_the_lock_of_a_job_killed_on_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tiling.batch.RETRY_S", 1.0)
+    _foreign_lock(tmp_path, 117)
+    job = functools.partial(locked_work, out=tmp_path)
+    assert run_batch([Job("a"), Job("b")], job, out=tmp_path, verb="try") == 0
+    slides = json.loads((tmp_path / "summary.json").read_text())["slides"]
+    assert {n: s["status"] for n, s in slides.items()} == {"a": "done", "b": "done"}
+    assert "waiting" in capsys.readouterr().err
+
+
+def test_the_lock_of_a_live_job_on_another_host_is_seen_to_live(tmp_path, monkeypatch):
+    monkeypatch.setattr("tiling.batch.RETRY_S", 1.0)
+    file = _foreign_lock(tmp_path, 20)
+    beat = threading.Timer(0.5, os.utime, (file,))
+    beat.start()
+    begun = time.monotonic()
+    assert run_batch([Job("a")], functools.partial(locked_work, out=tmp_path), out=tmp_path, verb="try") == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"] == {"locked": 1}
+    assert time.monotonic() - begun < 10
+
+
+def test_a_live_lock_of_this_host_is_not_waited_for(tmp_path):
+    begun = time.monotonic()
+    with lock(tmp_path / "a"):
+        run_batch([Job("a")], functools.partial(locked_work, out=tmp_path), out=tmp_path, verb="try")
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"] == {"locked": 1}
+    assert time.monotonic() - begun < 5
+
+
+def noted_work(job, out):
+    """Holds the slide's lock for a while and notes who did it; the first to do slide 3 waits to be killed."""
+    if (out / job.slide_id).exists():  # done, but its worker died before it told: Dask does it again
+        return Outcome(job.slide_id, "skipped")
+    with lock(out / job.slide_id), atomic_file(out / job.slide_id) as temporary:
+        temporary.write_text(str(cores()))
+        victim = out / "victim"
+        if job.slide_id == "3" and not victim.exists():
+            write_text(victim, str(os.getpid()))
+            time.sleep(60)
+        time.sleep(0.2)
+        with (out / "notes").open("a") as file:
+            file.write(f"{job.slide_id}\n")
+    return Outcome(job.slide_id, "done")
+
+
+def test_a_killed_dask_worker_costs_nothing_and_each_slide_is_done_once(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    jobs, results = [Job(str(n)) for n in range(12)], []
+    work = functools.partial(noted_work, out=tmp_path)
+    with distributed.LocalCluster(
+        n_workers=3, threads_per_worker=1, dashboard_address=None, processes=True, memory_limit=0
+    ) as cluster:
+        address = cluster.scheduler_address
+        run = threading.Thread(
+            target=lambda: results.append(run_batch(jobs, work, out=tmp_path, verb="try", scheduler=address))
+        )
+        run.start()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "victim").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / "3.lock").exists()
+        os.kill(int((tmp_path / "victim").read_text()), signal.SIGKILL)
+        run.join(timeout=90)
+    assert results == [0]
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"].keys() <= {"done", "skipped"}
+    assert sorted((tmp_path / "notes").read_text().split(), key=int) == [str(n) for n in range(12)]
+    assert {(tmp_path / str(n)).read_text() for n in range(12)} == {"1"}  # one core a task
+    assert not list(tmp_path.glob("*.lock")) and not list(tmp_path.glob(".*"))
 
 
 def test_over_dask(tmp_path):

@@ -1,0 +1,25 @@
+"""The scripts of tests/stress, run for a short while; see there for what they check."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+STRESS = Path(__file__).parent.parent / "stress"
+
+
+def stress(script, *arguments):
+    command = [sys.executable, str(STRESS / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_killed_at_any_moment_and_resumed_gives_the_same_bytes():
+    said = stress("kill_tiling.py", 8, 2)
+    assert "7 × SIGKILL" in said and "1 × SIGTERM" in said
+    assert "× rounds, all stores equal" in said and "× while a slide was half written" in said
+
+
+def test_damaged_slides_end_with_a_reason_and_the_job_lives(data):
+    said = stress("mutate_slides.py", 40, 3)
+    assert "40 mutants" in said and "'failed'" in said and "'done'" in said

@@ -1,0 +1,115 @@
+"""Finished patch stores read again: every array is there and fits, every patch has its checksum and decodes."""
+
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tiling.artifact import digest, lock
+from tiling.batch import Outcome, run_batch
+from tiling.config import TilingConfig
+from tiling.errors import RequestError, SlideError
+from tiling.manifest import SlideRow
+from tiling.patches import PatchStore
+from tiling.pipeline import store_path
+from tiling.shards import PATCHES_PER_SHARD
+from tiling.workers import alive
+
+_AT_ONCE = 16  # patches in memory
+_IMAGES = ("tissue_mask", "pen_mask", "thumbnail")  # of one geometry; all other arrays have a row for each patch
+
+
+def verify_stores(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
+    """Verify the store of every slide and write `verify-summary.json`; return the exit code, 1 if any is bad."""
+    if not out.is_dir():
+        raise RequestError(f"{out}: no such folder; expected the --out folder of an earlier run")
+    code = run_batch(
+        rows,
+        functools.partial(verify_slide, out=out),
+        out=out,
+        verb="verify",
+        workers=config.workers or len(os.sched_getaffinity(0)),
+        scheduler=config.scheduler,
+        part=config.part,
+        prefix="verify-",
+    )
+    if code:
+        print(
+            "verify: to repair, delete the folders of the stores that are not whole and run the same command without "
+            "--verify, which makes what is missing; or run it with --overwrite, which makes all of them again",
+            file=sys.stderr,
+        )
+    return code
+
+
+def verify_slide(row: SlideRow, out: Path) -> Outcome:
+    """Outcome of one slide's store: done, or empty where it rightly holds no patch. Raises SlideError if it is bad."""
+    path = store_path(out, row.slide_id)
+    with lock(path):
+        if not path.exists():
+            raise SlideError(f"{path}: missing; the slide was not tiled, or its store was moved or deleted")
+        count = verify_store(path)
+    return Outcome(row.slide_id, "done" if count else "empty", patches=count)
+
+
+def verify_store(path: Path) -> int:
+    """Read a store as a whole and return how many patches it holds. Raises SlideError naming what is wrong."""
+    try:
+        store, group = PatchStore(path), zarr.open_group(path, mode="r")
+        arrays = {name: _load(array, f"{path}/{name}") for name, array in group.arrays() if name != "patches"}
+        _require_fitting(arrays, len(store), path)
+        if store.digest != _digest(store, group.attrs["version"]):
+            raise SlideError(f"{path}: coordinates or settings are not those that were written (digest differs)")
+        if store.has_pixels:
+            _verify_patches(store, group)
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # what zarr says to damage
+        raise SlideError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+    return len(store)
+
+
+def _digest(store: PatchStore, version: Any) -> str:
+    sha = hashlib.sha256(store.coords_l0.astype("<i8").tobytes()).hexdigest()
+    return digest([store.info.provenance(), version, sha])
+
+
+def _load(array: Any, name: str) -> NDArray[Any]:
+    """The values; zarr itself gives zeros for a chunk file that is missing."""
+    if array.nchunks_initialized != array.nchunks:
+        raise SlideError(f"{name}: part of the array is missing")
+    return np.asarray(array[...])
+
+
+def _require_fitting(arrays: dict[str, NDArray[Any]], count: int, path: Path) -> None:
+    for name in ("coords_l0", "tissue_fraction", "sharpness", "tissue_mask", "thumbnail"):
+        if name not in arrays:
+            raise SlideError(f"{path}: array {name!r} is missing")
+    for name, values in arrays.items():
+        expected = arrays["thumbnail"].shape[:2] if name in _IMAGES else (count,)
+        if values.shape[: len(expected)] != expected:
+            raise SlideError(f"{path}/{name}: shape is {values.shape}, expected {expected}")
+        if name.endswith("_fraction") and not ((values >= 0) & (values <= 1)).all():
+            raise SlideError(f"{path}/{name}: has values outside 0 to 1")
+        if name.endswith("_mask") and not (values <= 1).all():
+            raise SlideError(f"{path}/{name}: has values other than 0 and 1")
+    if not (np.isfinite(arrays["sharpness"]) & (arrays["sharpness"] >= 0)).all():
+        raise SlideError(f"{path}/sharpness: has values that no patch can have")
+
+
+def _verify_patches(store: PatchStore, group: zarr.Group) -> None:
+    array, folder, side = group.get("patches"), store.path / "patches", store.info.patch_size_px
+    shape = (len(store), side, side, 3)
+    if not isinstance(array, zarr.Array) or array.shape != shape:
+        raise SlideError(f"{folder}: found {getattr(array, 'shape', 'nothing')}, expected an array of shape {shape}")
+    shards = sum(file.is_file() for file in (folder / "c").rglob("*"))
+    if shards != -(-len(store) // PATCHES_PER_SHARD):
+        raise SlideError(f"{folder}: found {shards} shards for {len(store)} patches of {PATCHES_PER_SHARD} a shard")
+    for start in range(0, len(store), _AT_ONCE):
+        store.read(start, min(start + _AT_ONCE, len(store)))
+        alive()
