@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 from skimage.filters import threshold_otsu
 
@@ -59,7 +57,7 @@ def test_specks_and_holes_are_cleaned_by_their_size_in_micrometres():
     pixels[20:50, 150:180] = (200, 120, 170)  # piece of 240 µm
     mask = map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5).tissue
     assert mask[63, 63] and mask[30, 160] and not mask[162, 162]
-    assert math.isclose(mask.sum(), 100 * 100 + 30 * 30, rel_tol=0.01)
+    assert 100**2 + 30**2 <= mask.sum() <= 102**2 + 32**2  # a pixel of edge may be added
 
 
 def test_black_borders_are_no_tissue():
