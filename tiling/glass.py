@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy.ndimage import binary_dilation, label, maximum_filter
+from scipy.ndimage import label, maximum_filter
 
 from tiling.slide import Pixels
 
@@ -29,12 +29,12 @@ class Background:
 
 def find_background(pixels: Pixels) -> Background:
     """Separate what is no scanned glass, then express the rest relative to the glass of this slide."""
-    picture = Image.fromarray(pixels)
-    fine = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)))
+    fine = np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(1)))
     padding = _padding(pixels)
     dark = _dark(pixels, padding)
-    coarse = np.asarray(picture.filter(ImageFilter.GaussianBlur(4)))
-    glass = _glass_colour(pixels, fine, coarse, padding, dark)
+    bright = padding & (pixels[..., 1] > _DARK)
+    fallback = pixels[bright].mean(0) if bright.any() else np.full(3, _WHITE)
+    glass = _glass_colour(fine[::2, ::2], ~(padding | dark)[::2, ::2], fallback)
     levels = np.arange(256, dtype=np.float32)[:, None]
     table = np.log((glass + 1) / (levels + 1)).clip(min=0).astype(np.float32)  # 256, 3
     return Background(padding, dark, np.stack([table[fine[..., i], i] for i in range(3)], axis=-1))
@@ -45,49 +45,51 @@ def _padding(pixels: Pixels) -> NDArray[np.bool_]:
 
     Scanned glass has noise; padding has none. Its colours are those that stand along the picture's frame.
     """
-    code = (pixels.astype(np.uint32) * np.array([1 << 16, 1 << 8, 1], np.uint32)).sum(2, dtype=np.uint32)
+    r, g, b = (pixels[..., i].astype(np.uint32) for i in range(3))
+    code = (r << 16) | (g << 8) | b
     flat = np.ones(code.shape, bool)  # equal to its four neighbours
-    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        same = code[here] == code[there]
-        flat[here] &= same
-        flat[there] &= same
+    below, right = code[1:] == code[:-1], code[:, 1:] == code[:, :-1]
+    flat[1:] &= below
+    flat[:-1] &= below
+    flat[:, 1:] &= right
+    flat[:, :-1] &= right
     frame = np.concatenate([code[0][flat[0]], code[-1][flat[-1]], code[:, 0][flat[:, 0]], code[:, -1][flat[:, -1]]])
     colours, counts = np.unique(frame, return_counts=True)
     padding = np.zeros(code.shape, bool)
     for colour in colours[counts >= _PADDING_SHARE * 2 * sum(code.shape)]:
         of_colour = code == colour
-        padding |= binary_dilation(flat & of_colour, np.ones((3, 3))) & of_colour
-    return padding
+        padding |= np.asarray(maximum_filter(flat & of_colour, 3)) & of_colour
+    return np.asarray(padding)
 
 
 def _dark(pixels: Pixels, padding: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(H, W) black areas that reach the picture's frame or the padding. Black inside the slide is ink or tissue."""
-    dark = pixels.max(2) <= _DARK
+    dark = (pixels[..., 0] <= _DARK) & (pixels[..., 1] <= _DARK) & (pixels[..., 2] <= _DARK)
     if not dark.any():
         return dark
     areas, count = label(dark)
-    outside = binary_dilation(padding)
+    outside = maximum_filter(padding, 3)
     outside[[0, -1]] = outside[:, [0, -1]] = True
     reaches = np.zeros(count + 1, bool)
     reaches[areas[outside & dark]] = True
     return np.asarray(maximum_filter(reaches[areas], _SHADOW_PX))
 
 
-def _glass_colour(
-    pixels: Pixels, fine: Pixels, coarse: Pixels, padding: NDArray[np.bool_], dark: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """(3,) RGB of the empty glass: the brightest mode of what is smooth, and not as pink, blue or brown as stains."""
+def _glass_colour(pixels: Pixels, scanned: NDArray[np.bool_], fallback: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3,) RGB of the empty glass: the brightest mode of what is smooth, and not as pink, blue or brown as stains.
+
+    fallback: the answer for a slide that shows no glass.
+    """
+    coarse = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)))
     r, g, b = (coarse[..., i].astype(np.int32) for i in range(3))
-    scanned = ~padding & ~dark
-    smooth = np.abs(fine.astype(np.int16) - coarse).max(2) <= _SMOOTH
+    smooth = np.abs(pixels.astype(np.int16) - coarse).max(2) <= _SMOOTH
     untinted = (200 * g >= 191 * ((r + b) // 2)) & (20 * r >= 17 * b) & (10 * b >= 7 * r) & (g >= 110)
     like_glass = scanned & smooth & untinted
     if like_glass.sum() <= _GLASS_SHARE * scanned.sum():
-        bright = pixels[padding & (pixels.min(2) > 150)]
-        return np.asarray(bright.mean(0)) if len(bright) else np.full(3, _WHITE)
+        return fallback
     counts = np.bincount(g[like_glass], minlength=256).astype(float)
     counts = np.convolve(counts, np.ones(5), "same")
     brightest = np.flatnonzero(counts >= _MODE_SHARE * counts.max())[-1]
     while counts[brightest - 1] > counts[brightest]:
         brightest -= 1
-    return np.asarray(np.median(fine[like_glass & (np.abs(g - brightest) <= 3)], axis=0))
+    return np.asarray(np.median(pixels[like_glass & (np.abs(g - brightest) <= 3)], axis=0))

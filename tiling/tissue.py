@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import label, maximum_filter, minimum_filter
+from scipy.ndimage import find_objects, label, maximum_filter, minimum_filter
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
-from skimage.measure import regionprops_table
+from skimage.measure import regionprops
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
 from tiling.glass import find_background
@@ -27,7 +27,8 @@ _ENTROPY_MIN, _ENTROPY_MAX = 0.8, 1.6  # bits; likewise
 _ENTROPY_STEP = 0.04  # optical density; wider than the noise of glass, so that empty glass has no entropy
 _BLACK, _GREY = 50, 12  # brightest channel, and spread of the channels, of black dirt
 _LINE_WIDTH_UM, _LINE_LENGTH_UM, _LINE_RATIO = 80.0, 1000.0, 20
-_SMALLEST_UM2 = 100.0**2  # smaller specks are dust, smaller holes belong to the tissue
+_SPECK_UM2 = 100.0**2  # smaller pieces are dust
+_HOLE_UM2 = 150.0**2  # smaller holes belong to the tissue: fat cells, vessels
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def map_tissue(
 
 
 def _colour(pixels: NDArray[np.uint8], density: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) spread of the density over the channels: 0 for glass, shadow and grey dirt, saturation relative to glass."""
+    """(H, W) spread of the density over the channels: a saturation in which glass and grey are 0."""
     r, g, b = (density[..., i] for i in range(3))
     spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
-    high, low = pixels.max(2), pixels.min(2)
+    red, green, blue = (pixels[..., i] for i in range(3))
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     spread[(high <= _BLACK) & (high - low <= _GREY)] = 0
     return spread
 
@@ -98,28 +100,31 @@ def _entropy_tissue(
     """
     steps = np.minimum(np.rint(density.mean(2) / _ENTROPY_STEP), 63).astype(np.uint8)
     steps[unseen] = 0
-    half = Image.fromarray(steps).resize((max(1, steps.shape[1] // 2), max(1, steps.shape[0] // 2)), Image.NEAREST)
+    half = Image.fromarray(steps).resize(
+        (max(1, steps.shape[1] // 2), max(1, steps.shape[0] // 2)), Image.Resampling.NEAREST
+    )
     entropy = rank.entropy(np.array(half), disk(3)).astype(np.float32)
-    entropy = np.asarray(Image.fromarray(entropy).resize(steps.shape[::-1], Image.BILINEAR))
+    entropy = np.asarray(Image.fromarray(entropy).resize(steps.shape[::-1], Image.Resampling.BILINEAR))
     threshold = _otsu(entropy[~unseen], _ENTROPY_MIN, _ENTROPY_MAX)
     return np.asarray((entropy > threshold) & (colour > _COLOUR_MIN))
 
 
 def _clean(mask: NDArray[np.bool_], covered: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """Without straight lines and specks, small holes filled where no pen or border covers them."""
-    smallest = round(_SMALLEST_UM2 / mpp**2)
-    mask = remove_small_objects(mask & ~_straight_lines(mask, mpp), max_size=smallest)
-    return np.asarray(remove_small_holes(mask, max_size=smallest) & ~covered)
+    mask = remove_small_objects(mask & ~_straight_lines(mask, mpp), max_size=round(_SPECK_UM2 / mpp**2))
+    return np.asarray(remove_small_holes(mask, max_size=round(_HOLE_UM2 / mpp**2)) & ~covered)
 
 
 def _straight_lines(mask: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """(H, W) edges of coverslips: at most 80 µm wide, at least 1 mm long, straighter than tissue grows."""
-    side = max(3, round(_LINE_WIDTH_UM / mpp))
+    side, length = max(3, round(_LINE_WIDTH_UM / mpp)), _LINE_LENGTH_UM / mpp
     thick = maximum_filter(minimum_filter(mask, side), side)
-    thin, count = label(remove_small_objects(mask & ~thick, max_size=round(_LINE_LENGTH_UM / mpp)), np.ones((3, 3)))
-    if count == 0:
-        return np.zeros_like(mask)
-    shapes = regionprops_table(thin, properties=("label", "axis_major_length", "axis_minor_length"))
-    major, minor = shapes["axis_major_length"], shapes["axis_minor_length"]
-    lines = shapes["label"][(major * mpp >= _LINE_LENGTH_UM) & (major >= _LINE_RATIO * minor)]
-    return np.asarray(np.isin(thin, lines))
+    thin, _ = label(mask & ~thick, np.ones((3, 3)))
+    lines = np.zeros_like(mask)
+    for number, place in enumerate(find_objects(thin), start=1):
+        if math.hypot(*(part.stop - part.start for part in place)) < length:
+            continue
+        (shape,) = regionprops((thin[place] == number).astype(np.uint8))
+        if shape.axis_major_length >= max(length, _LINE_RATIO * shape.axis_minor_length):
+            lines[place] |= thin[place] == number
+    return lines
