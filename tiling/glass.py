@@ -34,7 +34,7 @@ def find_background(pixels: Pixels) -> Background:
     dark = _dark(pixels, padding)
     bright = padding & (pixels[..., 1] > _DARK)
     fallback = pixels[bright].mean(0) if bright.any() else np.full(3, _WHITE)
-    glass = _glass_colour(fine[::2, ::2], ~(padding | dark)[::2, ::2], fallback)
+    glass = _glass_colour(fine[::3, ::3], ~(padding | dark)[::3, ::3], fallback)
     levels = np.arange(256, dtype=np.float32)[:, None]
     table = np.log((glass + 1) / (levels + 1)).clip(min=0).astype(np.float32)  # 256, 3
     return Background(padding, dark, np.stack([table[fine[..., i], i] for i in range(3)], axis=-1))
@@ -67,12 +67,17 @@ def _dark(pixels: Pixels, padding: NDArray[np.bool_]) -> NDArray[np.bool_]:
     dark = (pixels[..., 0] <= _DARK) & (pixels[..., 1] <= _DARK) & (pixels[..., 2] <= _DARK)
     if not dark.any():
         return dark
-    areas, count = label(dark)
-    outside = maximum_filter(padding, 3)
+    outside = np.asarray(maximum_filter(padding, 3))
     outside[[0, -1]] = outside[:, [0, -1]] = True
-    reaches = np.zeros(count + 1, bool)
-    reaches[areas[outside & dark]] = True
-    return np.asarray(maximum_filter(reaches[areas], _SHADOW_PX))
+    return np.asarray(maximum_filter(areas_touching(dark, outside), _SHADOW_PX))
+
+
+def areas_touching(mask: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W) the connected areas of `mask` in which a seed lies."""
+    areas, count = label(mask)
+    kept = np.zeros(count + 1, bool)
+    kept[areas[seeds & mask]] = True
+    return np.asarray(kept[areas])
 
 
 def _glass_colour(pixels: Pixels, scanned: NDArray[np.bool_], fallback: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,10 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import label, maximum_filter, uniform_filter
+from scipy.ndimage import maximum_filter, uniform_filter
 from skimage.morphology import remove_small_objects
+
+from tiling.glass import areas_touching
 
 _STROKE_UM = 100.0  # ink must be solid over a square of this side
 _SOLID = 0.85  # share of such a square
@@ -25,11 +27,8 @@ def find_pen(density: NDArray[np.float32], unseen: NDArray[np.bool_], mpp: float
     solid = uniform_filter(sure.astype(np.float32), side) >= _SOLID
     sure &= maximum_filter(solid, side)
     sure = np.asarray(remove_small_objects(sure, max_size=round(_AREA_UM2 / mpp**2)))
-    areas, count = label((sure | faint) & ~unseen)
-    inked = np.zeros(count + 1, bool)
-    inked[areas[sure]] = True
-    inked[0] = False
-    return np.asarray(maximum_filter(inked[areas], 2 * _EDGE_PX + 1) & ~unseen)
+    ink = areas_touching((sure | faint) & ~unseen, sure)
+    return np.asarray(maximum_filter(ink, 2 * _EDGE_PX + 1) & ~unseen)
 
 
 def _ink(density: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

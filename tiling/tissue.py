@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import find_objects, label, maximum_filter, minimum_filter
-from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
+from skimage.filters import rank, threshold_otsu
 from skimage.measure import regionprops
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
-from tiling.glass import find_background
+from tiling.glass import areas_touching, find_background
 from tiling.pen import find_pen
 from tiling.thumbnail import TARGET_MPP, Thumbnail, mask_downsample, read_thumbnail
 
@@ -25,6 +25,7 @@ __all__ = ["Thumbnail", "TissueMap", "map_tissue", "mask_downsample", "read_thum
 _COLOUR_MIN, _COLOUR_MAX = 0.04, 0.12
 _ENTROPY_MIN, _ENTROPY_MAX = 0.8, 1.6  # bits; likewise
 _ENTROPY_STEP = 0.04  # optical density; wider than the noise of glass, so that empty glass has no entropy
+_CLEAR = 0.15  # optical density in green of what may still be called empty glass
 _BLACK, _GREY = 50, 12  # brightest channel, and spread of the channels, of black dirt
 _LINE_WIDTH_UM, _LINE_LENGTH_UM, _LINE_RATIO = 80.0, 1000.0, 20
 _SPECK_UM2 = 100.0**2  # smaller pieces are dust
@@ -48,6 +49,7 @@ def map_tissue(
 
     method: `otsu` (colour), `entropy` (texture) or `all` (everything is tissue).
     user_mask: (H, W) tissue as the user drew it; replaces the method's.
+    Both expect H&E or DAB with haematoxylin: blue or green stains (Alcian blue, trichrome) look like ink to `pen`.
     """
     mpp = TARGET_MPP if math.isnan(mpp_l0) else mpp_l0 * thumbnail.downsample
     background = find_background(thumbnail.pixels)
@@ -55,7 +57,8 @@ def map_tissue(
     unseen, covered = background.padding | background.dark | pen, background.dark | pen
     colour = _colour(thumbnail.pixels, background.density)
     by_colour = _clean(_otsu_tissue(colour, unseen) & ~unseen, covered, mpp)
-    white = ~by_colour & ~background.dark & ~pen
+    clear = (background.density[..., 1] < _CLEAR) | background.padding
+    white = clear & ~by_colour & ~covered
     if user_mask is not None:
         tissue = user_mask
     elif method == "all":
@@ -80,7 +83,7 @@ def _colour(pixels: NDArray[np.uint8], density: NDArray[np.float32]) -> NDArray[
 def _otsu_tissue(colour: NDArray[np.float32], unseen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(H, W) what is above the threshold, and what is above half of it and touches that: fat, pale stroma."""
     threshold = _otsu(colour[~unseen], _COLOUR_MIN, _COLOUR_MAX)
-    return np.asarray(apply_hysteresis_threshold(colour, max(_COLOUR_MIN, threshold / 2), threshold))
+    return areas_touching(colour > max(_COLOUR_MIN, threshold / 2), colour > threshold)
 
 
 def _otsu(values: NDArray[np.float32], low: float, high: float) -> float:
@@ -112,6 +115,8 @@ def _entropy_tissue(
 def _clean(mask: NDArray[np.bool_], covered: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """Without straight lines and specks, small holes filled where no pen or border covers them."""
     mask = remove_small_objects(mask & ~_straight_lines(mask, mpp), max_size=round(_SPECK_UM2 / mpp**2))
+    if not mask.any():  # else all of a picture smaller than a hole would be one
+        return mask
     return np.asarray(remove_small_holes(mask, max_size=round(_HOLE_UM2 / mpp**2)) & ~covered)
 
 
