@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from mil.lesion_truth import read_rings
 from mil.run import SlideAttention
 from tiling.artifact import atomic_file
+from tiling.geojson import read_polygons
 from tiling.slide import Pixels, Slide
 from tiling.tissue import read_thumbnail
 
@@ -38,7 +38,7 @@ def write_png(
     thumbnail = read_thumbnail(source, max(1.0, max(slide.width_l0, slide.height_l0) / _LONGEST_SIDE_PX))
     downsample = thumbnail.downsample
     scores = score_map(slide, thumbnail.pixels.shape[:2], downsample)
-    rings = [ring / downsample for ring in read_rings(annotation)] if annotation else []
+    rings = [ring / downsample for polygon in read_polygons(annotation) for ring in polygon] if annotation else []
     figure = _figure(slide, thumbnail.pixels, scores, downsample, rings, opacity)
     text = {"Software": None, "slidemil": json.dumps(provenance, sort_keys=True)}
     with atomic_file(path) as temporary:

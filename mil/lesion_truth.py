@@ -1,6 +1,5 @@
 """Does attention find the annotated regions? Patch scores against polygons drawn in level-0 pixels."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil.metrics import Interval, draw_weights, interval
 from mil.run import SlideAttention, attention_path, read_attention
-from tiling.errors import SlideError
+from tiling.geojson import Polygon, read_polygons
 from tiling.manifest import SlideRow
 
 LESION_SHARE = 0.25  # a patch counts as lesion when at least this much of it is
@@ -41,7 +40,7 @@ def lesion_agreement(run: Path, rows: Sequence[SlideRow], draws: int = 2000, see
         if row.annotation is None or not path.exists():
             continue
         slide = read_attention(path)
-        truth = covered_share(slide, read_rings(row.annotation)) >= LESION_SHARE
+        truth = covered_share(slide, read_polygons(row.annotation)) >= LESION_SHARE
         if truth.all() or not truth.any():
             continue
         logits = slide.patch_logits[:, slide.classes.index(slide.label)]
@@ -56,25 +55,13 @@ def lesion_agreement(run: Path, rows: Sequence[SlideRow], draws: int = 2000, see
     return LesionAgreement(interval(means[:, 0]), interval(means[:, 1]), len(aurocs), lesions, total)
 
 
-def covered_share(slide: SlideAttention, rings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Share (N,) of each patch inside any of the polygons, by a grid of 16 × 16 points in it."""
+def covered_share(slide: SlideAttention, polygons: Sequence[Polygon]) -> NDArray[np.float64]:
+    """Share (N,) of each patch inside any of the polygons, by a grid of 16 × 16 points in it. Holes are outside."""
     steps = (np.arange(_PROBES) + 0.5) / _PROBES * slide.patch_size_l0
     offsets = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     points = (slide.coords[:, None, :] + offsets).reshape(-1, 2)
     inside = np.zeros(len(points), bool)
-    for ring in rings:
-        inside |= Outline(ring).contains_points(points)
+    for polygon in polygons:
+        in_rings = [Outline(ring).contains_points(points) for ring in polygon]
+        inside |= np.logical_xor.reduce(in_rings)
     return np.asarray(inside.reshape(len(slide.coords), -1).mean(1))
-
-
-def read_rings(annotation: Path) -> list[NDArray[np.float64]]:
-    """Outer rings (V, 2), level-0 (x, y), of all polygons in a GeoJSON file. Raises SlideError if it is none."""
-    try:
-        features = json.loads(annotation.read_text(encoding="utf-8"))["features"]
-        polygons: list[list[list[list[float]]]] = []
-        for geometry in (feature["geometry"] for feature in features):
-            several = geometry["type"] == "MultiPolygon"
-            polygons += geometry["coordinates"] if several else [geometry["coordinates"]]
-        return [np.asarray(polygon[0], float).reshape(-1, 2) for polygon in polygons]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise SlideError(f"{annotation}: not a GeoJSON FeatureCollection of polygons ({error})") from error

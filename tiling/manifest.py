@@ -8,6 +8,8 @@ Columns
   split       optional: train, val or test
   mpp         optional: µm per level-0 pixel; overrides what the file says (0.05 to 20)
   annotation  optional: GeoJSON file of regions in level-0 pixels, drawn as outlines on heatmaps
+  mask        optional: what is tissue, instead of finding it: GeoJSON polygons in level-0 pixels, or a PNG of the
+              whole slide in which everything but 0 is tissue
   format_version  optional: 1. Any other version is refused; a table without the column is version 1
   any other   a label, chosen with --target
 
@@ -33,7 +35,7 @@ from tiling.errors import RequestError
 VERSION = "1"
 MPP_MIN, MPP_MAX = 0.05, 20.0
 SPLITS = ("train", "val", "test")
-_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "format_version")
+_RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "mask", "format_version")
 _ID = re.compile(r"[A-Za-z0-9._-]+")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
@@ -53,6 +55,7 @@ class SlideRow:
     split: str = ""
     mpp: float | None = None
     annotation: Path | None = None
+    mask: Path | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -172,9 +175,9 @@ def _parse_row(
     mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
     if target is not None and not record[target]:
         faults.append(f"label {target!r} is empty; fill it in or leave the row out")
-    annotation = (folder / record["annotation"]).absolute() if record.get("annotation") else None
-    if needs_path and annotation is not None and not annotation.is_file():
-        faults.append(f"no such annotation file: {annotation}")
+    files = {name: (folder / record[name]).absolute() for name in ("annotation", "mask") if record.get(name)}
+    if needs_path:
+        faults += [f"no such {name} file: {file}" for name, file in files.items() if not file.is_file()]
     row = SlideRow(
         slide_id=record.get("slide_id") or (path.stem if path else ""),
         path=path,
@@ -182,7 +185,8 @@ def _parse_row(
         site=record.get("site", ""),
         split=split,
         mpp=mpp,
-        annotation=annotation,
+        annotation=files.get("annotation"),
+        mask=files.get("mask"),
         labels={k: v for k, v in record.items() if k not in _RESERVED},
     )
     return _with_defaults(row), faults + mpp_fault

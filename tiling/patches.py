@@ -71,6 +71,7 @@ class PatchStoreInfo:
     config: dict[str, Any]  # TilingConfig.content()
     packages: dict[str, str]
     reduction: int = 1  # each pixel that was read is the mean of reduction × reduction pixels of the level
+    mask_sha256: str = ""  # of the user's own tissue mask; empty where the method found the tissue
     # The colours of patches are kept whole, unless the very pixels read were subsampled in the slide's own JPEG:
     # on H&E at quality 90, 4:2:0 costs up to 5 grey levels of mean error where 4:4:4 costs 1.7.
     jpeg_subsampling: str = NO_SUBSAMPLING
@@ -79,7 +80,12 @@ class PatchStoreInfo:
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
         mpp_table = None if math.isnan(self.mpp_table) else self.mpp_table
-        return {"slide file": self.fingerprint, "mpp in the slide table": mpp_table, **self.config}
+        return {
+            "slide file": self.fingerprint,
+            "mpp in the slide table": mpp_table,
+            "mask in the slide table": self.mask_sha256,
+            **self.config,
+        }
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,9 @@ def write_store(
             "thumbnail": thumbnail,
         }
         for name, values in arrays.items():
-            group.create_array(name, data=values, chunks=tuple(max(1, n) for n in values.shape))
+            chunks = tuple(max(1, n) for n in values.shape)
+            # Zeros too are written, so that a chunk that is not there is known to be lost.
+            group.create_array(name, data=values, chunks=chunks, config={"write_empty_chunks": True})
         sha = hashlib.sha256(arrays["coords_l0"].astype("<i8").tobytes()).hexdigest()
         group.attrs.update(
             format=FORMAT, version=VERSION, digest=digest([info.provenance(), VERSION, sha]), **_to_json(info)

