@@ -2,11 +2,8 @@
 
 import csv
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ import yaml
 
 from tiling.config import TilingConfig
 from tiling.patches import PatchStore
-from tiling.phantom import PhantomSpec, write_phantom
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -153,37 +149,6 @@ def test_native_takes_level_zero_pixels(command, data, tmp_path):
     assert len(store) == 20 and np.isnan(store.info.mpp_l0) and np.isnan(store.info.mpp)
     expected = openslide_patches(slide, store.coords_l0, 512)
     assert (store.read(range(0, 20)) == expected).all()
-
-
-def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path):
-    slides = tmp_path / "slides"
-    slides.mkdir()
-    for seed in range(4):
-        write_phantom(PhantomSpec(width_px=3008, height_px=2512, seed=seed, tumour=False), slides / f"s{seed}.svs")
-    script = Path(sys.executable).parent / "tile-slides"
-
-    def start(out):
-        arguments = [script, slides, "--out", out, "--patch-px", "128", "--workers", "2"]
-        return subprocess.Popen(list(map(str, arguments)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    begun = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0
-    usual_s = time.monotonic() - begun
-    random.seed(0)
-    kills = 0
-    for _ in range(8):
-        running = start(tmp_path / "killed")
-        try:
-            running.wait(timeout=usual_s * random.uniform(0.3, 0.8))
-        except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)
-            running.wait()
-            kills += 1
-        for store in (tmp_path / "killed").glob("s*.zarr"):
-            assert len(PatchStore(store)) > 0  # what has the final name is whole
-    assert kills >= 2
-    assert start(tmp_path / "killed").wait() == 0
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def test_help_is_quick_and_imports_no_torch():
