@@ -11,6 +11,7 @@ Arrays
   tissue_mask      (H, W) uint8, 1 on tissue
   pen_mask         (H, W) uint8, 1 on pen
   thumbnail        (H, W, 3) uint8 RGB, same geometry as the masks
+All but `patches` are zstd, then `crc32c`.
 
 Attributes of the group: `format`, `version` and the fields of `PatchStoreInfo`. No label or macro image, no
 path and no vendor property of the slide is ever stored: slide files carry patient data.
@@ -47,6 +48,8 @@ from tiling.tissue import TissueMap
 FORMAT, VERSION = "slidemil-patches", 2
 AREA_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
 SCORES = (*AREA_SCORES, "sharpness")
+PICTURES = ("tissue_mask", "pen_mask", "thumbnail")
+NOT_IN_VERSION_1 = {"pen_fraction", "dark_fraction", "white_fraction", "pen_mask"}
 _OLD = 1  # a version that is still read
 _ZSTD_LEVEL = 3
 
@@ -80,12 +83,8 @@ class PatchStoreInfo:
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
         mpp_table = None if math.isnan(self.mpp_table) else self.mpp_table
-        return {
-            "slide file": self.fingerprint,
-            "mpp in the slide table": mpp_table,
-            "mask in the slide table": self.mask_sha256,
-            **self.config,
-        }
+        mask = {"mask in the slide table": self.mask_sha256} if self.mask_sha256 else {}
+        return {"slide file": self.fingerprint, "mpp in the slide table": mpp_table, **mask, **self.config}
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,13 @@ def write_store(
         for name, values in arrays.items():
             chunks = tuple(max(1, n) for n in values.shape)
             # Zeros too are written, so that a chunk that is not there is known to be lost.
-            group.create_array(name, data=values, chunks=chunks, config={"write_empty_chunks": True})
+            group.create_array(
+                name,
+                data=values,
+                chunks=chunks,
+                compressors=[ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()],
+                config={"write_empty_chunks": True},
+            )
         sha = hashlib.sha256(arrays["coords_l0"].astype("<i8").tobytes()).hexdigest()
         group.attrs.update(
             format=FORMAT, version=VERSION, digest=digest([info.provenance(), VERSION, sha]), **_to_json(info)
@@ -188,6 +193,7 @@ class PatchStore:
         check_format(attributes, FORMAT, _OLD if attributes.get("version") == _OLD else VERSION, path)
         self.info = _from_json(attributes, path)
         self.digest: str = attributes["digest"]
+        self.version: int = attributes["version"]
         self._group = zarr.open_group(path, mode="r")
         self.coords_l0: NDArray[np.int64] = self._load("coords_l0")
         self._shards = ShardReader(path / "patches")

@@ -17,13 +17,12 @@ from tiling.batch import Outcome, run_batch
 from tiling.config import TilingConfig
 from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow
-from tiling.patches import PatchStore
+from tiling.patches import NOT_IN_VERSION_1, PICTURES, SCORES, PatchStore
 from tiling.pipeline import store_path
 from tiling.shards import PATCHES_PER_SHARD
 from tiling.workers import alive
 
 _AT_ONCE = 16  # patches in memory
-_IMAGES = ("tissue_mask", "pen_mask", "thumbnail")  # of one geometry; all other arrays have a row for each patch
 
 
 def verify_stores(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
@@ -64,8 +63,8 @@ def verify_store(path: Path) -> int:
     try:
         store, group = PatchStore(path), zarr.open_group(path, mode="r")
         arrays = {name: _load(array, f"{path}/{name}") for name, array in group.arrays() if name != "patches"}
-        _require_fitting(arrays, len(store), path)
-        if store.digest != _digest(store, group.attrs["version"]):
+        _require_fitting(arrays, len(store), store.version, path)
+        if store.digest != _digest(store):
             raise SlideError(f"{path}: coordinates or settings are not those that were written (digest differs)")
         if store.has_pixels:
             _verify_patches(store, group)
@@ -74,9 +73,9 @@ def verify_store(path: Path) -> int:
     return len(store)
 
 
-def _digest(store: PatchStore, version: Any) -> str:
+def _digest(store: PatchStore) -> str:
     sha = hashlib.sha256(store.coords_l0.astype("<i8").tobytes()).hexdigest()
-    return digest([store.info.provenance(), version, sha])
+    return digest([store.info.provenance(), store.version, sha])
 
 
 def _load(array: Any, name: str) -> NDArray[Any]:
@@ -86,12 +85,12 @@ def _load(array: Any, name: str) -> NDArray[Any]:
     return np.asarray(array[...])
 
 
-def _require_fitting(arrays: dict[str, NDArray[Any]], count: int, path: Path) -> None:
-    for name in ("coords_l0", "tissue_fraction", "sharpness", "tissue_mask", "thumbnail"):
-        if name not in arrays:
-            raise SlideError(f"{path}: array {name!r} is missing")
+def _require_fitting(arrays: dict[str, NDArray[Any]], count: int, version: int, path: Path) -> None:
+    missing = {"coords_l0", *SCORES, *PICTURES} - set(arrays) - (NOT_IN_VERSION_1 if version == 1 else set())
+    if missing:
+        raise SlideError(f"{path}: arrays are missing: {', '.join(sorted(missing))}")
     for name, values in arrays.items():
-        expected = arrays["thumbnail"].shape[:2] if name in _IMAGES else (count,)
+        expected = arrays["thumbnail"].shape[:2] if name in PICTURES else (count,)
         if values.shape[: len(expected)] != expected:
             raise SlideError(f"{path}/{name}: shape is {values.shape}, expected {expected}")
         if name.endswith("_fraction") and not ((values >= 0) & (values <= 1)).all():

@@ -22,7 +22,7 @@ def test_a_thumbnail_is_the_area_mean(data):
         cell = whole[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
         assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= (
             4 if row == 185 else 1.5
-        )  # at an eighth of the DCT; the last row has a tile's padding
+        )  # at an eighth of the DCT; the last ones have a tile's padding
 
 
 def test_blocks_make_no_seams(phantom_slide):
