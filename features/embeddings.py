@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.artifact import atomic_file, check_format
+from tiling.artifact import atomic_hdf5, check_format
 from tiling.errors import SlideError
 
 FORMAT, VERSION = "slidemil-features", 1
@@ -66,8 +66,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     if not np.isfinite(features).all():
         raise SlideError(f"{info.slide_id}: the encoder returned NaN or infinity; try --precision fp32")
     assert len(features) == len(coords), (features.shape, coords.shape)
-    # HDF5 itself, when the disk is full, does not close the file and crashes the process
-    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
+    with atomic_hdf5(path) as file:
         chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
@@ -80,10 +79,6 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             level0_height=info.height_l0,
             overlap=info.overlap_px,
         )
-        file.flush()
-        image = file.id.get_file_image()
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(image)
 
 
 def read_info(path: Path) -> EmbeddingInfo:

@@ -53,7 +53,7 @@ import yaml
 from numpy.typing import NDArray
 
 from features.embeddings import EmbeddingInfo
-from tiling.artifact import atomic_file, atomic_folder, check_format, write_json, write_text
+from tiling.artifact import atomic_file, atomic_folder, atomic_hdf5, check_format, write_json, write_text
 from tiling.errors import RequestError, SlideError
 
 FORMAT, VERSION = "slidemil-run", 1
@@ -262,7 +262,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def write_attention(path: Path, slide: SlideAttention) -> None:
     values = {name: value for name, value in vars(slide).items() if name not in _DATA_SETS}
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_hdf5(path) as file:
         for name in _DATA_SETS:
             file.create_dataset(name, data=getattr(slide, name), track_times=False)
         file.attrs.update({**values, "classes": list(slide.classes)})

@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from tiling.errors import SlideError
 from tiling.workers import alive
 
@@ -128,6 +130,20 @@ def no_room(error: BaseException | None) -> OSError | None:
             return OSError(code, os.strerror(code), getattr(error, "filename", None))
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Yield an HDF5 file to fill; it becomes `path` when the block ends without an error.
+
+    It is made in memory: HDF5 itself crashes the process when the disk is full.
+    """
+    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def write_text(path: Path, text: str) -> None:

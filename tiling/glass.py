@@ -20,7 +20,7 @@ _MODE_SHARE = 0.2  # of the largest mode; the brightest mode with so many pixels
 
 @dataclass(frozen=True)
 class Background:
-    """padding, dark: (H, W) bool. density: (H, W, 3) float32, natural optical density relative to the glass, 0 up."""
+    """padding, dark: (H, W) bool. density: (3, H, W) float32, natural optical density relative to the glass, 0 up."""
 
     padding: NDArray[np.bool_]
     dark: NDArray[np.bool_]
@@ -37,7 +37,7 @@ def find_background(pixels: Pixels) -> Background:
     glass = _glass_colour(fine[::3, ::3], ~(padding | dark)[::3, ::3], fallback)
     levels = np.arange(256, dtype=np.float32)[:, None]
     table = np.log((glass + 1) / (levels + 1)).clip(min=0).astype(np.float32)  # 256, 3
-    return Background(padding, dark, np.stack([table[fine[..., i], i] for i in range(3)], axis=-1))
+    return Background(padding, dark, np.stack([table[:, i].take(fine[..., i]) for i in range(3)]))
 
 
 def _padding(pixels: Pixels) -> NDArray[np.bool_]:

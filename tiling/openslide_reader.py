@@ -10,6 +10,8 @@ from PIL import Image
 from tiling.errors import SlideError
 from tiling.slide import NO_SUBSAMPLING, Pixels
 
+_TILE_PX_MAX = 16_384  # OpenSlide ends the process where it cannot have the memory for a tile
+
 
 class OpenSlideReader:
     """A `Slide` over `openslide.OpenSlide`. Transparent pixels take the slide's background colour."""
@@ -23,6 +25,14 @@ class OpenSlideReader:
             raise SlideError("OpenSlide: not a format that it knows") from None
         except openslide.OpenSlideError as error:
             raise SlideError(f"OpenSlide: {error}") from error
+        tile = max(
+            int(self._slide.properties.get(f"openslide.level[{level}].tile-{side}", 0))
+            for level in range(self._slide.level_count)
+            for side in ("width", "height")
+        )
+        if tile > _TILE_PX_MAX:
+            self._slide.close()
+            raise SlideError(f"OpenSlide: tiles of {tile} px a side, expected at most {_TILE_PX_MAX}")
         self.path = path
         self.level_sizes = self._slide.level_dimensions
         self.downsamples = self._slide.level_downsamples

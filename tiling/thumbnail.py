@@ -8,6 +8,7 @@ from PIL import Image
 
 from tiling.errors import SlideError
 from tiling.slide import REDUCTIONS, Pixels, Slide
+from tiling.workers import alive
 
 TARGET_MPP = 8.0
 UNSCALED_SIDE_PX = 1024  # longest side of the thumbnail where the scale is unknown
@@ -47,6 +48,7 @@ def read_thumbnail(slide: Slide, wanted: float) -> Thumbnail:
     step = max(1, _BLOCK_PX // cell) * cell
     for y in range(0, height, step):
         for x in range(0, width, step):
+            alive()
             block = slide.read(level, x, y, min(step, width - x), min(step, height - y), reduction)
             small = np.asarray(Image.fromarray(block).reduce(cell))  # cells over the edge: mean of what is there
             out[y // cell : y // cell + len(small), x // cell : x // cell + small.shape[1]] = small

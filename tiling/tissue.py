@@ -57,7 +57,7 @@ def map_tissue(
     unseen, covered = background.padding | background.dark | pen, background.dark | pen
     colour = _colour(thumbnail.pixels, background.density)
     by_colour = _clean(_otsu_tissue(colour, unseen) & ~unseen, covered, mpp)
-    clear = (background.density[..., 1] < _CLEAR) | background.padding
+    clear = (background.density[1] < _CLEAR) | background.padding
     white = clear & ~by_colour & ~covered
     if user_mask is not None:
         tissue = user_mask
@@ -72,8 +72,7 @@ def map_tissue(
 
 def _colour(pixels: NDArray[np.uint8], density: NDArray[np.float32]) -> NDArray[np.float32]:
     """(H, W) spread of the density over the channels: a saturation in which glass and grey are 0."""
-    r, g, b = (density[..., i] for i in range(3))
-    spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+    spread = np.asarray(density.max(0) - density.min(0))
     red, green, blue = (pixels[..., i] for i in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     spread[(high <= _BLACK) & (high - low <= _GREY)] = 0
@@ -101,7 +100,7 @@ def _entropy_tissue(
     After Song et al. 2023 (EntropyMasker, Sci Rep 13), with density relative to glass in place of grey levels and
     steps wider than the noise of glass. Grey texture (dust, coverslip edges, bubbles) is left out. Half resolution.
     """
-    steps = np.minimum(np.rint(density.mean(2) / _ENTROPY_STEP), 63).astype(np.uint8)
+    steps = np.minimum(np.rint(density.mean(0) / _ENTROPY_STEP), 63).astype(np.uint8)
     steps[unseen] = 0
     half = Image.fromarray(steps).resize(
         (max(1, steps.shape[1] // 2), max(1, steps.shape[0] // 2)), Image.Resampling.NEAREST

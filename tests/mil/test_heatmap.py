@@ -34,7 +34,7 @@ class White:
     def __init__(self, width, height):
         self.level_sizes, self.downsamples, self.mpp = ((width, height),), (1.0,), (0.25, 0.25)
 
-    def read(self, level, x, y, width, height):
+    def read(self, level, x, y, width, height, reduction=1):
         return np.full((height, width, 3), 255, np.uint8)
 
 

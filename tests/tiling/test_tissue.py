@@ -20,9 +20,8 @@ def test_a_thumbnail_is_the_area_mean(data):
     assert thumbnail.downsample == 16 and thumbnail.pixels.shape == (186, 139, 3)
     for row, column in [(0, 0), (50, 70), (185, 138), (100, 138)]:
         cell = whole[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
-        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= (
-            4 if row == 185 else 1.5
-        )  # at an eighth of the DCT; the last ones have a tile's padding
+        padded = row == 185 or column == 138  # the last tiles go on beyond the slide
+        assert np.abs(thumbnail.pixels[row, column] - cell.mean((0, 1))).max() <= (4 if padded else 1.5)
 
 
 def test_blocks_make_no_seams(phantom_slide):
