@@ -17,6 +17,8 @@ from tiling.config import TilingConfig
 from tiling.grid import Scale, choose_scale, covered_fraction, patch_grid, read_patch
 from tiling.manifest import SlideRow
 from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.qc_page import write_qc_page
+from tiling.qc_picture import write_qc
 from tiling.quality import sharpness
 from tiling.slide import NO_SUBSAMPLING, Slide, open_slide
 from tiling.threads import ordered_map
@@ -34,7 +36,7 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> in
     """Tile every slide into `out`; return the exit code."""
     work = functools.partial(tile_slide, config=config, out=out)
     workers = config.workers or len(os.sched_getaffinity(0))
-    return run_batch(
+    code = run_batch(
         rows,
         work,
         out=out,
@@ -43,6 +45,8 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> in
         scheduler=config.scheduler,
         part=config.part,
     )
+    write_qc_page(out)
+    return code
 
 
 def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
@@ -52,9 +56,11 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
         assert row.path is not None
         slide = open_slide(row.path)
         try:
-            return _tile(slide, row, config, path)
+            outcome = _tile(slide, row, config, path)
         finally:
             slide.close()
+        write_qc(PatchStore(path), out)
+        return outcome
 
 
 def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outcome:
