@@ -95,8 +95,8 @@ def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAt
     path = attention_path(run, slide_id)
     if path.exists():
         return read_attention(path)
-    embeddings = open_features(features).read(slide_id)
     try:
+        embeddings = open_features(features).read(slide_id)
         ensemble = _ensemble(run, device)
         prediction, info = ensemble.predict(embeddings), embeddings.info
     except RequestError as error:  # of this slide's features or of the device: the slides that were tested go on

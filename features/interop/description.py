@@ -58,10 +58,12 @@ class Found:
 
 
 def joined(first: Description, second: Description, path: Path) -> Description:
-    """What the file (first) and the user (second) say. Raises SlideError where they contradict each other."""
+    """What the file (first) and the request (second) say. Raises SlideError where they contradict each other."""
     values: dict[str, Any] = {}
     for entry in fields(Description):
         a, b = getattr(first, entry.name), getattr(second, entry.name)
+        if b is not None and isinstance(a, float) and math.isnan(a):
+            a = None  # a slide without a scale: whoever knows it may say it
         if a is not None and b is not None and not _equal(a, b):
             raise SlideError(
                 f"{path}: {entry.name} is {a} in the file and {b} in the request; "

@@ -27,7 +27,6 @@ from features.embeddings import EmbeddingInfo, Embeddings
 from features.interop.clam import whole_numbers
 from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
 from features.interop.layout_file import Content, content_differences, data_set, opened, require_rows, write_content
-from tiling.errors import SlideError
 
 FOLDER_PREFIX = "features_"
 _BUCKETS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))  # below µm per pixel: magnification
@@ -102,9 +101,7 @@ def _content(embeddings: Embeddings) -> Content:
 
 
 def _folder(info: EmbeddingInfo) -> str:
-    if "/" in info.encoder or info.encoder in (".", ".."):
-        raise SlideError(f"{info.slide_id}: encoder {info.encoder!r} cannot be part of a folder's name")
-    return f"{FOLDER_PREFIX}{info.encoder}"
+    return f"{FOLDER_PREFIX}{info.encoder.replace('/', '-')}"
 
 
 def _magnification(info: EmbeddingInfo) -> dict[str, float]:

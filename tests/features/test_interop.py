@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.cli_convert import main
+from features.convert_config import ConvertConfig
 from features.embeddings import UNKNOWN, EmbeddingInfo, Embeddings, read_embeddings, write_embeddings
 from features.interop.description import ORIGIN, Found, as_found
 from features.interop.reader import LAYOUTS, open_features
@@ -296,7 +298,7 @@ def test_tensors_alone_need_the_patching_files_and_never_run_code(convert, tmp_p
         def __reduce__(self):
             return (Path.touch, (mark,))
 
-    (tmp_path / "clam/pt_files/evil.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "clam/pt_files/evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save({"features": Evil()}, tmp_path / "clam/pt_files/evil2.pt")
     torch.save([1], tmp_path / "clam/pt_files/list.pt")
     (tmp_path / "clam/pt_files/cut.pt").write_bytes((tmp_path / "clam/pt_files/s.pt").read_bytes()[:300])
@@ -408,6 +410,22 @@ def test_a_slide_table_gives_scale_and_size(convert, tmp_path, phantom_slide):
     assert [(i.width_l0, i.height_l0, round(i.mpp_l0, 6)) for i in infos] == [(4000, 3008, 0.25), (4000, 3008, 0.3)]
     table.write_text(f"slide_id,path\na,{tmp_path}/no.svs\n")
     assert convert(tmp_path / "clam", *flags, "--overwrite") == 1 and "no such file" in reasons(tmp_path / "out")["a"]
+
+
+def test_a_slide_without_a_scale_is_given_one(convert, tmp_path):
+    ours(tmp_path / "ours", "s", mpp_l0=math.nan, mpp=math.nan)
+    flags = [tmp_path / "ours", "--to", "stamp", "--out", tmp_path / "out"]
+    assert convert(*flags) == 1 and "the slide has no scale; give --mpp-l0" in reasons(tmp_path / "out")["s"]
+    assert convert(*flags, "--mpp-l0", 0.5) == 0
+    info = open_features(tmp_path / "out").read("s").info
+    assert (info.mpp_l0, info.mpp) == (0.5, 0.5 * 507 / 256)
+
+
+def test_an_encoder_with_a_slash_makes_one_folder(convert, tmp_path):
+    ours(tmp_path / "ours", "s", encoder="hub/vit")
+    assert convert(tmp_path / "ours", "--to", "trident", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out/features_hub-vit/s.h5").is_file()
+    assert open_features(tmp_path / "out").read("s").info.encoder == "hub/vit"
 
 
 # Types
@@ -570,6 +588,13 @@ def test_parts_make_the_whole(convert, tmp_path):
     for part in ("1/2", "2/2"):
         assert convert(tmp_path / "ours", "--to", "stamp", "--out", tmp_path / "out", "--part", part) == 0
     assert sorted(p.stem for p in (tmp_path / "out").glob("*.h5")) == ["a", "b", "c"]
+
+
+def test_the_yaml_file_says_the_defaults(convert, tmp_path):
+    file = Path(__file__).parents[2] / "configs/convert.yaml"
+    assert yaml.safe_load(file.read_text(encoding="utf-8")) == asdict(ConvertConfig())
+    ours(tmp_path / "ours", "s")
+    assert convert(tmp_path / "ours", "--to", "clam", "--out", tmp_path / "out", "--config", file) == 0
 
 
 def test_help_needs_no_torch():
