@@ -141,17 +141,19 @@ def _read_features(
     present = source.paths
     loaded: dict[str, Embeddings] = {}
     unreadable: dict[str, str] = {}
-    empty = []
+    empty, rounded = [], 0
     for row in rows:
         if row.slide_id not in present:
             continue
         try:
-            embeddings = in_float16(source.read(row.slide_id))
+            read = source.read(row.slide_id)
+            embeddings = in_float16(read)
         except SlideError as error:
             unreadable[row.slide_id] = str(error)
             continue
         if len(embeddings.features):
             loaded[row.slide_id] = embeddings
+            rounded += not np.array_equal(embeddings.features, read.features)
         else:
             empty.append(row.slide_id)
     missing = [row.slide_id for row in rows if row.slide_id not in present]
@@ -161,6 +163,8 @@ def _read_features(
         warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
     if empty:
         warnings.append(f"slides without any patch, left out: {shown(empty)}")
+    if rounded:
+        warnings.append(f"features of {rounded} slide(s) are float32 and are rounded to float16 for training")
     if ignored:
         warnings.append(f"feature files without a label, ignored: {len(ignored)}")
     left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}

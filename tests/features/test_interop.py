@@ -26,6 +26,7 @@ from features.convert_config import ConvertConfig
 from features.embeddings import UNKNOWN, EmbeddingInfo, Embeddings, read_embeddings, write_embeddings
 from features.interop.description import ORIGIN, Found, as_found
 from features.interop.reader import LAYOUTS, open_features
+from mil.cohort import load_cohort
 from mil.config import TrainConfig
 from mil.heatmap import export_heatmaps
 from mil.heatmap_config import HeatmapConfig
@@ -646,6 +647,20 @@ def test_training_in_place_gives_the_same_predictions(cohort, capsys):
     assert len(table) == 16 and not failures
     with pytest.raises(RequestError, match="encoder 'unknown' instead of 'resnet18'"):
         predict_folder(load_ensemble(cohort / "run-ours", "cpu"), cohort / "clam")
+
+
+def test_what_training_in_place_says_and_refuses(cohort, tmp_path):
+    for i, file in enumerate(sorted((cohort / "ours").glob("*.h5"))):
+        embeddings = read_embeddings(file)
+        features = embeddings.features.astype(np.float32) + np.float32(1e-5) * (i == 3)
+        as_clam(tmp_path / "c", file.stem, features, embeddings.coords_l0)
+        as_stamp(tmp_path / "stamp", file.stem, embeddings.features, embeddings.coords_l0 * 0.25)
+    said = load_cohort(tmp_path / "c", cohort / "labels.csv", "diagnosis").warnings
+    assert "features of 1 slide(s) are float32 and are rounded to float16 for training" in said
+    assert any("export-heatmaps will refuse them" in line for line in said)
+    assert load_cohort(cohort / "clam", cohort / "labels.csv", "diagnosis").warnings == said[1:]
+    with pytest.raises(RequestError, match="its coordinates are in µm and it does not say the slide's µm per pixel"):
+        load_cohort(tmp_path / "stamp", cohort / "labels.csv", "diagnosis")
 
 
 def test_heatmaps_need_the_geometry(cohort, phantom_slide):
