@@ -8,6 +8,9 @@ Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. 
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all.
+
+A file that `convert-features` made from another tool's says `unknown` (0 for `input_px`) where nobody knows how the
+features were made; its `store_digest` is then `<layout>:` and the sha256 of the features and coordinates found.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -22,12 +25,17 @@ from tiling.artifact import atomic_hdf5, check_format
 from tiling.errors import SlideError
 
 FORMAT, VERSION = "slidemil-features", 1
+UNKNOWN = "unknown"
 _CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class EmbeddingInfo:
-    """Where a feature file comes from. Two files are comparable when all fields but the slide's are equal."""
+    """Where a feature file comes from. Two files are comparable when all fields but the slide's are equal.
+
+    Features of another tool that are read in place may leave things open: text is then UNKNOWN, a size 0, the
+    overlap -1, a scale NaN.
+    """
 
     slide_id: str
     store_digest: str  # digest of the patch store that was embedded

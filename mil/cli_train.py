@@ -13,7 +13,7 @@ predictions, attention and metrics with intervals to a run directory. A killed r
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION)
-    parser.add_argument("features", type=str, help="folder of feature files <slide_id>.h5 from extract-features")
+    parser.add_argument("features", type=str, help="folder of feature files: ours, CLAM's or TRIDENT's")
     parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
     parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
+from features.embeddings import UNKNOWN, EmbeddingInfo, Embeddings
+from features.interop.reader import open_features
 from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
@@ -91,7 +92,7 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
         infos=tuple(e.info for e in embeddings),
         features_sha256=_features_digest(kept, embeddings),
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
-        warnings=tuple(warnings + scale_warning([e.info.mpp for e in embeddings])),
+        warnings=tuple(warnings + scale_warning([e.info.mpp for e in embeddings]) + _unknown_warning(embeddings)),
         left_out=left_out,
         unreadable=tuple(unreadable),
     )
@@ -103,6 +104,19 @@ def scale_warning(mpps: Sequence[float]) -> list[str]:
     if not known or max(known) <= SCALE_RATIO * min(known):
         return []
     return [f"patches were cut at different scales, from {min(known):.3g} to {max(known):.3g} µm per pixel"]
+
+
+def _unknown_warning(embeddings: Sequence[Embeddings]) -> list[str]:
+    """What files of other tools leave open, and what does not work because of it."""
+    warnings = []
+    if any(e.info.encoder == UNKNOWN for e in embeddings):
+        warnings.append("the feature files do not say which encoder made them; make sure that it was one and the same")
+    if any(not e.info.patch_size_l0 for e in embeddings):
+        warnings.append(
+            "the feature files do not say how large a patch is on the slide, so export-heatmaps will refuse them; "
+            "convert-features adds it (--to slidemil --patch-size-l0 …)"
+        )
+    return warnings
 
 
 def shown(ids: Sequence[str]) -> str:
@@ -123,20 +137,23 @@ def _read_features(
     folder: Path, rows: Sequence[SlideRow]
 ) -> tuple[dict[str, Embeddings], dict[str, str], list[str], dict[str, str]]:
     """Usable embeddings by slide id in float16, the unreadable, warnings, and why each other slide is left out."""
-    present = {path.stem: path for path in sorted(folder.glob("*.h5")) if not path.name.startswith(".")}
+    source = open_features(folder)
+    present = source.paths
     loaded: dict[str, Embeddings] = {}
     unreadable: dict[str, str] = {}
-    empty = []
+    empty, rounded = [], 0
     for row in rows:
         if row.slide_id not in present:
             continue
         try:
-            embeddings = in_float16(read_embeddings(present[row.slide_id]))
+            read = source.read(row.slide_id)
+            embeddings = in_float16(read)
         except SlideError as error:
             unreadable[row.slide_id] = str(error)
             continue
         if len(embeddings.features):
             loaded[row.slide_id] = embeddings
+            rounded += not np.array_equal(embeddings.features, read.features)
         else:
             empty.append(row.slide_id)
     missing = [row.slide_id for row in rows if row.slide_id not in present]
@@ -146,6 +163,8 @@ def _read_features(
         warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
     if empty:
         warnings.append(f"slides without any patch, left out: {shown(empty)}")
+    if rounded:
+        warnings.append(f"features of {rounded} slide(s) are float32 and are rounded to float16 for training")
     if ignored:
         warnings.append(f"feature files without a label, ignored: {len(ignored)}")
     left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from features.embeddings import read_embeddings
+from features.interop.reader import open_features
 from mil.heatmap_config import HeatmapConfig
 from mil.heatmap_geojson import write_geojson
 from mil.heatmap_png import write_png
@@ -40,6 +40,11 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
 
 def _export(row: SlideRow, run: Path, features: Path, config: HeatmapConfig, out: Path) -> Outcome:
     slide = _attention(run, features, row.slide_id, config.device)
+    if not (slide.patch_size_l0 and slide.width_l0 and slide.height_l0):
+        raise SlideError(
+            f"{row.slide_id}: its features did not say how large a patch and the slide are in level-0 pixels, so they "
+            "cannot be drawn; convert them with convert-features --to slidemil, and train on the result"
+        )
     assert row.path is not None
     provenance = {
         "version": VERSION,
@@ -90,8 +95,8 @@ def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAt
     path = attention_path(run, slide_id)
     if path.exists():
         return read_attention(path)
-    embeddings = read_embeddings(features / f"{slide_id}.h5")
     try:
+        embeddings = open_features(features).read(slide_id)
         ensemble = _ensemble(run, device)
         prediction, info = ensemble.predict(embeddings), embeddings.info
     except RequestError as error:  # of this slide's features or of the device: the slides that were tested go on

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from features.device import pick_device
-from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings
+from features.embeddings import EmbeddingInfo, Embeddings
+from features.interop.reader import open_features
 from mil.bags import pack
 from mil.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.models import HeadShape, build_head
@@ -140,19 +141,18 @@ def predict_folder(ensemble: Ensemble, folder: Path) -> tuple[pd.DataFrame, dict
 
     Raises RequestError before any prediction if the folder has no feature file or features of another encoder.
     """
-    paths = sorted(p for p in folder.glob("*.h5") if not p.name.startswith("."))
-    if not paths:
+    source = open_features(folder)
+    if not source.paths:
         raise RequestError(f"{folder}: no feature file (*.h5) in this folder; make them with extract-features")
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
-    for path in paths:
+    for slide_id in source.paths:
         try:
-            embeddings = read_embeddings(path)
-            prediction = ensemble.predict(embeddings)
+            prediction = ensemble.predict(source.read(slide_id))
         except SlideError as error:
-            failures[path.stem] = str(error)
+            failures[slide_id] = str(error)
             continue
-        rows.append({"slide_id": path.stem, **_row(ensemble, prediction)})
+        rows.append({"slide_id": slide_id, **_row(ensemble, prediction)})
     columns = ["slide_id", "prediction", *(f"prob_{name}" for name in ensemble.classes), "fold_spread"]
     return pd.DataFrame(rows, columns=columns), failures
 

@@ -33,7 +33,8 @@ with which features are standardised.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
-version and the fields of `SlideAttention` that are not data sets.
+version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
+(sizes), -1 (the overlap) or NaN (the scale).
 """
 
 import json
