@@ -227,6 +227,11 @@ class PatchStore:
         unknown = np.full(len(self), np.nan, np.float32)
         return {name: self._load(name) if name in self._group else unknown for name in SCORES}
 
+    @property
+    def sharpness(self) -> NDArray[np.float32]:
+        """(N,) float32."""
+        return self._load("sharpness")
+
     def read_encoded(self, indices: Sequence[int] | NDArray[np.integer]) -> list[bytes]:
         """These patches as stored: JPEG images, or zstd frames of raw pixels. Thread-safe."""
         if not self.has_pixels:

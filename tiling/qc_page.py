@@ -3,14 +3,16 @@
 import csv
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tiling.artifact import write_text
+from tiling.artifact import Locked, lock, write_text
 from tiling.qc_picture import qc_folder, read_facts
 
 # Each rule: what it is called, and when it speaks.
@@ -24,11 +26,22 @@ RULES = {
     "odd scale": "fewer than one slide in five has a scale within 10 % of this one, or the scale is unknown",
     "few patches": "less than a tenth of the cohort's median",
 }
+_PATIENCE_S = 60
 _ENOUGH = 8  # slides, before one is compared with the others
 
 
 def write_qc_page(out: Path) -> None:
-    """Write `out/qc.html` from all facts in `out/qc` and the failures of all parts of the job."""
+    """Write `out/qc.html` from all facts in `out/qc` and the failures of all parts of the job.
+
+    Parts of an array job that end together wait for each other, so that the last page has the slides of all.
+    """
+    for _ in range(_PATIENCE_S):
+        with suppress(Locked), lock(out / "qc.html"):
+            return _write_page(out)
+        time.sleep(1)
+
+
+def _write_page(out: Path) -> None:
     facts = [read_facts(path) for path in sorted(qc_folder(out).glob("*.json"))]
     slides = judge([f for f in facts if f], _failures(out))
     data = json.dumps({"slides": slides, "rules": RULES}, ensure_ascii=False).replace("<", "\\u003c")

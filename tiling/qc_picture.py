@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +28,30 @@ TISSUE, PATCH, PEN = (0, 120, 85), (25, 25, 25), (230, 120, 0)
 _INK, _PAPER, _GREY = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
+Facts: TypeAlias = dict[str, Any]
+
+
 def qc_folder(out: Path) -> Path:
     return out / "qc"
 
 
 def write_qc(store: PatchStore, out: Path) -> None:
-    """Write picture and facts of a store, unless those that are there belong to this very store."""
+    """Write picture and facts of a store, unless those that are there belong to this very store.
+
+    The slide's lock must be held: what a killed job left half drawn is removed.
+    """
     picture, facts = (qc_folder(out) / f"{store.info.slide_id}.{suffix}" for suffix in ("jpg", "json"))
     if picture.exists() and facts.exists() and read_facts(facts).get("digest") == store.digest:
         return
+    for stale in qc_folder(out).glob(f".{store.info.slide_id}.*.tmp-*"):
+        stale.unlink()
+    described = describe(store)
     with atomic_file(picture) as temporary:
-        draw_qc(store).save(temporary, "JPEG", quality=85)
-    write_json(facts, describe(store))
+        draw_qc(store, described).save(temporary, "JPEG", quality=85)
+    write_json(facts, described)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> Facts:
     """What `write_qc` wrote; empty where the file is damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -51,9 +60,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def describe(store: PatchStore) -> dict[str, Any]:
+def describe(store: PatchStore) -> Facts:
     """The facts of a slide. Shares are of the whole slide; scales are None where the slide has none."""
-    info, scores = store.info, store.scores
+    info = store.info
     return {
         "slide_id": info.slide_id,
         "digest": store.digest,
@@ -68,12 +77,12 @@ def describe(store: PatchStore) -> dict[str, Any]:
         "tissue_method": "user's mask" if info.mask_sha256 else info.config["tissue"],
         "tissue_share": float(store.tissue_mask.mean()),
         "pen_share": float(store.pen_mask.mean()),
-        "median_sharpness": float(np.median(scores["sharpness"])) if len(store) else None,
+        "median_sharpness": float(np.median(store.sharpness)) if len(store) else None,
         "reader": info.backend,
     }
 
 
-def draw_qc(store: PatchStore) -> Image.Image:
+def draw_qc(store: PatchStore, facts: Facts) -> Image.Image:
     """The slide at most SIDE_PX wide and high, MARGIN_PX from the picture's corner, with a caption below."""
     thumbnail = Image.fromarray(store.thumbnail)
     longest = max(thumbnail.size)
@@ -84,13 +93,15 @@ def draw_qc(store: PatchStore) -> Image.Image:
     tissue = _resized(store.tissue_mask, size)
     shown[binary_dilation(tissue) & ~tissue] = TISSUE
     slide = Image.fromarray(shown)
-    _draw_patches(slide, store)
+    pixel_l0 = store.info.thumbnail_downsample * thumbnail.width / size[0]  # level-0 pixels per picture pixel
+    _draw_patches(slide, store, pixel_l0)
     width = max(size[0], 560) + 2 * MARGIN_PX
     picture = Image.new("RGB", (width, size[1] + 2 * MARGIN_PX + _CAPTION_PX), _PAPER)
     picture.paste(slide, (MARGIN_PX, MARGIN_PX))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((MARGIN_PX - 1, MARGIN_PX - 1, MARGIN_PX + size[0], MARGIN_PX + size[1]), outline=(200, 200, 200))
-    _draw_caption(draw, store, size, width)
+    _draw_caption(draw, store, facts, (MARGIN_PX, size[1] + 2 * MARGIN_PX))
+    _draw_scale_bar(draw, store, size[0] * pixel_l0, pixel_l0, (width - MARGIN_PX, picture.height - 27))
     return picture
 
 
@@ -102,14 +113,8 @@ def _resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
-def _pixel_l0(store: PatchStore, size: tuple[int, int]) -> float:
-    """Level-0 pixels per picture pixel."""
-    return float(store.info.thumbnail_downsample * store.thumbnail.shape[1] / size[0])
-
-
-def _draw_patches(slide: Image.Image, store: PatchStore) -> None:
+def _draw_patches(slide: Image.Image, store: PatchStore, pixel_l0: float) -> None:
     """Each kept patch as a square, drawn over the slide; thinner where they are many and small."""
-    pixel_l0 = _pixel_l0(store, slide.size)
     side = store.info.patch_size_l0 / pixel_l0
     overlay = Image.new("RGBA", slide.size)
     draw = ImageDraw.Draw(overlay)
@@ -119,9 +124,8 @@ def _draw_patches(slide: Image.Image, store: PatchStore) -> None:
     slide.paste(overlay, mask=overlay)
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, store: PatchStore, size: tuple[int, int], width: int) -> None:
-    facts, info = describe(store), store.info
-    left, top = MARGIN_PX, size[1] + 2 * MARGIN_PX
+def _draw_caption(draw: ImageDraw.ImageDraw, store: PatchStore, facts: Facts, corner: tuple[int, int]) -> None:
+    info, (left, top) = store.info, corner
     draw.text((left, top), info.slide_id, _INK, _font(20))
     small = _font(14)
     scale = f"{info.mpp:.4g} µm/px" if facts["mpp"] else "scale unknown"
@@ -136,13 +140,16 @@ def _draw_caption(draw: ImageDraw.ImageDraw, store: PatchStore, size: tuple[int,
         draw.rectangle((place, top + 79, place + 12, top + 91), outline=colour, fill=colour if name == "pen" else None)
         draw.text((place + 18, top + 76), name, _GREY, small)
         place += 34 + round(draw.textlength(name, small))
-    _draw_scale_bar(draw, store, size, (width - MARGIN_PX, top + 85))
 
 
-def _draw_scale_bar(draw: ImageDraw.ImageDraw, store: PatchStore, size: tuple[int, int], end: tuple[int, int]) -> None:
-    """A bar of a round length, about a sixth of the slide's width, that ends at `end`."""
-    pixel = _pixel_l0(store, size) * (1 if math.isnan(store.info.mpp_l0) else store.info.mpp_l0)
-    length, label = round_length(size[0] * pixel / 6, "px" if math.isnan(store.info.mpp_l0) else "µm")
+def _draw_scale_bar(
+    draw: ImageDraw.ImageDraw, store: PatchStore, width_l0: float, pixel_l0: float, end: tuple[int, int]
+) -> None:
+    """A bar of a round length, at most a sixth of the slide's width, that ends at `end`."""
+    scaled = not math.isnan(store.info.mpp_l0)
+    unit = store.info.mpp_l0 if scaled else 1.0  # per level-0 pixel
+    length, label = round_length(width_l0 * unit / 6, "µm" if scaled else "px")
+    pixel = pixel_l0 * unit
     x, y = end
     draw.line((x - round(length / pixel), y, x, y), _INK, 4)
     font = _font(14)

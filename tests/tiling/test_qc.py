@@ -45,7 +45,7 @@ def test_the_facts_are_those_of_the_store(tiled):
 
 def test_each_kept_patch_is_drawn_where_it_lies(tiled):
     store = PatchStore(tiled / "phantom.zarr")
-    picture = np.asarray(draw_qc(store)).astype(int)
+    picture = np.asarray(draw_qc(store, describe(store))).astype(int)
     pixel_l0 = 4000 / 700  # the picture of a small slide is 700 px wide
     for x, y in store.coords_l0.tolist():
         left, top = round(x / pixel_l0) + MARGIN_PX, round(y / pixel_l0) + MARGIN_PX
