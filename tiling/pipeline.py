@@ -54,7 +54,7 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
     path = store_path(out, row.slide_id)
     with lock(path):
         assert row.path is not None
-        slide = open_slide(row.path)
+        slide = open_slide(row.path, overlapping=config.overlap_px > 0)
         try:
             outcome = _tile(slide, row, config, path)
         finally:

@@ -23,7 +23,7 @@ def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[Sequen
         raise SlideError(f"{path}: no such slide; {store.path} holds coordinates only and needs it")
     if slide_fingerprint(path) != store.info.fingerprint:
         raise SlideError(f"{path}: not the slide that {store.path} was made from; its content differs")
-    slide, info = open_slide(path), store.info
+    slide, info = open_slide(path, overlapping=store.info.overlap_px > 0), store.info
     scale = Scale(
         mpp_l0=info.mpp_l0,
         mpp_source=info.mpp_source,

@@ -1,5 +1,6 @@
 """One protocol for every slide file, and the choice of the reader that opens it."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -37,8 +38,10 @@ class Slide(Protocol):
     def close(self) -> None: ...
 
 
-def open_slide(path: Path) -> Slide:
+def open_slide(path: Path, overlapping: bool = False) -> Slide:
     """Open a slide with the reader that is right for it. Raises SlideError with reasons.
+
+    overlapping: regions that overlap by more than their edges will be read.
 
     TIFF tiles are decoded directly where that gives OpenSlide's pixels: plain and OME-TIFF, Aperio SVS in JPEG,
     and what OpenSlide refuses. Other vendors' formats go through OpenSlide, JPEG and PNG images through Pillow.
@@ -57,11 +60,12 @@ def open_slide(path: Path) -> Slide:
         raise SlideError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
     vendor = openslide.OpenSlide.detect_format(path)
     # OpenSlide reads plain TIFF without OME-XML and SubIFDs, and 16 bits as if they were 8: left to tifffile.
-    readers: tuple[Callable[[Path], Slide], ...] = (OpenSlideReader, TiffReader, ImageReader)
+    tiff = functools.partial(TiffReader, overlapping=overlapping)
+    readers: tuple[Callable[[Path], Slide], ...] = (OpenSlideReader, tiff, ImageReader)
     if vendor == "generic-tiff":
-        readers = (TiffReader,)
+        readers = (tiff,)
     elif vendor == "aperio":
-        readers = (_open_aperio,)
+        readers = (functools.partial(_open_aperio, overlapping=overlapping),)
     reasons = []
     for reader in readers:
         try:
@@ -71,14 +75,14 @@ def open_slide(path: Path) -> Slide:
     raise SlideError(f"{path}: no reader opens it: {'; '.join(reasons)}. Is it damaged, or not a slide?")
 
 
-def _open_aperio(path: Path) -> Slide:
+def _open_aperio(path: Path, overlapping: bool) -> Slide:
     """OpenSlide decides about an SVS; its JPEG tiles are decoded directly where the levels are found alike."""
     from tiling.openslide_reader import OpenSlideReader
     from tiling.tiff_reader import TiffReader
 
     slide = OpenSlideReader(path)
     try:
-        fast = TiffReader(path)
+        fast = TiffReader(path, overlapping)
     except SlideError:
         return slide
     if fast.is_jpeg and (fast.level_sizes, fast.mpp) == (slide.level_sizes, slide.mpp):

@@ -51,11 +51,14 @@ class _Level:
 
 
 class TiffReader:
-    """A `Slide` over tifffile, for 8-bit RGB images in tiles or strips, with or without a pyramid."""
+    """A `Slide` over tifffile, for 8-bit RGB images in tiles or strips, with or without a pyramid.
+
+    overlapping: whole tiles will be asked for again, so they are kept too; else only those cut by a region's edge.
+    """
 
     backend = "tiff"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overlapping: bool = False) -> None:
         try:
             self._tiff = tifffile.TiffFile(path)
             self._levels = [_level(page) for page in _pyramid(self._tiff)]
@@ -78,6 +81,7 @@ class TiffReader:
         ) as error:
             raise SlideError(f"tifffile: {error}") from error
         self.path = path
+        self._overlapping = overlapping
         self.level_sizes = tuple((level.width, level.height) for level in self._levels)
         width, height = self.level_sizes[0]
         self.downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
@@ -103,14 +107,16 @@ class TiffReader:
         out = np.empty((height, width, 3), np.uint8) if inside else np.full((height, width, 3), 255, np.uint8)
         for row in range(y0 // chunk_h, -(-y1 // chunk_h)):
             for column in range(x0 // chunk_w, -(-x1 // chunk_w)):
-                chunk = self._chunk(level, row * image.columns + column, r)
                 left, top = column * chunk_w, row * chunk_h
+                cut = left < x0 or top < y0 or left + chunk_w > x1 or top + chunk_h > y1
+                read = self._cached if cut or self._overlapping else self._decode
+                chunk = read(level, row * image.columns + column, r)
                 a, b = max(left, x0), min(left + chunk.shape[1], x1)
                 c, d = max(top, y0), min(top + chunk.shape[0], y1)
                 out[c - y : d - y, a - x : b - x] = chunk[c - top : d - top, a - left : b - left]
         return out
 
-    def _chunk(self, level: int, index: int, reduction: int) -> Pixels:
+    def _cached(self, level: int, index: int, reduction: int) -> Pixels:
         key = (level, index, reduction)
         with self._lock:
             if key in self._cache:
