@@ -10,6 +10,9 @@ import numpy as np
 import openslide
 import pytest
 import yaml
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.data import immunohistochemistry
 
 from tiling.config import TilingConfig
 from tiling.patches import PatchStore
@@ -223,3 +226,65 @@ def test_other_peoples_programs_agree_on_pixels_and_coordinates(command, data, t
     arguments = [tmp_path / "CMU-1-Small-Region.zarr", slide, kind]
     done = subprocess.run([sys.executable, "-c", STRANGER, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_filters_keep_exactly_what_the_scores_allow(command, data, tmp_path):
+    """The IHC picture of scikit-image on glass, half of it blurred, with a stroke of blue ink."""
+    tissue = np.full((1536, 1536, 3), 240, np.uint8)
+    tissue[:1024, :1024] = np.tile(immunohistochemistry(), (2, 2, 1))
+    tissue[:1024, :512] = gaussian_filter(tissue[:1024, :512], (4, 4, 0))
+    tissue[300:500, 200:1400] = (30, 60, 200)
+    Image.fromarray(tissue).save(tmp_path / "s.png")
+    (tmp_path / "slides.csv").write_text("slide_id,path,mpp\ns,s.png,4\n")
+    stores = {}
+    for name, how in {
+        "all": [],
+        "sharp": ["--min-sharpness", "150"],
+        "clean": ["--max-pen", "0.05"],
+        "both": ["--min-sharpness", "150", "--max-pen", "0.05"],
+    }.items():
+        done = command(
+            "tile-slides", tmp_path / "slides.csv", "--out", tmp_path / name, "--mpp", "4", "--patch-px", "128",
+            "--tissue", "all", "--pixels", "zstd", *how,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        stores[name] = PatchStore(tmp_path / name / "s.zarr")
+    corners, scores = stores["all"].coords_l0, stores["all"].scores
+    sharp, clean = scores["sharpness"] >= 150, scores["pen_fraction"] <= 0.05
+    assert len(corners) == 144 and 0 < sharp.sum() < 144 and 0 < clean.sum() < 144
+    for name, kept in {"sharp": sharp, "clean": clean, "both": sharp & clean}.items():
+        assert (stores[name].coords_l0 == corners[kept]).all()
+        assert (stores[name].read(range(int(kept.sum()))) == stores["all"].read(np.flatnonzero(kept))).all()
+        assert all((stores[name].scores[key] == values[kept]).all() for key, values in scores.items())
+    inked = (corners[:, 1] == 384) & (corners[:, 0] >= 256) & (corners[:, 0] < 1280)
+    assert scores["pen_fraction"][inked].min() > 0.7 and scores["pen_fraction"][corners[:, 1] > 640].max() == 0
+    empty = (corners > 1100).all(1)
+    assert scores["white_fraction"][empty].min() == 1 and scores["sharpness"][empty].max() == 0
+
+
+def test_the_users_mask_decides_and_is_part_of_the_provenance(command, phantom_slide, tmp_path):
+    square = [[1000, 1000], [3048, 1000], [3048, 2024], [1000, 2024], [1000, 1000]]
+    mask = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {}}
+    (tmp_path / "mask.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [mask]}))
+    (tmp_path / "slides.csv").write_text(f"slide_id,path,mask\ns,{phantom_slide},mask.geojson\n")
+    run = ["tile-slides", tmp_path / "slides.csv", "--out", tmp_path / "out", "--patch-px", "128", "--min-tissue", "1"]
+    assert command(*run).returncode == 0
+    corners = PatchStore(tmp_path / "out/s.zarr").coords_l0
+    assert (corners >= 1000 - 32).all() and (corners[:, 0] + 256 <= 3048 + 32).all()
+    assert (corners[:, 1] + 256 <= 2024 + 32).all() and len(corners) == 7 * 3
+    assert "1 skipped" in command(*run).stdout
+    (tmp_path / "mask.geojson").write_text(json.dumps(mask))
+    assert "mask in the slide table: found" in command(*run).stderr
+
+
+@pytest.mark.parametrize("overlap", [32, 64])
+def test_overlapping_patches_are_the_same_pixels_as_read_alone(command, phantom_slide, tmp_path, overlap):
+    how = ["--patch-px", "128", "--overlap-px", overlap, "--mpp", "0.25", "--pixels", "zstd", "--min-tissue", "0.9"]
+    assert command("tile-slides", phantom_slide, "--out", tmp_path, *how).returncode == 0
+    store = PatchStore(tmp_path / "phantom.zarr")
+    assert (
+        np.diff(np.unique(store.coords_l0[:, 0])).min() == 128 - overlap
+        and not (store.coords_l0 % (128 - overlap)).any()
+    )
+    some = np.arange(0, len(store), 23)
+    assert (store.read(some) == openslide_patches(phantom_slide, store.coords_l0[some], 128)).all()
