@@ -98,12 +98,11 @@ def _draw_patches(slide: Image.Image, store: PatchStore, pixel_l0: float) -> Non
     alpha = round(255 * min(0.9, 0.3 + 0.03 * side))
     opacity = Image.new("L", slide.size)
     draw = ImageDraw.Draw(opacity)
-    right, bottom = slide.width - 1, slide.height - 1
     tinted = alpha if side < _SMALLEST_SQUARE_PX else None
-    starts = np.rint(store.coords_l0 / pixel_l0).astype(int)
-    ends = np.rint((store.coords_l0 + store.info.patch_size_l0) / pixel_l0).astype(int)
-    for x0, y0, x1, y1 in np.hstack([starts, ends]).tolist():
-        draw.rectangle((x0, y0, min(x1, right), min(y1, bottom)), outline=alpha, fill=tinted)
+    corners = np.hstack([store.coords_l0, store.coords_l0 + store.info.patch_size_l0]) / pixel_l0
+    last = (slide.width - 1, slide.height - 1)
+    for square in np.minimum(np.rint(corners).astype(int), last + last).tolist():
+        draw.rectangle(square, outline=alpha, fill=tinted)
     slide.paste(PATCH, mask=opacity)
 
 

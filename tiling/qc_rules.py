@@ -13,7 +13,7 @@ _BLURRED_Z, _LEAST_SPREAD = 3.5, 0.1  # of log sharpness; equal slides would mak
 _ALIKE, _COMMON = 0.10, 0.05
 _SCANNERS_MPP = (0.1, 1.1)  # a 100× oil lens to a 10× one
 _FEW = 0.1
-ENOUGH_FOR_BLUR, ENOUGH = 20, 10  # slides, before one is compared with the others
+ENOUGH = 10  # slides, before one is compared with the others
 
 # In the order of the page: what most surely is wrong stands first.
 RULES = {
@@ -24,7 +24,7 @@ RULES = {
     "blurred": (
         f"The median sharpness of its patches is far below the cohort's: more than {_BLURRED_Z} robust standard "
         f"deviations (from the median absolute deviation) on a log scale, and below half of the cohort's median. "
-        f"Asked from {ENOUGH_FOR_BLUR} slides on."
+        f"Asked from {ENOUGH} slides on."
     ),
     "pen": f"Pen is more than {_MUCH_PEN:.0%} of what is tissue or pen.",
     "odd scale": (
@@ -87,7 +87,7 @@ def _compared(slide: SlideFacts, why_blurred: str, why_odd: str, median_patches:
 def _blurred(slides: Sequence[SlideFacts]) -> list[str]:
     values = np.array([np.nan if s.median_sharpness is None else s.median_sharpness for s in slides], float)
     known = np.isfinite(values)
-    if known.sum() < ENOUGH_FOR_BLUR:
+    if known.sum() < ENOUGH:
         return [""] * len(slides)
     logs = np.log(np.maximum(values, 1e-6))
     middle = np.median(logs[known])
@@ -115,5 +115,5 @@ def _odd_scale(mpp_l0: float | None, known: NDArray[np.float64]) -> str:
     others, alike = len(known) - 1, int(high - low) - 1
     if len(known) < ENOUGH or alike >= _COMMON * others:
         return ""
-    near = f"{alike:,} of the {others:,} others are" if alike != 1 else f"1 of the {others:,} others is"
-    return f"{mpp_l0:.4g} µm/px in level 0; {near} near that"
+    near = f"only {alike:,}" if alike else "none"
+    return f"{mpp_l0:.4g} µm/px in level 0, and {near} of the {others:,} other scales is near that"
