@@ -4,7 +4,8 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> in
         scheduler=config.scheduler,
         part=config.part,
     )
-    write_qc_page(out)
+    _or_warn(lambda: write_qc_page(out), "qc.html")
     return code
 
 
@@ -59,8 +60,16 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
             outcome = _tile(slide, row, config, path)
         finally:
             slide.close()
-        write_qc(PatchStore(path), out)
+        _or_warn(lambda: write_qc(PatchStore(path), out), f"the quality-control picture of {row.slide_id}")
         return outcome
+
+
+def _or_warn(draw: Callable[[], None], what: str) -> None:
+    """What is only looked at must never cost a slide, or the run, that is done."""
+    try:
+        draw()
+    except Exception as error:
+        print(f"tile-slides: {what} was not made ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
 
 
 def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outcome:

@@ -1,6 +1,11 @@
-"""`qc.html`: all slides of an output folder on one page that loads from disk alone, the suspicious ones first."""
+"""`qc.html`: all slides of an output folder on one page that loads from disk alone, the suspicious ones first.
+
+It is made of `qc/*.json` and of the failures of every job that shared the folder, and has no date in it: the same
+slides give the same page.
+"""
 
 import csv
+import io
 import json
 import re
 import time
@@ -10,92 +15,111 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tiling.artifact import Locked, lock, write_text
-from tiling.qc_picture import qc_folder, read_facts
+from tiling.errors import SlideError
+from tiling.qc_facts import FOLDER, SlideFacts, read_facts
+from tiling.qc_rules import RULES, Warned, judge, rank
 
-# Each rule: what it is called, and when it speaks.
-RULES = {
-    "failed": "the slide could not be tiled",
-    "no patch": "no patch was kept",
-    "no tissue": "less than 0.1 % of the slide is tissue",
-    "all tissue": "more than 95 % of the slide is tissue, though tissue was looked for",
-    "blurred": "the log of the median sharpness is more than 3.5 robust standard deviations below the cohort's",
-    "pen": "pen takes more than 5 % of what is tissue or pen",
-    "odd scale": "fewer than one slide in five has a scale within 10 % of this one, or the scale is unknown",
-    "few patches": "less than a tenth of the cohort's median",
-}
 _PATIENCE_S = 60
-_ENOUGH = 8  # slides, before one is compared with the others
+# What a row of the page holds; the script in qc_page.html reads it by these names.
+_COLUMNS = (
+    "slide_id",
+    "patches",
+    "mpp",
+    "mpp_l0",
+    "mpp_source",
+    "tissue_share",
+    "pen_share",
+    "median_sharpness",
+    "width_l0",
+    "height_l0",
+    "patch_size_px",
+    "patch_size_um",
+    "tissue_method",
+    "reader",
+)
+_QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:(?!\1).)*[\\/]((?:(?!\1).)*)\1""")
+# From a slash that starts a path to the last one before a colon, a semicolon or the next path: folders have spaces.
+_FOLDERS = re.compile(r"(?<![\w.%)\]])(?:[A-Za-z]:)?[\\/]+(?:(?:(?!: |; |\s[\\/]).)*[\\/])?")
+_RELATIVE_FOLDERS = re.compile(r"(?<!\w)(?:[\w.~-]+[\\/])+(?=[\w-][\w.-]*\.[A-Za-z])")
 
 
 def write_qc_page(out: Path) -> None:
-    """Write `out/qc.html` from all facts in `out/qc` and the failures of all parts of the job.
+    """Write `out/qc.html`. Does nothing where another job holds it for a minute.
 
     Parts of an array job that end together wait for each other, so that the last page has the slides of all.
     """
     for _ in range(_PATIENCE_S):
         with suppress(Locked), lock(out / "qc.html"):
-            return _write_page(out)
+            return write_text(out / "qc.html", _page(_facts(out), failures(out)))
         time.sleep(1)
 
 
-def _write_page(out: Path) -> None:
-    facts = [read_facts(path) for path in sorted(qc_folder(out).glob("*.json"))]
-    slides = judge([f for f in facts if f], _failures(out))
-    data = json.dumps({"slides": slides, "rules": RULES}, ensure_ascii=False).replace("<", "\\u003c")
+def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:
+    data = json.dumps(page_data(slides, failed), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     template = resources.files("tiling").joinpath("qc_page.html").read_text(encoding="utf-8")
-    write_text(out / "qc.html", template.replace("/*DATA*/null", data))
+    return template.replace("__DATA__", data.replace("<", "\\u003c"), 1)
 
 
-def judge(facts: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Facts with `warnings` (names of RULES) and the `reason` of failures; suspicious slides first, then by name."""
-    # A slide that failed in this run may have a picture of an earlier one: the failure counts.
-    slides = [dict(f) for f in facts if f["slide_id"] not in failures]
-    blurred = _blurred([f["median_sharpness"] for f in slides])
-    scales = np.array([f["mpp_l0"] or np.nan for f in slides])
-    median_patches = np.median([f["patches"] for f in slides]) if slides else 0
-    many = len(slides) >= _ENOUGH
-    for slide, is_blurred in zip(slides, blurred, strict=True):
-        tissue, pen, scale = slide["tissue_share"], slide["pen_share"], slide["mpp_l0"]
-        alike = 1.0 if scale is None else float((np.abs(scales / scale - 1) <= 0.1).mean())
-        speaks = {
-            "no patch": slide["patches"] == 0,
-            "no tissue": tissue < 0.001,
-            "all tissue": tissue > 0.95 and slide["tissue_method"] != "all",
-            "blurred": many and is_blurred,
-            "pen": pen > 0.05 * (tissue + pen) if slide["tissue_method"] != "all" else pen > 0.05,
-            "odd scale": scale is None or (many and alike < 0.2),
-            "few patches": many and 0 < slide["patches"] < median_patches / 10,
-        }
-        slide["warnings"] = [name for name, spoken in speaks.items() if spoken]
-    slides += [{"slide_id": n, "warnings": ["failed"], "reason": _without_folders(r)} for n, r in failures.items()]
-    order = list(RULES)
-    return sorted(
-        slides,
-        key=lambda s: (min((order.index(w) for w in s["warnings"]), default=99), -len(s["warnings"]), s["slide_id"]),
-    )
+def page_data(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> dict[str, Any]:
+    """What the page is made of. failed: slide_id → reason, of slides that may have facts of an earlier run."""
+    warned = dict(zip([s.slide_id for s in slides], judge(slides), strict=True))
+    facts = {s.slide_id: s for s in slides}
+    for name, reason in failed.items():
+        warned[name] = [Warned("failed", without_folders(reason)), *warned.get(name, [])]
+    order = sorted(warned, key=lambda name: (rank(warned[name]), name))
+    rules = list(RULES)
+    return {
+        "rules": [{"name": name, "meaning": meaning} for name, meaning in RULES.items()],
+        "columns": [*_COLUMNS, "picture", "warned"],
+        "rows": [_row(name, facts.get(name), [[rules.index(w.rule), w.said] for w in warned[name]]) for name in order],
+    }
 
 
-def _blurred(sharpness: Sequence[float | None]) -> list[bool]:
-    logs = np.log([np.nan if value is None else max(value, 1e-6) for value in sharpness])
-    if not len(logs) or np.isnan(logs).all():
-        return [False] * len(logs)
-    middle = np.nanmedian(logs)
-    spread = max(1.4826 * np.nanmedian(np.abs(logs - middle)), 0.1)
-    return [bool(z < -3.5) for z in (logs - middle) / spread]
+def _row(name: str, facts: SlideFacts | None, warned: list[list[Any]]) -> list[Any]:
+    if facts is None:
+        return [name, *[None] * len(_COLUMNS[1:]), None, warned]
+    values = [getattr(facts, column) for column in _COLUMNS]
+    shown = [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+    return [*shown, [facts.picture.width_px, facts.picture.height_px], warned]
 
 
-def _failures(out: Path) -> dict[str, str]:
-    """slide_id → reason, of this job and of the other parts of an array job."""
+def _facts(out: Path) -> list[SlideFacts]:
+    found = []
+    for path in sorted((out / FOLDER).glob("*.json")):
+        with suppress(SlideError):  # damaged, or of another version: the run over that slide writes it again
+            found.append(read_facts(path))
+    return found
+
+
+def failures(out: Path) -> dict[str, str]:
+    """slide_id → reason, from every `failures*.csv`, unless a later summary says that the slide has been done."""
+    ended: dict[str, tuple[int, str]] = {}
+    for path in _by_age(out, "summary*.json"):
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            made = path.stat().st_mtime_ns
+            ended.update({name: (made, how["status"]) for name, how in json.loads(path.read_text())["slides"].items()})
     reasons = {}
-    for path in sorted(out.glob("failures*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            reasons.update({row["slide_id"]: row["reason"] for row in csv.DictReader(file)})
+    for path in _by_age(out, "failures*.csv"):
+        with suppress(OSError, ValueError, KeyError):
+            made = path.stat().st_mtime_ns
+            for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+                later, status = ended.get(row["slide_id"], (0, ""))
+                if later < made or status == "failed":
+                    reasons[row["slide_id"]] = row["reason"]
     return reasons
 
 
-def _without_folders(reason: str) -> str:
-    """Folders of a lab may carry patients' names; the file's own name stays."""
-    return re.sub(r"(?<![\w.])/(?:[^/\n]*?/)*(?=[^/\s])", "", reason)
+def _by_age(out: Path, pattern: str) -> list[Path]:
+    """Oldest first. Another job may take one away meanwhile."""
+    aged = []
+    for path in out.glob(pattern):
+        with suppress(FileNotFoundError):
+            aged.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(aged)]
+
+
+def without_folders(reason: str) -> str:
+    """`reason` with the file's own name in the place of its path: folders may carry the names of patients."""
+    reason = _QUOTED_PATH.sub(r"\1\2\1", reason)
+    return _RELATIVE_FOLDERS.sub("", _FOLDERS.sub("", reason))
