@@ -154,10 +154,16 @@ def _require_known(name: str, source: str) -> None:
         if source.removeprefix(_HUB).count("/") != 1:
             raise RequestError(f"--encoder {name}: expected timm:hf-hub:OWNER/NAME, as the hub's address has them")
         return
-    if not is_model(source.partition(".")[0]):
-        close = difflib.get_close_matches(source, [*timm.list_models(), *timm.list_pretrained()], 5)
-        near = f"; close to it are {', '.join(PREFIX + c for c in close)}" if close else ""
-        raise RequestError(f"--encoder {name}: timm {timm.__version__} has no such model{near}")
+    architecture, _, tag = source.partition(".")
+    if not is_model(architecture):
+        what, choices = "no such model", timm.list_models()
+    elif tag and source not in (choices := timm.list_pretrained(f"{architecture}.*")):
+        what = "no such weights"
+    else:
+        return
+    close = [PREFIX + choice for choice in difflib.get_close_matches(source, choices, 5, cutoff=0.4)]
+    near = f"; close to it are {', '.join(close)}" if close else ""
+    raise RequestError(f"--encoder {name}: timm {timm.__version__} has {what}{near}")
 
 
 def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
@@ -172,7 +178,7 @@ def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any])
                 raise
         return timm.create_model(source, **arguments)
     except (OSError, HfHubHTTPError) as error:
-        raise RequestError(_not_there(name, error)) from error
+        raise RequestError(_not_there(name, source, error)) from error
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise RequestError(f"--encoder {name}: timm {timm.__version__} cannot load it: {_short(error)}") from error
 
@@ -185,22 +191,21 @@ def _from_cache(source: str) -> tuple[str, dict[str, Any]]:
         folder = Path(config).parent if isinstance(config, str) else Path()
         whole = folder != Path() and any((folder / file).exists() for file in _WEIGHT_FILES)
         return (f"local-dir:{folder}" if whole else source), {}
-    known = get_pretrained_cfg(source, allow_unregistered=True)
+    known = get_pretrained_cfg(source)
     if known is None or not known.hf_hub_id or known.hf_hub_filename:
         return source, {}
     file = try_to_load_from_cache(known.hf_hub_id, "model.safetensors")
     return source, {"pretrained_cfg_overlay": {"file": file}} if isinstance(file, str) else {}
 
 
-def _not_there(name: str, error: Exception) -> str:
-    source = name.removeprefix(PREFIX).removeprefix(_HUB).partition("@")[0]
-    repository = source if "/" in source else f"timm/{source}"
-    folder = f"models--{repository.replace('/', '--')}"
+def _not_there(name: str, source: str, error: Exception) -> str:
+    known = None if source.startswith(_HUB) else get_pretrained_cfg(source)
+    repository = (known.hf_hub_id or "") if known else source.removeprefix(_HUB).partition("@")[0]
     return (
-        f"--encoder {name}: not in the hub's cache {constants.HF_HUB_CACHE} and not to be had from the network "
-        f"({_short(error)}); on a machine with internet run `hf download {repository}` (after accepting its terms at "
-        f"https://huggingface.co/{repository} and `hf auth login` where it has terms), copy {folder} from its cache "
-        "to this one, or set HF_HOME to the folder above a cache that holds it; or give --weights FILE"
+        f"--encoder {name}: not in the hub's cache {constants.HF_HUB_CACHE}, and not to be had from the network "
+        f"({_short(error)}); on a machine with internet run `hf download {repository}` (where it has terms, accept them "
+        f"at https://huggingface.co/{repository} and `hf auth login` first) and copy the folder "
+        f"models--{repository.replace('/', '--')} from its cache to this one; HF_HOME says where the cache is"
     )
 
 
