@@ -11,13 +11,20 @@ class FeatureConfig:
     """What decides about the features, then how the job runs. Raises ValueError for impossible values."""
 
     encoder: str = setting(
-        "resnet50", "resnet18, resnet50, vgg16, googlenet, inception-v3 (ImageNet, torchvision) or efficientnet-lite0"
+        "resnet50",
+        "resnet18, resnet34, resnet50, resnet50-trunc (as CLAM), resnet101, resnet152, wide-resnet50, wide-resnet101, "
+        "resnext50, resnext101, vgg16, vgg19, googlenet, inception-v3, densenet121, mobilenet-v2, mobilenet-v3-small, "
+        "mobilenet-v3-large, efficientnet-b0, efficientnet-v2-s, convnext-tiny, convnext-small, convnext-base, "
+        "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0, timm:NAME, "
+        "timm:hf-hub:OWNER/NAME, or one that an installed package brings",
     )
     weights: str = setting(
-        "default", "default (pinned ImageNet weights), random (the baseline), or a .pth or .safetensors file"
+        "default", "default (its published weights, pinned), random (the baseline), or a .pth or .safetensors file"
     )
     seed: int = setting(0, "seed of --weights random")
-    input_px: int = setting(0, "side in pixels to which patches are resized; 0: the network sees them as they are")
+    input_px: int = setting(
+        0, "side in pixels to which patches are resized; 0: as the encoder wants, convolutional ones as they are"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32"
     )

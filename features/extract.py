@@ -46,6 +46,8 @@ class Embedder:
         batch_size: int | Literal["auto"] = "auto",
         input_px: int = 0,
     ) -> None:
+        if input_px and input_px != encoder.input_px:
+            encoder.require_input_px(input_px)
         self.encoder = encoder
         self.device = pick_device(device)
         self.precision = _best_precision(self.device) if precision == "auto" else precision

@@ -6,11 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage.data import immunohistochemistry
 
 from features.cli import main
 from tiling.patches import AREA_SCORES, MadePatch, PatchStoreInfo, encode, write_store
 from tiling.tissue import TissueMap
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other make these tests slow where the cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,0 +1,27 @@
+"""The encoders: networks that turn a patch into a vector, each with the preprocessing that it was trained with.
+
+`load_encoder` finds them by name: torchvision's (`torchvision_zoo`), any of timm's and of the Hugging Face hub's
+(`timm_zoo`), and your own. For that, a package of yours holds a function (weights, seed) → `Encoder`
+
+    from pathlib import Path
+    from features.encoders import Encoder, freeze, read_weights, set_weights
+
+    def my_net(weights: str, seed: int) -> Encoder:
+        model = MyNet()  # (B, 3, 224, 224) → (B, 384)
+        set_weights(model, weights, seed, default=lambda: read_weights(Path("/models/my-net.safetensors")))
+        return freeze(
+            "my-net", model, weights, seed, dim=384, input_px=224,
+            mean=(0.7, 0.58, 0.7), std=(0.21, 0.23, 0.18), interpolation="bicubic",
+        )
+
+and names it in its pyproject.toml; `extract-features --encoder my-net` finds it where both are installed.
+
+    [project.entry-points."slidemil.encoders"]
+    my-net = "my_package:my_net"
+"""
+
+from features.encoders.encoder import Encoder, freeze
+from features.encoders.weights import read_weights, set_weights, state_sha256
+from features.encoders.zoo import ENCODERS, load_encoder
+
+__all__ = ["ENCODERS", "Encoder", "freeze", "load_encoder", "read_weights", "set_weights", "state_sha256"]
