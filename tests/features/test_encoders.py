@@ -97,7 +97,10 @@ def test_memory_that_runs_out_halves_the_batch(tissue):
     assert embedder.batch_size == 2
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+FAMILIES = "resnet18 resnet101 googlenet mobilenet-v2 efficientnet-b0 swin-t efficientnet-lite0".split()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_random_weights_are_seeded_and_keep_activations_in_range(name, tissue):
     encoder, again, other = (load_encoder(name, "random", seed) for seed in (0, 0, 1))
     assert encoder.weights_sha256 == again.weights_sha256 != other.weights_sha256
