@@ -179,7 +179,7 @@ def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any])
         return timm.create_model(source, **arguments)
     except (OSError, HfHubHTTPError) as error:
         raise RequestError(_not_there(name, source, error)) from error
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError, UnpicklingError) as error:
         raise RequestError(f"--encoder {name}: timm {timm.__version__} cannot load it: {_short(error)}") from error
 
 
@@ -203,8 +203,8 @@ def _not_there(name: str, source: str, error: Exception) -> str:
     repository = (known.hf_hub_id or "") if known else source.removeprefix(_HUB).partition("@")[0]
     return (
         f"--encoder {name}: not in the hub's cache {constants.HF_HUB_CACHE}, and not to be had from the network "
-        f"({_short(error)}); on a machine with internet run `hf download {repository}` (where it has terms, accept them "
-        f"at https://huggingface.co/{repository} and `hf auth login` first) and copy the folder "
+        f"({_short(error)}); on a machine with internet run `hf download {repository}` (where it has terms, accept "
+        f"them at https://huggingface.co/{repository} and `hf auth login` first) and copy the folder "
         f"models--{repository.replace('/', '--')} from its cache to this one; HF_HOME says where the cache is"
     )
 

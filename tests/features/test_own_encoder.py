@@ -6,7 +6,7 @@ from features.encoders import load_encoder
 from features.extract import embed
 from tiling.errors import RequestError
 
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 from features.encoders import freeze, set_weights
@@ -29,7 +29,7 @@ def doubled(weights, seed):
 
 def nothing(weights, seed):
     return None
-'''
+"""
 
 
 @pytest.fixture

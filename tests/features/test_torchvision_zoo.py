@@ -171,22 +171,24 @@ def test_a_weights_file_is_normalised_as_the_published_weights_are(name, publish
     assert own.normalisation == default.normalisation == load_encoder(name, "random").normalisation
 
 
-def test_the_names_of_older_versions_in_published_weights_are_read(published):
-    """The files of DenseNet and ViT on the server of torchvision are older than their present modules."""
-    for name, old, new in (("densenet121", ".{}.", ".{}"), ("vit-b32", ".mlp.linear_{}.", ".mlp.{}.")):
-        state = published(name)
-        today = load_encoder(name).weights_sha256
-        pairs = [(f"norm{i}", f"norm.{i}") for i in (1, 2)] + [(f"conv{i}", f"conv.{i}") for i in (1, 2)]
-        if name == "vit-b32":
-            pairs = [("mlp.0", "mlp.linear_1"), ("mlp.3", "mlp.linear_2")]
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("densenet121", {".norm1.": ".norm.1.", ".norm2.": ".norm.2.", ".conv1.": ".conv.1.", ".conv2.": ".conv.2."}),
+        ("vit-b32", {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}),
+    ],
+)
+def test_the_names_of_older_versions_in_published_weights_are_read(name, renamed, published):
+    """The files of DenseNet and ViT on torchvision's server are older than its present modules."""
 
-        def rename(key, pairs=pairs):
-            for present, past in pairs:
-                key = key.replace(f".{present}.", f".{past}.") if "denselayer" in key or "mlp" in key else key
-            return key
+    def rename(key):
+        for present, past in renamed.items():
+            key = key.replace(present, past)
+        return key
 
-        assert set(published(name, rename)) != set(state)
-        assert load_encoder(name).weights_sha256 == today
+    present, today = published(name), load_encoder(name).weights_sha256
+    assert set(published(name, rename)) != set(present)
+    assert load_encoder(name).weights_sha256 == today
 
 
 def test_a_resized_patch_is_seen_as_pil_would_resize_it(published, tissue):
