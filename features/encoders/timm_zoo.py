@@ -179,7 +179,7 @@ def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any])
         return timm.create_model(source, **arguments)
     except (OSError, HfHubHTTPError) as error:
         raise RequestError(_not_there(name, source, error)) from error
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError, UnpicklingError) as error:
         raise RequestError(f"--encoder {name}: timm {timm.__version__} cannot load it: {_short(error)}") from error
 
 

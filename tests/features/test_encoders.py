@@ -98,7 +98,10 @@ def test_memory_that_runs_out_halves_the_batch(tissue):
     assert embedder.batch_size == 2
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+FAMILIES = ["resnet18", "resnet101", "googlenet", "mobilenet-v2", "efficientnet-b0", "swin-t", "efficientnet-lite0"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_random_weights_are_seeded_and_keep_activations_in_range(name, tissue):
     encoder, again, other = (load_encoder(name, "random", seed) for seed in (0, 0, 1))
     assert encoder.weights_sha256 == again.weights_sha256 != other.weights_sha256
@@ -202,7 +205,7 @@ def test_an_input_size_that_the_network_cannot_take_is_refused_before_any_work()
 
 
 def test_an_unknown_name_lists_close_matches():
-    with pytest.raises(RequestError, match=r"--encoder resnet-50: no such encoder; .* resnet50, .*timm:NAME"):
+    with pytest.raises(RequestError, match=r"--encoder resnet-50: no such .* close to it are resnet50, .*timm:NAME"):
         load_encoder("resnet-50")
 
 

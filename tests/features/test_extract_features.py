@@ -140,7 +140,7 @@ def test_the_parts_of_an_array_job_make_the_whole(extract, stores, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--encoder", "resnet51"], "no such encoder; the encoders are resnet18, resnet50, vgg16"),
+        (["--encoder", "resnet51"], "no such encoder; close to it are resnet50"),
         (["--encoder", "resnet18", "--weights", "none.pth"], "none.pth: no such file"),
         (["--device", "cuda:99"], "--device cuda:99 is not available here"),
         (["--device", "abacus"], "--device abacus is not available here"),

@@ -55,21 +55,26 @@ SHA256 = {  # of random weights, seed 0: features that were made with them can b
 
 
 @pytest.fixture(autouse=True)
-def no_initialisation(monkeypatch):
-    """Drawing numbers that are overwritten takes most of the time of building a network."""
+def quick_building(monkeypatch):
+    """Drawing numbers that are overwritten, and copying weights, take most of the time of building a network."""
     drawing = ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "trunc_normal_", "normal_", "uniform_")
+    load = nn.Module.load_state_dict
     with monkeypatch.context() as patch:
         for name in drawing:
             patch.setattr(nn.init, name, lambda tensor, *a, **k: tensor)
+        patch.setattr(nn.Module, "load_state_dict", lambda self, state, *a, **k: load(self, state, assign=True))
         yield patch
 
 
 def trained_like(model, seed=0):
     """Random weights and batch-norm statistics of every kind: what a folded norm must reproduce."""
     generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(1_000_003, generator=generator)
 
     def draw(tensor, low, high):
-        tensor.uniform_(low, high, generator=generator)
+        start = int(torch.randint(len(noise) // 2, (), generator=generator))
+        parts = [noise[start:], *[noise] * (tensor.numel() // len(noise) + 1)]
+        tensor.copy_(torch.cat(parts)[: tensor.numel()].view_as(tensor).mul_(high - low).add_(low))
 
     with torch.no_grad():
         for module in model.modules():
@@ -132,56 +137,58 @@ def test_every_network_is_compared():
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_features_equal_torchvisions_own_pipeline(name, published, tissue, record_property):
+def test_features_equal_torchvisions_own_pipeline(name, published, tissue):
     """Patches that have the model's size already: torchvision then neither resizes nor crops."""
     published(name)
     side = PLAIN[name][1].IMAGENET1K_V1.transforms().crop_size[0]
     patches = tissue(2, side)
+    patches[1] = 255 - patches[1]
     expected = plain_features(name, patches, resize_size=side, crop_size=side)
     encoder = load_encoder(name)
     got = embed(encoder, patches, precision="fp32")
-    record_property("cosine", float(centred_cosine(got, expected).min()))
     assert got.shape == (2, encoder.dim) and encoder.input_px in (0, side)
     assert (centred_cosine(got, expected) > 0.9999).all()
     assert np.abs(got - expected).max() < 1e-3 * expected.std()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet-v2", "convnext-tiny", "vit-b32", "swin-t"])
-def test_bf16_tells_patches_apart_as_fp32_does(name, published, tissue, record_property):
+@pytest.mark.parametrize("name", ["resnet18", "convnext-tiny", "swin-t"])
+def test_bf16_tells_patches_apart_as_fp32_does(name, published, tissue):
     published(name)
     patches = np.concatenate([tissue(8, 96), 255 - tissue(8, 96, 1)])
     encoder = load_encoder(name)
-    fp32, bf16 = (embed(encoder, patches, precision=p) for p in ("fp32", "bf16"))
-    record_property("cosine", float(centred_cosine(bf16, fp32).min()))
+    fp32, bf16 = (embed(encoder, patches, precision=p, input_px=64) for p in ("fp32", "bf16"))
     assert (centred_cosine(bf16, fp32) > 0.99).all() and (bf16 != fp32).any()
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception-v3"])
-def test_a_weights_file_is_normalised_as_the_published_weights_are(name, published, tissue, tmp_path):
+def test_a_weights_file_is_normalised_as_the_published_weights_are(name, published, tissue, tmp_path, quick_building):
     torch.save(published(name), tmp_path / "own.pth")
     default, own = load_encoder(name), load_encoder(name, str(tmp_path / "own.pth"))
     patches = tissue(2, 96)
     assert (embed(own, patches, precision="fp32") == embed(default, patches, precision="fp32")).all()
-    assert own.normalisation == default.normalisation == load_encoder(name, "random").normalisation
     assert (own.weights, own.weights_sha256) == ("own.pth", default.weights_sha256)
+    quick_building.undo()
+    assert own.normalisation == default.normalisation == load_encoder(name, "random").normalisation
 
 
-def test_the_names_of_older_versions_in_published_weights_are_read(published):
-    """The files of DenseNet and ViT on the server of torchvision are older than their present modules."""
-    for name in ("densenet121", "vit-b32"):
-        state = published(name)
-        today = load_encoder(name).weights_sha256
-        pairs = [(f"norm{i}", f"norm.{i}") for i in (1, 2)] + [(f"conv{i}", f"conv.{i}") for i in (1, 2)]
-        if name == "vit-b32":
-            pairs = [("mlp.0", "mlp.linear_1"), ("mlp.3", "mlp.linear_2")]
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("densenet121", {".norm1.": ".norm.1.", ".norm2.": ".norm.2.", ".conv1.": ".conv.1.", ".conv2.": ".conv.2."}),
+        ("vit-b32", {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}),
+    ],
+)
+def test_the_names_of_older_versions_in_published_weights_are_read(name, renamed, published):
+    """The files of DenseNet and ViT on torchvision's server are older than its present modules."""
 
-        def rename(key, pairs=pairs):
-            for present, past in pairs:
-                key = key.replace(f".{present}.", f".{past}.") if "denselayer" in key or "mlp" in key else key
-            return key
+    def rename(key):
+        for present, past in renamed.items():
+            key = key.replace(present, past)
+        return key
 
-        assert set(published(name, rename)) != set(state)
-        assert load_encoder(name).weights_sha256 == today
+    present, today = published(name), load_encoder(name).weights_sha256
+    assert set(published(name, rename)) != set(present)
+    assert load_encoder(name).weights_sha256 == today
 
 
 def test_a_resized_patch_is_seen_as_pil_would_resize_it(published, tissue):
@@ -208,6 +215,6 @@ def test_the_truncated_resnet_is_the_beginning_of_the_whole_one(published):
 
 
 @pytest.mark.parametrize("name", SHA256)
-def test_random_weights_stay_what_they_were(name, no_initialisation):
-    no_initialisation.undo()
+def test_random_weights_stay_what_they_were(name, quick_building):
+    quick_building.undo()
     assert load_encoder(name, "random").weights_sha256.startswith(SHA256[name])
