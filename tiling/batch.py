@@ -3,8 +3,8 @@
 Locked means that another job is doing it at this moment. An output folder that cannot be written (disk full) is
 one failure and stops the run; the slides that had not ended then are not done.
 
-The only broad `except` of the project stands here: one bad slide never ends a run. `summary.json` counts the
-outcomes; `failures.csv` names each failed slide and why, and is absent when nothing failed. An array job
+The only broad `except` that decides about a slide stands here: one bad slide never ends a run. `summary.json`
+counts the outcomes; `failures.csv` names each failed slide and why, and is absent when nothing failed. An array job
 with `--part i/n` writes `summary-i-of-n.json` and `failures-i-of-n.csv`, so parts do not overwrite another's.
 """
 

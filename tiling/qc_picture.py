@@ -13,7 +13,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_erosion
 
 from tiling.artifact import atomic_file
 from tiling.patches import PatchStore, PatchStoreInfo
@@ -87,6 +86,8 @@ def _resized(mask: Mask, size: PictureSize) -> Mask:
 
 def _draw_pen(slide: Image.Image, pen: Mask) -> None:
     """Stripes over what is pen, and its outline."""
+    if not pen.any():
+        return
     rows, columns = np.ogrid[: slide.height, : slide.width]
     stripes = (rows + columns) // (_STRIPE_PX // 2) % 2 == 0
     slide.paste(PEN, mask=_as_image(pen & stripes | _inner_edge(pen, 2)))
@@ -109,12 +110,21 @@ def _draw_patches(slide: Image.Image, store: PatchStore, pixel_l0: float) -> Non
 def _draw_tissue(slide: Image.Image, tissue: Mask) -> None:
     """The outline of the tissue just inside it: yellow between dark lines, so that it shows on glass and on tissue."""
     slide.paste(_CASING, mask=_as_image(_inner_edge(tissue, 4)))
-    slide.paste(TISSUE, mask=_as_image(_inner_edge(binary_erosion(tissue), 2)))
+    slide.paste(TISSUE, mask=_as_image(_inner_edge(_eroded(tissue), 2)))
 
 
 def _inner_edge(mask: Mask, width_px: int) -> Mask:
     """The outermost `width_px` pixels of a mask; the picture's border counts as its end."""
-    return np.asarray(mask & ~binary_erosion(mask, iterations=width_px))
+    inside = mask
+    for _ in range(width_px):
+        inside = _eroded(inside)
+    return mask & ~inside
+
+
+def _eroded(mask: Mask) -> Mask:
+    """`mask` without its outermost pixels; several times as fast as scipy's."""
+    framed = np.pad(mask, 1)
+    return mask & framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
 
 
 def _as_image(mask: Mask) -> Image.Image:
