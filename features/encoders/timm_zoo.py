@@ -204,7 +204,7 @@ def _not_there(name: str, source: str, error: Exception) -> str:
     return (
         f"--encoder {name}: not in the hub's cache {constants.HF_HUB_CACHE}, and not to be had from the network "
         f"({_short(error)}); on a machine with internet run `hf download {repository}` (where it has terms, accept "
-        f"them at https://huggingface.co/{repository} and `hf auth login` first) and copy the folder "
+        f"them on the model's page and `hf auth login` first) and copy the folder "
         f"models--{repository.replace('/', '--')} from its cache to this one; HF_HOME says where the cache is"
     )
 
