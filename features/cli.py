@@ -14,7 +14,7 @@ def _run() -> int:
     parser = parser_for(
         FeatureConfig,
         "extract-features",
-        "Turn every patch into a vector with an ImageNet network, one HDF5 file a slide.",
+        "Turn every patch into a vector with a frozen network, one HDF5 file a slide.",
     )
     parser.add_argument("patches", type=Path, help="folder of patch stores, <slide_id>.zarr, from tile-slides")
     parser.add_argument("--out", type=Path, required=True, help="folder for the feature files, <slide_id>.h5")

@@ -50,9 +50,7 @@ def _function(name: str, entry: EntryPoint) -> Callable[[str, int], object]:
     try:
         function: Callable[[str, int], object] = entry.load()
     except (ImportError, AttributeError) as error:
-        raise RequestError(
-            f"--encoder {name}: {entry.value}, which should make it, cannot be imported ({error})"
-        ) from error
+        raise RequestError(f"--encoder {name}: cannot import {entry.value}, which should make it ({error})") from error
     return function
 
 
