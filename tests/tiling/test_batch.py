@@ -108,7 +108,12 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     (tmp_path / "run.py").write_text(RUN)
     pids = tmp_path / "pids"
     environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / "out"], env=environment, stderr=-1)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", tmp_path / "out"],
+        env=environment,
+        stderr=-1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of the background ignores it
+    )
     deadline = time.monotonic() + 60
     while not pids.exists() or len(pids.read_text().split()) < 2:
         assert time.monotonic() < deadline and parent.poll() is None
