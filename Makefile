@@ -15,7 +15,7 @@ demo: .venv/demo.done
 	$(BIN)/mil-demo --out demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: .venv/dev.done
 	$(BIN)/ruff check .

@@ -37,6 +37,8 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from tiling.artifact import atomic_folder, check_format, digest
 from tiling.errors import SlideError
@@ -119,7 +121,10 @@ def write_store(
             if info.config["pixels"] != "reference":
                 writer.append(patch.data)
         writer.close()
-        group = zarr.create_group(folder)
+        # zarr writes several files at once and leaves those behind that fail together, on a full disk say; so it
+        # writes to memory, and the files follow one by one.
+        described: dict[str, Buffer] = {}
+        group = zarr.create_group(MemoryStore(described))
         if info.config["pixels"] != "reference":
             _describe_patches(group, len(kept), info)
         index = np.array(kept, np.int64)
@@ -145,6 +150,9 @@ def write_store(
         group.attrs.update(
             format=FORMAT, version=VERSION, digest=digest([info.provenance(), VERSION, sha]), **_to_json(info)
         )
+        for key, content in described.items():
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).write_bytes(content.to_bytes())
         return len(kept)
 
 

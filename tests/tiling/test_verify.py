@@ -26,6 +26,7 @@ def store(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "phantom.zarr")
 
 
+@pytest.mark.filterwarnings("ignore:Object at:zarr.errors.ZarrUserWarning")
 def test_every_file_of_a_store_counts(store):
     assert verify_store(store) > 5
     files = sorted(p for p in store.rglob("*") if p.is_file())
