@@ -29,7 +29,13 @@ class FeatureConfig:
         "auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32"
     )
     features_dtype: Literal["float16", "float32"] = setting("float16", "type of the stored features")
-    device: str = setting("auto", "cpu, cuda, cuda:1, …; auto: a CUDA device where there is one")
+    device: str = setting(
+        "auto", "cpu, cuda, cuda:1, several as cuda:0,cuda:1, or all GPUs; auto: the first GPU, else the CPU"
+    )
+    decode: Literal["auto", "cpu", "gpu"] = setting(
+        "auto", "where JPEG patches are decoded when a GPU embeds them; auto: measured at the start"
+    )
+    compile: bool = setting(False, "let torch compile the network: takes a minute, then may be faster")
     batch_size: int | Literal["auto"] = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")

@@ -1,4 +1,4 @@
-"""Where a network runs."""
+"""Where networks run."""
 
 import torch
 
@@ -16,3 +16,15 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise RequestError(f"--device {name} is not available here ({reason}); use --device auto") from error
     return device
+
+
+def pick_devices(names: str) -> list[torch.device]:
+    """`pick_device` for several GPUs: "cuda:0,cuda:1", or "all" of them. Raises RequestError as it does."""
+    if names == "all":
+        if not torch.cuda.is_available():
+            raise RequestError("--device all: no CUDA GPU is available here; use --device auto")
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    devices = [pick_device(name.strip()) for name in names.split(",")]
+    if len(devices) > 1 and (len(set(devices)) < len(devices) or any(d.type == "cpu" for d in devices)):
+        raise RequestError(f"--device {names}: several devices must be different GPUs, such as cuda:0,cuda:1, or all")
+    return devices

@@ -9,10 +9,17 @@ carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all.
 
+Group `statistics`, which a reader may leave aside and old files do not have:
+  pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
+  norm_mean, norm_var    (ΣC,) float32, moments of the input to the encoder's batch norms, over `norm_patches`
+                         (attribute) evenly spaced patches; `norm_layers` (attribute) is JSON, name → channels. Absent
+                         where the encoder has no batch norm
+
 A file that `convert-features` made from another tool's says `unknown` (0 for `input_px`) where nobody knows how the
 features were made; its `store_digest` is then `<layout>:` and the sha256 of the features and coordinates found.
 """
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,7 +75,20 @@ class Embeddings:
     info: EmbeddingInfo
 
 
-def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+@dataclass(frozen=True)
+class SlideStatistics:
+    """By-products of embedding one slide; see features.statistics. Means and variances are NaN over nothing."""
+
+    tissue_pixels: int
+    pixel_mean: NDArray[np.float64]  # (3,) RGB in 0..1
+    pixel_std: NDArray[np.float64]  # (3,)
+    norm_patches: int
+    norm_layers: dict[str, int]  # channels by the name of the layer; empty where the encoder has no batch norm
+    norm_mean: NDArray[np.floating]  # (ΣC,)
+    norm_var: NDArray[np.floating]  # (ΣC,)
+
+
+def write_embeddings(path: Path, embeddings: Embeddings, statistics: SlideStatistics | None = None) -> None:
     """Write a feature file atomically. Raises SlideError for NaN or infinity among the features."""
     features, coords, info = embeddings.features, embeddings.coords_l0, embeddings.info
     if not np.isfinite(features).all():
@@ -87,6 +107,41 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             level0_height=info.height_l0,
             overlap=info.overlap_px,
         )
+        if statistics is not None:
+            _write_statistics(file.create_group("statistics"), statistics)
+
+
+def _write_statistics(group: h5py.Group, of: SlideStatistics) -> None:
+    group.attrs["tissue_pixels"] = of.tissue_pixels
+    group.create_dataset("pixel_mean", data=of.pixel_mean, track_times=False)
+    group.create_dataset("pixel_std", data=of.pixel_std, track_times=False)
+    if of.norm_layers:
+        group.attrs.update(norm_patches=of.norm_patches, norm_layers=json.dumps(of.norm_layers))
+        group.create_dataset("norm_mean", data=of.norm_mean, dtype=np.float32, track_times=False)
+        group.create_dataset("norm_var", data=of.norm_var, dtype=np.float32, track_times=False)
+
+
+def read_statistics(path: Path) -> SlideStatistics | None:
+    """None for a file without them. Raises SlideError if the file is unreadable or of another version."""
+    with _open(path) as file:
+        _info(file, path)
+        group = file.get("statistics")
+        if group is None:
+            return None
+        try:
+            layers = json.loads(group.attrs.get("norm_layers", "{}"))
+            mean, var = (group[key][:] if layers else np.empty(0) for key in ("norm_mean", "norm_var"))
+            return SlideStatistics(
+                int(group.attrs["tissue_pixels"]),
+                group["pixel_mean"][:],
+                group["pixel_std"][:],
+                int(group.attrs.get("norm_patches", 0)),
+                layers,
+                mean,
+                var,
+            )
+        except (KeyError, OSError) as error:
+            raise SlideError(f"{path}: damaged feature file ({error}); extract it again") from error
 
 
 def read_info(path: Path) -> EmbeddingInfo:
@@ -121,6 +176,8 @@ def _open(path: Path) -> h5py.File:
     except FileNotFoundError:
         raise SlideError(f"{path}: no such feature file") from None
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise SlideError(f"{path}: open for writing in another program; close it there and run again") from error
         raise SlideError(f"{path}: not a readable HDF5 file ({error}); extract it again") from error
 
 

@@ -17,6 +17,7 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -138,7 +139,8 @@ def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
 
     It is made in memory: HDF5 itself crashes the process when the disk is full.
     """
-    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
+    name = f"in memory {uuid.uuid4().hex}"  # HDF5 takes two open files of one name for the same
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
         image = file.id.get_file_image()

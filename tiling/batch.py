@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tiling.artifact import DEAD_AFTER_S, Locked, clear_dead, no_room, slide_files, write_json, write_text
 from tiling.errors import RequestError, SlideError
-from tiling.workers import OnOneCore, WorkerDied, map_unordered
+from tiling.workers import OnOneCore, WorkerDied, map_threads, map_unordered
 
 Status = Literal["done", "skipped", "empty", "locked", "failed", "not done"]
 RETRY_S = 20.0  # more than HEARTBEAT_S, so that a live lock has changed after it
@@ -62,6 +62,7 @@ def run_batch(
     out: Path,
     verb: str,
     workers: int = 0,
+    threads: int = 1,
     scheduler: str = "",
     part: str = "",
     prefix: str = "",
@@ -69,8 +70,8 @@ def run_batch(
     """Do every job, show progress, write the summary; return the exit code.
 
     The code is 0; 1 if some slide failed or was not done; 2 if there is no room even for the summary.
-    workers: 0 runs in this process; otherwise this many cores are in use, each slide in a process of its own, the
-    largest first, and `work` must be picklable.
+    workers: 0 runs in this process, `threads` slides at once; otherwise this many cores are in use, each slide in a
+        process of its own, the largest first, and `work` must be picklable.
     scheduler: address of a Dask scheduler whose workers do the jobs instead.
     prefix: of the names of summary and failures.
     """
@@ -80,7 +81,7 @@ def run_batch(
     start = time.monotonic()
     guarded = functools.partial(_guarded, work, out=out)
     jobs = sorted(jobs, key=_bytes, reverse=True) if workers or scheduler else jobs
-    running = _until_stopped(_without_dead_locks(jobs, _executor(guarded, workers, scheduler), verb))
+    running = _until_stopped(_without_dead_locks(jobs, _executor(guarded, workers, threads, scheduler), verb))
     try:
         with closing(running):
             if console.is_terminal:
@@ -168,11 +169,11 @@ def _without_dead_locks(jobs: Sequence[Job], execute: Executor[Job], verb: str) 
         waiting = unsure
 
 
-def _executor(work: Callable[[Job], Outcome], workers: int, scheduler: str) -> Executor[Job]:
+def _executor(work: Callable[[Job], Outcome], workers: int, threads: int, scheduler: str) -> Executor[Job]:
     if scheduler:
         return functools.partial(_over_dask, work=work, scheduler=scheduler)
     if workers == 0:
-        return lambda jobs: (work(job) for job in jobs)
+        return functools.partial(_over_threads, work=work, threads=threads)
     return functools.partial(_over_processes, work=work, workers=workers)
 
 
@@ -184,6 +185,14 @@ def _over_processes(
             yield Outcome(job.slide_id, "failed", str(result))
         else:
             yield result
+
+
+def _over_threads(jobs: Sequence[Job], work: Callable[[Job], Outcome], threads: int) -> Generator[Outcome, None, None]:
+    if threads == 1:
+        yield from (work(job) for job in jobs)
+    else:
+        with closing(map_threads(work, jobs, threads)) as outcomes:
+            yield from outcomes
 
 
 def _over_dask(jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: str) -> Generator[Outcome, None, None]:

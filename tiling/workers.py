@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,10 @@ STALL_S = 600.0  # without a sign of life, after which a worker is taken for hun
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0  # for a worker to end by itself
 _LATE_S = 2.0  # by which a wait may end too late before this process is taken to have been suspended
+
+
+class Stopped(BaseException):
+    """Raised by `alive` in a job on a thread whose run is ending; no `except Exception` may hold it up."""
 
 
 class WorkerDied(Exception):
@@ -70,9 +75,32 @@ def cores() -> int:
 
 
 def alive() -> None:
-    """Say that the job goes on. Cheap; to be called at each patch, from any thread."""
+    """Say that the job goes on. Cheap; to be called at each patch, from any thread.
+
+    Raises Stopped in the thread of a job of `map_threads` that is to end.
+    """
     if _signs:
         _signs.alive_s.value = time.monotonic()
+    stopping: threading.Event | None = getattr(_in_task, "stopping", None)
+    if stopping and stopping.is_set():
+        raise Stopped
+
+
+def map_threads(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int) -> Generator[Result, None, None]:
+    """Yield results as they are there, from threads of this process. When it is closed, jobs end at `alive`."""
+    stopping = threading.Event()
+
+    def run(job: Job) -> Result:
+        _in_task.stopping = stopping
+        return work(job)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in as_completed([pool.submit(run, job) for job in jobs]):
+                yield future.result()
+        finally:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

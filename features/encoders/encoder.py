@@ -1,5 +1,6 @@
 """The frozen encoder, the one type that every module of the zoo returns, and how a network becomes one."""
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from features.encoders.weights import state_sha256
+from features.statistics import has_batch_norms
 from tiling.errors import RequestError
 
 Triple = tuple[float, float, float]
@@ -28,6 +30,7 @@ class Encoder:
     dim: int
     weights: str  # "default", "random (seed 0)" or the name of the weights file
     weights_sha256: str  # see `state_sha256`
+    unmerged: nn.Module | None = None  # a copy with its batch norms as they were trained; None where there is none
 
     @property
     def normalisation(self) -> str:
@@ -71,10 +74,11 @@ def freeze(
     """
     sha256 = state_sha256(model.state_dict())
     model = model.eval().requires_grad_(False)
+    unmerged = copy.deepcopy(model) if has_batch_norms(model) else None
     if fold_norms:
         _fold_batch_norms(model)
     shown = {"default": "default", "random": f"random (seed {seed})"}.get(weights, Path(weights).name)
-    return Encoder(name, model, input_px, min_px, mean, std, interpolation, dim, shown, sha256)
+    return Encoder(name, model, input_px, min_px, mean, std, interpolation, dim, shown, sha256, unmerged)
 
 
 def _fold_batch_norms(model: nn.Module) -> None:

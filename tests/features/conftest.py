@@ -37,9 +37,16 @@ def tissue():
 
 @pytest.fixture
 def make_store():
-    """make_store(folder, slide_id, patches): a lossless patch store of these pixels."""
+    """make_store(folder, slide_id, patches): a lossless patch store of these pixels; of their JPEG images if given."""
 
-    def make(folder: Path, slide_id: str, patches: np.ndarray, side: int = 64) -> Path:
+    def make(
+        folder: Path,
+        slide_id: str,
+        patches: np.ndarray,
+        side: int = 64,
+        jpegs: list[bytes] | None = None,
+        mask: np.ndarray | None = None,
+    ) -> Path:
         n = len(patches)
         side = patches.shape[1] if n else side
         info = PatchStoreInfo(
@@ -56,19 +63,20 @@ def make_store():
             overlap_px=0,
             level=0,
             backend="openslide",
-            config={"pixels": "zstd", "jpeg_quality": 90},
+            config={"pixels": "jpeg" if jpegs else "zstd", "jpeg_quality": 90},
             packages={},
             thumbnail_downsample=64.0,
         )
+        tissue = np.ones((63, 79), bool) if mask is None else mask
         coords = np.arange(2 * n, dtype=np.int64).reshape(n, 2) * 2 * side
         write_store(
             folder / f"{slide_id}.zarr",
             info,
             coords,
             {name: np.ones(n, np.float32) for name in AREA_SCORES},
-            TissueMap(*np.ones((4, 4, 5), bool)),
-            np.zeros((4, 5, 3), np.uint8),
-            (MadePatch(i, 1.0, encode(patch, info)) for i, patch in enumerate(patches)),
+            TissueMap(tissue, *np.ones((3, *tissue.shape), bool)),
+            np.zeros((*tissue.shape, 3), np.uint8),
+            (MadePatch(i, 1.0, data) for i, data in enumerate(jpegs or [encode(patch, info) for patch in patches])),
         )
         return folder / f"{slide_id}.zarr"
 

@@ -18,8 +18,9 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from features.config import FeatureConfig
+from features.embedder import Embedder, embed
 from features.encoders import ENCODERS, Encoder, load_encoder
-from features.extract import Embedder, embed
+from features.patch_source import in_memory
 from tiling.errors import RequestError, SlideError
 
 
@@ -93,7 +94,7 @@ def test_memory_that_runs_out_halves_the_batch(tissue):
     encoder = Encoder("greedy", Greedy(), 0, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 3, "random", "0")
     patches = tissue(19, 32)
     embedder = Embedder(encoder, batch_size=8, precision="fp32")
-    got = np.concatenate(list(embedder.embed(lambda batch: patches[batch], len(patches))))
+    got = np.concatenate([batch.features for batch in embedder.embed(in_memory(patches))])
     assert np.abs(got - patches.mean((1, 2)) / 255).max() < 1e-5
     assert embedder.batch_size == 2
 

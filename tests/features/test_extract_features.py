@@ -6,18 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import google_crc32c
 import numpy as np
 import pytest
 import yaml
 
 from features.config import FeatureConfig
+from features.embedder import Embedder, embed
 from features.embeddings import read_embeddings
 from features.encoders import load_encoder
-from features.extract import Embedder, embed
+from tiling.patches import encode
 
 ROOT = Path(__file__).parent.parent.parent
+JPEG_INFO = SimpleNamespace(config={"pixels": "jpeg", "jpeg_quality": 90}, jpeg_subsampling="444")
 POISON = np.full((2, 64, 64, 3), 7, np.uint8)
 
 
@@ -100,9 +105,10 @@ def test_nan_and_overflow_are_failures_of_their_slide_alone(extract, stores, mak
     make_store(stores, "huge", POISON + 1)
     forward = Embedder._forward
 
-    def poisoned(self, patches):
-        factor = {7: np.nan, 8: 1e9}.get(int(patches.max()), 1)
-        return np.float32(factor) * forward(self, patches)
+    def poisoned(self, lane, pixels, patches, batch):
+        factor = {7: np.nan, 8: 1e9}.get(int(pixels.max()), 1)
+        found = forward(self, lane, pixels, patches, batch)
+        return replace(found, features=np.float32(factor) * found.features)
 
     monkeypatch.setattr(Embedder, "_forward", poisoned)
     assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 1
@@ -110,16 +116,84 @@ def test_nan_and_overflow_are_failures_of_their_slide_alone(extract, stores, mak
     assert sorted(files(tmp_path / "out")) == ["a.h5", "b.h5", "empty.h5"]
 
 
-def test_a_damaged_store_is_a_failure_of_its_slide_alone(extract, stores, tmp_path):
-    shard = next(p for p in (stores / "a.zarr/patches").rglob("*") if p.is_file() and p.name != "zarr.json")
-    data = bytearray(shard.read_bytes())
+def shard_of(store):
+    return next(p for p in (store / "patches").rglob("*") if p.is_file() and p.name != "zarr.json")
+
+
+def flip_a_byte(store):
+    data = bytearray(shard_of(store).read_bytes())
     data[len(data) // 20] ^= 0xFF
-    shard.write_bytes(data)
-    (stores / "b.zarr/zarr.json").write_text("{")
+    shard_of(store).write_bytes(data)
+
+
+def cut_short(store):
+    data = shard_of(store).read_bytes()
+    shard_of(store).write_bytes(data[: len(data) // 2])
+
+
+def forget_a_patch(store):
+    """The index says that patch 2 is absent, as zarr does for a chunk that was deleted."""
+    data = shard_of(store).read_bytes()
+    index = np.frombuffer(data[-512 * 16 - 4 : -4], "<u8").reshape(512, 2).copy()
+    index[2] = 2**64 - 1
+    checksum = int(google_crc32c.value(index.tobytes())).to_bytes(4, "little")
+    shard_of(store).write_bytes(data[: -512 * 16 - 4] + index.tobytes() + checksum)
+
+
+def delete_the_shard(store):
+    shard_of(store).unlink()
+
+
+def delete_the_coordinates(store):
+    (store / "coords_l0/c/0/0").unlink()
+
+
+def break_the_description(store):
+    (store / "zarr.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "damaged; tile the slide again"),
+        (cut_short, "cut short or damaged"),
+        (forget_a_patch, "a patch is missing; tile the slide again"),
+        (delete_the_shard, "this part of the store is missing; tile the slide again"),
+        (delete_the_coordinates, "'coords_l0'"),
+        (break_the_description, "damaged zarr.json"),
+    ],
+)
+def test_a_damaged_store_is_a_failure_of_its_slide_alone(extract, stores, tmp_path, damage, message):
+    damage(stores / "a.zarr")
     assert extract(stores, "--out", tmp_path / "out") == 1
-    assert set(reasons(tmp_path / "out")) == {"a", "b"} and list(files(tmp_path / "out")) == ["empty.h5"]
-    assert "tile the slide again" in reasons(tmp_path / "out")["a"]
+    assert list(files(tmp_path / "out")) == ["b.h5", "empty.h5"]
+    assert list(reasons(tmp_path / "out")) == ["a"] and message in reasons(tmp_path / "out")["a"]
+    assert str(stores / "a.zarr") in reasons(tmp_path / "out")["a"]
     assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_jpeg_that_cannot_be_decoded_names_the_patch(extract, make_store, tissue, tmp_path):
+    jpegs = [encode(patch, JPEG_INFO) for patch in tissue(5, 96)]
+    jpegs[3] = jpegs[3][:40] + bytes(len(jpegs[3]) - 40)  # the checksum that the shard keeps is right
+    make_store(tmp_path / "patches", "bad", tissue(5, 96), jpegs=jpegs)
+    make_store(tmp_path / "patches", "good", tissue(5, 96))
+    assert extract(tmp_path / "patches", "--out", tmp_path / "out") == 1
+    assert "bad.zarr: patch 3 cannot be decoded" in reasons(tmp_path / "out")["bad"]
+    assert list(files(tmp_path / "out")) == ["good.h5"]
+
+
+def test_a_feature_file_that_another_program_has_open_is_named(extract, stores, tmp_path):
+    assert extract(stores, "--out", tmp_path / "out") == 0
+    code = (
+        f"import h5py, time; f = h5py.File({str(tmp_path / 'out/a.h5')!r}, 'r+'); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert extract(stores, "--out", tmp_path / "out") == 1
+        other.kill()
+    assert reasons(tmp_path / "out") == {
+        "a": f"{tmp_path / 'out/a.h5'}: open for writing in another program; close it there and run again"
+    }
 
 
 def test_a_slide_table_picks_slides_and_names_those_without_a_store(extract, stores, tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from features.embedder import embed
 from features.encoders import load_encoder
-from features.extract import embed
 from tiling.errors import RequestError
 
 MODULE = """

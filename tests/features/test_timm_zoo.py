@@ -17,9 +17,9 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.layers import SwiGLUPacked
 from torch import nn
 
+from features.embedder import Embedder, embed
 from features.embeddings import read_embeddings
 from features.encoders import load_encoder
-from features.extract import Embedder, embed
 from tiling.errors import RequestError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from features.embedder import embed
 from features.encoders import load_encoder
 from features.encoders.torchvision_zoo import BACKBONES
-from features.extract import embed
 
 quiet = {"init_weights": False}
 PLAIN = {  # name: its builder, its weights, and the module whose input or output are the features
