@@ -1,0 +1,95 @@
+"""`extract-features` on the CPU: the forward path against plain torch, and the whole command against the forward path.
+
+Plain: torchvision's ResNet-50 in fp32, batches of 8 on all cores, normalised by torchvision, patches in memory.
+Forward path: ours on the same patches in memory, in fp32 and in the precision that `auto` takes here.
+Command: ours from JPEG patch stores to feature files flushed to disk, with checks, locks and by-products, without the
+start of the process. Medians of interleaved runs, and ratios. ResNet-50 with random weights at 512 px.
+
+    python tests/benchmarks/bench_features.py [PATCHES [RUNS]]      default 64 3
+"""
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.models as zoo
+from torchvision.transforms.v2 import Normalize
+
+from features.config import FeatureConfig
+from features.embedder import Embedder, exact_arithmetic
+from features.encoders import load_encoder
+from features.extract import extract_features, find_stores
+from features.patch_source import in_memory
+from tiling.config import TilingConfig
+from tiling.manifest import SlideRow
+from tiling.patches import PatchStore
+from tiling.phantom import PhantomSpec, write_phantom
+from tiling.pipeline import tile_slides
+
+SLIDES = 4
+
+
+def plain(model: torch.nn.Module, patches: np.ndarray) -> None:
+    normalise = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        for start in range(0, len(patches), 8):
+            model(normalise(torch.from_numpy(patches[start : start + 8]).permute(0, 3, 1, 2) / 255).contiguous())
+
+
+def forward(embedder: Embedder, patches: np.ndarray) -> None:
+    with exact_arithmetic(embedder):
+        for _ in embedder.embed(in_memory(patches)):
+            pass
+
+
+def command(stores: Path, out: Path, precision: str) -> None:
+    config = FeatureConfig(encoder="resnet50", weights="random", device="cpu", precision=precision)
+    shutil.rmtree(out, ignore_errors=True)
+    assert extract_features(find_stores(stores, "", ""), config, stores, out) == 0
+
+
+def main(count: int = 64, runs: int = 3) -> None:
+    encoder = load_encoder("resnet50", "random")
+    model = zoo.resnet50()
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(encoder.unmerged.state_dict())
+    model.eval()
+    auto = Embedder(encoder, device="cpu").precision
+    with tempfile.TemporaryDirectory() as folder:
+        stores = Path(folder, "patches")
+        slide = Path(folder, "s.svs")
+        side = 512 * round(np.sqrt(count / SLIDES / 0.5))
+        write_phantom(PhantomSpec(width_px=side, height_px=side, mpp=0.5, seed=0, tumour=True), slide)
+        tile_slides([SlideRow(f"s{i}", slide) for i in range(SLIDES)], TilingConfig(tissue="all"), stores)
+        patches = np.concatenate([PatchStore(p).read(range(len(PatchStore(p)))) for p in sorted(stores.glob("*.zarr"))])
+        works = {"plain torch, fp32": lambda: plain(model, patches)}
+        for precision in dict.fromkeys(("fp32", auto)):
+            embedder = Embedder(encoder, device="cpu", precision=precision)
+            works[f"forward path, {precision}"] = lambda embedder=embedder: forward(embedder, patches)
+            out = Path(folder, precision)
+            works[f"command, {precision}"] = lambda precision=precision, out=out: command(stores, out, precision)
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        for run in range(runs + 1):  # the first warms up
+            for name, work in works.items():
+                start = time.perf_counter()
+                work()
+                if run:
+                    seconds[name].append(time.perf_counter() - start)
+    cores = len(os.sched_getaffinity(0))
+    print(f"ResNet-50, {len(patches)} patches of 512 px, {cores} cores, {runs} interleaved runs, auto is {auto}")
+    rates = {name: len(patches) / statistics.median(values) for name, values in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name:20} {rate:6.2f} patches/s, {rate / rates['plain torch, fp32']:.2f} × plain torch")
+    for precision in dict.fromkeys(("fp32", auto)):
+        share = rates[f"command, {precision}"] / rates[f"forward path, {precision}"]
+        print(f"the command runs at {share:.2f} of the forward path in {precision}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
