@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   ruff, mypy, import direction
 # make bench   speed against baselines, measured in the same run
+# make bench-gpu  the same of what needs a CUDA GPU
 #
 # Each target makes .venv and installs what it needs by itself, once.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-gpu clean
 
 demo: .venv/demo.done
 	$(BIN)/mil-demo --out demo
@@ -25,6 +26,9 @@ check: .venv/dev.done
 
 bench: .venv/dev.done
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-gpu: .venv/dev.done
+	for script in tests/benchmarks/gpu_*.py; do $(BIN)/python $$script || exit 1; done
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("slidemil needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose one with make PYTHON=python3.12")'

@@ -35,7 +35,10 @@ class FeatureConfig:
     decode: Literal["auto", "cpu", "gpu"] = setting(
         "auto", "where JPEG patches are decoded when a GPU embeds them; auto: measured at the start"
     )
-    compile: bool = setting(False, "let torch compile the network: takes a minute, then may be faster")
+    engine: Literal["torch", "compile", "openvino"] = setting(
+        "torch",
+        "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`",
+    )
     batch_size: int | Literal["auto"] = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")

@@ -26,9 +26,10 @@ from torchvision.transforms.v2 import functional as transform
 from features.decode import Decoder, decode_on_gpu
 from features.device import pick_devices
 from features.encoders import Encoder
+from features.openvino_engine import openvino_lanes
 from features.patch_source import PatchSource, in_memory
 from features.statistics import NORM_EVERY, NormProbe, NormSums, PixelSums, pixel_sums
-from tiling.errors import SlideError
+from tiling.errors import RequestError, SlideError
 from tiling.slide import Pixels
 from tiling.threads import ordered_map
 
@@ -69,7 +70,7 @@ class Embedder:
         batch_size: int | Literal["auto"] = "auto",
         input_px: int = 0,
         decode: Literal["auto", "cpu", "gpu"] = "auto",
-        compile: bool = False,
+        engine: Literal["torch", "compile", "openvino"] = "torch",
     ) -> None:
         if input_px and input_px != encoder.input_px:
             encoder.require_input_px(input_px)
@@ -86,7 +87,7 @@ class Embedder:
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
         self.lanes = 0
         for where in self.devices:
-            for lane in self._lanes_on(where, compile):
+            for lane in self._lanes_on(where, engine):
                 self._lanes.put(lane)
                 self.lanes += 1
 
@@ -167,21 +168,27 @@ class Embedder:
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _lanes_on(self, device: torch.device, compile: bool) -> list[_Lane]:
+    def _lanes_on(self, device: torch.device, engine: str) -> list[_Lane]:
         """All of one device, which share the network."""
         model, unmerged = self.encoder.model, self.encoder.unmerged
         dtype = _AUTOCAST.get(self.precision)
-        if dtype or len(self.devices) > 1:
+        if engine != "openvino" and (dtype or len(self.devices) > 1):
             model = copy.deepcopy(model)
-        if dtype:
+        if engine != "openvino" and dtype:
             _cast_weights(model, dtype)
         model = model.to(device).to(memory_format=torch.channels_last)
         probe = None
         if unmerged is not None:
             probe = NormProbe(copy.deepcopy(unmerged).to(device).to(memory_format=torch.channels_last))
-        run: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if compile else model
+        lanes = min(_THREADS, self._cores)
+        if engine == "openvino":
+            if device.type != "cpu":
+                raise RequestError(f"--engine openvino computes on the CPU, not on {device}; use --engine torch")
+            runs = openvino_lanes(model, self._input_px, self.precision, lanes)
+            return [_Lane(device, run, probe, None) for run in runs]
+        run: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if engine == "compile" else model
         if device.type == "cpu":
-            return [_Lane(device, run, probe, None)] * min(_THREADS, self._cores)
+            return [_Lane(device, run, probe, None)] * lanes
         return [_Lane(device, run, probe, torch.cuda.Stream(device)) for _ in range(_STREAMS)]
 
     @contextmanager
@@ -246,9 +253,12 @@ def embed(
     precision: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
     input_px: int = 0,
+    engine: Literal["torch", "compile", "openvino"] = "torch",
 ) -> NDArray[np.float32]:
     """Features of patches in memory: (N, P, P, 3) uint8 RGB → (N, D) float32."""
-    embedder = Embedder(encoder, device=device, precision=precision, batch_size=batch_size, input_px=input_px)
+    embedder = Embedder(
+        encoder, device=device, precision=precision, batch_size=batch_size, input_px=input_px, engine=engine
+    )
     with exact_arithmetic(embedder):
         rows = [batch.features for batch in embedder.embed(in_memory(patches))]
     return np.concatenate([np.empty((0, encoder.dim), np.float32), *rows])

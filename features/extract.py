@@ -97,7 +97,7 @@ def _embedder(config: FeatureConfig) -> Embedder:
         batch_size=config.batch_size,
         input_px=config.input_px,
         decode=config.decode,
-        compile=config.compile,
+        engine=config.engine,
     )
 
 

@@ -1,5 +1,6 @@
 """The pipe around the encoder: several slides and devices at once, decoding by torch, the end of a run in mid-slide."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from features.decode import Decoder, decode_on_gpu
 from features.device import pick_devices
 from features.embedder import Embedder, embed
 from features.embeddings import read_embeddings
 from features.encoders import load_encoder
+from features.encoders.encoder import freeze
 from features.patch_source import PatchSource, in_memory
 from tiling.errors import RequestError, SlideError
 from tiling.patches import encode
@@ -89,8 +92,8 @@ def test_devices_that_are_not_there_are_wrong_requests():
 def test_a_run_that_is_stopped_ends_within_seconds_and_leaves_whole_files(make_store, tissue, tmp_path, sign):
     out = tmp_path / "out"
     for i in range(3):
-        make_store(tmp_path / "patches", f"s{i}", tissue(40 if i == 0 else 4000, 32, seed=i))
-    arguments = [tmp_path / "patches", "--out", out, "--encoder", "resnet50", "--weights", "random", "--device", "cpu"]
+        make_store(tmp_path / "patches", f"s{i}", tissue(8 if i == 0 else 2000, 64, seed=i))
+    arguments = [tmp_path / "patches", "--out", out, "--encoder", "resnet34", "--weights", "random", "--device", "cpu"]
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from features.cli import main; main()"
     running = subprocess.Popen(
@@ -105,4 +108,32 @@ def test_a_run_that_is_stopped_ends_within_seconds_and_leaves_whole_files(make_s
     assert time.monotonic() - start < 10 and running.returncode == 130
     assert "stopped; what is finished stays" in said and "Traceback" not in said
     assert [p.name for p in out.iterdir()] == ["s0.h5"]
-    assert len(read_embeddings(out / "s0.h5").features) == 40
+    assert len(read_embeddings(out / "s0.h5").features) == 8
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("name", "side"), [("efficientnet-lite0", 96), ("timm:vit_tiny_patch16_224", 224)])
+def test_openvino_gives_the_same_features(tissue, name, side):
+    encoder = load_encoder(name, "default" if name == "efficientnet-lite0" else "random")
+    patches = tissue(3, side)
+    expected = embed(encoder, patches, device="cpu", precision="fp32")
+    got = embed(encoder, patches, device="cpu", precision="fp32", batch_size=2, engine="openvino")
+    assert got.shape == expected.shape and np.abs(got - expected).max() < 1e-3 * expected.std()
+
+
+def test_an_engine_that_is_missing_is_a_wrong_request(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(RequestError, match="needs the extra `openvino`"):
+        Embedder(load_encoder("resnet18", "random"), device="cpu", engine="openvino")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_compiled_network_gives_the_same_features(tissue):
+    if shutil.which("g++") is None:
+        pytest.skip("torch needs a C++ compiler")
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = freeze("small", layers, "random", 0, dim=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    patches = tissue(5, 64)
+    expected = embed(encoder, patches, device="cpu", precision="fp32")
+    got = embed(encoder, patches, device="cpu", precision="fp32", engine="compile")
+    assert np.abs(got - expected).max() < 1e-3 * expected.std()
