@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from features.embeddings import SlideStatistics
 
 NORM_EVERY = 64  # patches, of which one goes through `NormProbe`
 _AT_ONCE = 8  # images in wide integers
+_HISTOGRAMS = {"cpu"}  # devices whose pixels PIL can count
 _BATCH_NORMS = (nn.BatchNorm2d,)  # timm's, which bring their activation along, are subclasses
 
 
@@ -63,6 +65,8 @@ def _added(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, 
 
 def pixel_sums(images: Tensor, tissue: Tensor | None = None) -> PixelSums:
     """images: (n, 3, P, P) uint8 on any device; tissue: (n, P, P) bool, by default everywhere."""
+    if images.device.type in _HISTOGRAMS:
+        return _sums_of_histograms(images, tissue)
     count = images[:, 0].numel() if tissue is None else int(tissue.sum())
     sums, squares = torch.zeros(2, 3, dtype=torch.int64, device=images.device)
     for i in range(0, len(images), _AT_ONCE):
@@ -72,6 +76,17 @@ def pixel_sums(images: Tensor, tissue: Tensor | None = None) -> PixelSums:
         sums += wide.sum((0, 2, 3))
         squares += wide.square_().sum((0, 2, 3))
     return PixelSums(count, _three(sums), _three(squares))
+
+
+def _sums_of_histograms(images: Tensor, tissue: Tensor | None) -> PixelSums:
+    """On a CPU ten times as fast as wide integers."""
+    histogram = np.zeros((3, 256), np.int64)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
+        mask = None if tissue is None else Image.fromarray(tissue[i].numpy())
+        histogram += np.reshape(Image.fromarray(image).histogram(mask), (3, 256))
+    values = np.arange(256)
+    sums, squares = (torch.from_numpy(histogram @ values**power) for power in (1, 2))
+    return PixelSums(int(histogram[0].sum()), _three(sums), _three(squares))
 
 
 def _three(values: Tensor) -> tuple[int, int, int]:

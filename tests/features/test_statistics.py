@@ -1,9 +1,11 @@
 """Colours and batch norm inputs against loops over pixels and a plain network; the file of the cohort."""
 
 import json
+from unittest import mock
 
 import h5py
 import numpy as np
+import pytest
 import torch
 import torchvision.models as zoo
 from hypothesis import given
@@ -35,9 +37,16 @@ def tissue_pixels(store):
 images = arrays(np.uint8, st.tuples(st.integers(0, 20), st.just(3), st.just(7), st.just(7)))
 
 
-@given(images, st.integers(0, 2**32 - 1))
-def test_sums_over_pixels_are_exact(values, seed):
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@given(values=images, seed=st.integers(0, 2**32 - 1))
+def test_sums_over_pixels_are_exact(kind, values, seed):
+    """Both ways of adding, of which the one for GPUs runs on any device."""
     inside = np.random.default_rng(seed).random((len(values), 7, 7)) < 0.5
+    with mock.patch("features.statistics._HISTOGRAMS", {"cpu"} if kind == "cpu" else set()):
+        check_sums(values, inside)
+
+
+def check_sums(values, inside):
     got = pixel_sums(torch.from_numpy(values), torch.from_numpy(inside))
     pixels = values.transpose(0, 2, 3, 1)[inside].astype(int)
     assert got == PixelSums(len(pixels), tuple(pixels.sum(0)), tuple((pixels**2).sum(0)))

@@ -11,7 +11,7 @@ import pytest
 
 from tiling.artifact import atomic_folder, lock
 from tiling.errors import RequestError
-from tiling.workers import OnOneCore, WorkerDied, alive, cores, map_unordered
+from tiling.workers import OnOneCore, WorkerDied, alive, cores, map_threads, map_unordered
 
 
 def cores_seen(seconds):
@@ -146,3 +146,36 @@ def test_sigterm_in_a_slide_with_threads_ends_it_and_leaves_nothing_under_its_na
     begun = time.monotonic()
     assert running.wait(timeout=10) == 130 and time.monotonic() - begun < 6
     assert not {p.name for p in out.iterdir()} & {"a", "b"}  # what is half written has no final name
+
+
+def test_threads_give_every_result_and_what_a_job_raises():
+    assert sorted(map_threads(lambda n: n * n, range(20), 3)) == [n * n for n in range(20)]
+    with pytest.raises(RequestError, match="no 3"):
+        list(map_threads(refuse_three, range(20), 2))
+
+
+def refuse_three(number):
+    if number == 3:
+        raise RequestError("no 3")
+    return number
+
+
+def test_threads_that_are_closed_end_at_their_next_sign_of_life():
+    begun, ended = [], []
+
+    def work(number):
+        begun.append(number)
+        if number == 0:
+            return number
+        try:
+            while True:
+                alive()
+                time.sleep(0.01)
+        finally:
+            ended.append(number)
+
+    results = map_threads(work, range(9), 2)
+    assert next(results) == 0
+    results.close()
+    assert set(begun) <= {0, 1, 2} and sorted(ended) == sorted(set(begun) - {0})
+    alive()  # another thread's run goes on
