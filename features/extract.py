@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        with patches_of(store, row.path) as source:
+        on_dask = exact_arithmetic(embedder) if config.scheduler else nullcontext()
+        with patches_of(store, row.path) as source, on_dask:
             features, statistics = _embed(source, embedder, config.features_dtype)
         write_embeddings(path, Embeddings(features, store.coords_l0, info), statistics)
     if len(store) == 0:
