@@ -14,6 +14,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import yaml
+from distributed import LocalCluster
 
 from features.config import FeatureConfig
 from features.embedder import Embedder, embed
@@ -306,3 +307,12 @@ def test_a_reference_store_gives_the_features_of_a_lossless_one(extract, command
     table.write_text(f"slide_id,path\nphantom,{table}\n")
     assert extract(tmp_path / "reference", "--out", tmp_path / "other", "--slides", table) == 1
     assert "not the slide that" in (tmp_path / "other/failures.csv").read_text()
+
+
+def test_dask_workers_write_the_same_files(extract, stores, tmp_path):
+    assert extract(stores, "--out", tmp_path / "here", "--device", "cpu") == 0
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        run = (stores, "--out", tmp_path / "there", "--device", "cpu", "--scheduler", cluster.scheduler_address)
+        assert extract(*run) == 0
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    assert (tmp_path / "there/statistics.json").read_text() == (tmp_path / "here/statistics.json").read_text()
