@@ -19,7 +19,19 @@ from mil.run import Checkpoint
 from mil.splits import Fold
 
 _PLAIN_EVERY_S = 15.0
-_ROWS = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "accuracy")
+_ROWS = {
+    "auroc": "AUROC",
+    "auroc_delong": "AUROC, DeLong",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "mcc": "MCC",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
 
 
 def plain_console() -> Console:
@@ -96,8 +108,9 @@ class Display:
         table.add_column(f"slides ({counts['slides']})", justify="right")
         table.add_column(f"patients ({counts['patients']})", justify="right")
         levels = [metrics["slide"], metrics["patient"]]
-        for name in _ROWS:
-            table.add_row(name.replace("_", " ").replace("auroc", "AUROC"), *(_cell(level, name) for level in levels))
+        for name, title in _ROWS.items():
+            if name in metrics["slide"]:
+                table.add_row(title, *(_cell(level, name) for level in levels))
         if "patch" in metrics:
             table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
         self._console.print(table)
@@ -129,4 +142,6 @@ def _cell(level: dict[str, Any] | None, name: str) -> str:
     figure = level and level[name]
     if not figure or figure["value"] is None:
         return "undefined"
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"

@@ -112,10 +112,11 @@ def _metrics(
             "patients": once["patient_id"].nunique(),
             "slides_of_class": {name: int((once["label"] == name).sum()) for name in cohort.classes},
             "folds": len({fold.fold for fold in folds}),
-            "repeats": config.repeats,
+            "repeats": len({fold.repeat for fold in folds}),
             "bootstrap_draws": config.bootstrap,
         },
     }
+    result["folds"] = metrics.by_fold(slides, *choice)
     mixed = sorted(set(patients.loc[patients["label"] == "", "patient_id"]))
     if mixed:
         reason = f"slides of one patient carry different labels ({len(mixed)} patients, {mixed[0]} among them)"
