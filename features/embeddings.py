@@ -7,13 +7,14 @@ Data sets
 Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. The data set `coords` also
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
-rows do not match. The file is written whole or not at all.
+rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
+of earlier programs have none, and their readers pass over it.
 
 A file that `convert-features` made from another tool's says `unknown` (0 for `input_px`) where nobody knows how the
 features were made; its `store_digest` is then `<layout>:` and the sha256 of the features and coordinates found.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class EmbeddingInfo:
     height_l0: int
     mpp_l0: float  # µm per level-0 pixel; NaN if the slide has no scale
     mpp: float  # µm per patch pixel; NaN if the slide has no scale
+    slide_fingerprint: str = ""  # of the slide file, see tiling.artifact.slide_fingerprint; empty if not known
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing file to be taken as done."""
@@ -78,7 +80,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
-        file.attrs.update(format=FORMAT, version=VERSION, **asdict(info))
+        file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info))
         coords_data.attrs.update(
             name=info.slide_id,
             patch_size=info.patch_size_px,
@@ -87,6 +89,11 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             level0_height=info.height_l0,
             overlap=info.overlap_px,
         )
+
+
+def attributes_of(info: EmbeddingInfo) -> dict[str, Any]:
+    """The attributes of a file, without an empty fingerprint."""
+    return {key: value for key, value in asdict(info).items() if key != "slide_fingerprint" or value}
 
 
 def read_info(path: Path) -> EmbeddingInfo:
@@ -130,6 +137,8 @@ def _info(file: h5py.File, path: Path) -> EmbeddingInfo:
     values: dict[str, Any] = {}
     for entry in fields(EmbeddingInfo):
         if entry.name not in attributes:
+            if entry.default is not MISSING:
+                continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; extract it again")
         assert isinstance(entry.type, type)
         values[entry.name] = entry.type(attributes[entry.name])

@@ -63,8 +63,8 @@ class Display:
     ) -> None:
         self._live.stop()
 
-    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device) -> None:
-        for warning in cohort.warnings:
+    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device, warnings: Sequence[str]) -> None:
+        for warning in warnings:
             self._print(f"warning: {warning}")
         patients = len(set(cohort.patient_ids))
         counts = np.bincount(cohort.labels)
