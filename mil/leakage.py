@@ -28,7 +28,8 @@ from tiling.errors import RequestError
 
 _DIRECTIONS = 8
 _SAMPLED_PATCHES = 64  # of a slide, for the scale of the features
-_TOLERANCE = 0.05  # largest distance of equal patches, as part of their distance from the mean patch
+_COORDINATES = 24  # of a patch in the search for candidates
+_TOLERANCE = 0.1  # largest distance of equal patches, as part of their distance from the mean patch
 _SHARE = 0.5  # least part of the sketch's patches that must be equal
 _CROWD = 8  # a patch that more slides have in common (glass, ink) says nothing
 _SHOWN_PAIRS = 8
@@ -90,15 +91,14 @@ def _equal_pairs(keys: Iterable[str]) -> list[Pair]:
 def near_identical(features: Sequence[Tensor]) -> dict[Pair, float]:
     """S of (N, D), N >= 1 -> pairs that share most of their extreme patches, with the part that they share."""
     mean, scale = _scale(features)
-    dim = len(mean)
-    directions = torch.from_numpy(np.random.default_rng(0).normal(size=(dim, _DIRECTIONS))).float()
-    weights = directions / scale.unsqueeze(1)  # (D, J)
+    random = torch.from_numpy(np.random.default_rng(0).normal(size=(len(mean), _COORDINATES))).float()
+    weights = random / scale.unsqueeze(1)  # (D, Q)
     picked = np.empty((len(features), 2 * _DIRECTIONS), np.int64)  # (S, 2J) rows of the extreme patches
-    extremes = np.empty((len(features), 2 * _DIRECTIONS, _DIRECTIONS), np.float32)  # their projections
+    extremes = np.empty((len(features), 2 * _DIRECTIONS, _COORDINATES), np.float32)  # their projections
     for i, slide in enumerate(features):
-        projected = (slide.float() - mean) @ weights  # (N, J)
+        projected = slide.float() @ weights[:, :_DIRECTIONS]  # (N, J)
         rows = torch.cat([projected.argmax(0), projected.argmin(0)])
-        picked[i], extremes[i] = rows.numpy(), projected[rows].numpy()
+        picked[i], extremes[i] = rows.numpy(), ((slide[rows].float() - mean) @ weights).numpy()
     matches: dict[Pair, tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
     for k in range(2 * _DIRECTIONS):
         for i, j in _alike(extremes[:, k]):
@@ -119,10 +119,10 @@ def _scale(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _alike(points: NDArray[np.float32]) -> list[Pair]:
-    """Candidates among (S, J) projections: twice the tolerance apart at most, and not in a crowd."""
+    """Candidates among (S, Q) projections: twice the tolerance apart at most, and not in a crowd."""
     size = np.linalg.norm(points, axis=1, keepdims=True)
     tree = KDTree(np.hstack([points / np.maximum(size, 1e-6), np.log(np.maximum(size, 1e-6))]))
-    radius = 4 * _TOLERANCE
+    radius = 2 * _TOLERANCE
     lonely = tree.query_ball_point(tree.data, radius, return_length=True) <= _CROWD
     kept = np.flatnonzero(lonely)
     if len(kept) < 2:
