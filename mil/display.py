@@ -1,7 +1,7 @@
 """What train-mil shows: a live line on a terminal, plain lines now and then elsewhere, and the final table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,6 +120,9 @@ class Display:
             self._print(f"sensitivity is of class {cohort.classes[cohort.positive]}, specificity of the other one")
         else:
             self._print("AUROC, sensitivity and specificity are macro averages of one class against the rest")
+        if "against_mean" in metrics:
+            against = metrics["against_mean"]
+            self._print(difference_line("logistic regression on mean features", against["auroc"]["value"], against))
         if repeats > 1:
             self._print(f"each slide counts once in each of {repeats} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
@@ -136,6 +139,13 @@ class Display:
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
+
+
+def difference_line(name: str, auroc: float, against: Mapping[str, float | None]) -> str:
+    """One sentence on a mil.metrics.Difference, as a mapping, from what `name` reached on the same slides."""
+    delong = "" if against["p_delong"] is None else f"; DeLong p = {against['p_delong']:.3f}"
+    found = f"{against['value']:+.3f} ({against['low']:+.3f} to {against['high']:+.3f}, p = {against['p']:.3f}{delong})"
+    return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
 
 
 def _cell(level: dict[str, Any] | None, name: str) -> str:

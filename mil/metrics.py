@@ -195,7 +195,7 @@ class Difference:
     low: float
     high: float
     p: float  # two-sided, of the paired bootstrap
-    p_delong: float | None  # of DeLong's paired test clustered by patient; None for more than two classes
+    p_delong: float | None  # of DeLong's paired test clustered by patient; None if undefined or for more classes
 
 
 def auroc_difference(
@@ -227,7 +227,8 @@ def auroc_difference(
     p_delong = None
     if positive is not None:
         scores = [p[:, positive] for p in probabilities]
-        p_delong = delong_p(scores[0], scores[1], labels == positive, patients)
+        p = delong_p(scores[0], scores[1], labels == positive, patients)
+        p_delong = p if np.isfinite(p) else None
     return Difference(float(difference[0]), float(low), float(high), float(min(1.0, 2 * one_sided)), p_delong)
 
 

@@ -17,7 +17,7 @@ from mil.cohort import Cohort, shown
 from tiling.errors import RequestError
 
 _GAP = 0.02  # how far from the best balance a solution may be
-_NODES = 2000  # of the optimiser's tree: a limit that does not depend on the machine's speed
+_NODES = 20  # of the optimiser's tree: a limit that does not depend on the machine's speed
 _VARIETY = 0.02  # weight of random preferences, by which repeats differ
 Indices = NDArray[np.int64]
 

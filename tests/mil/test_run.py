@@ -54,11 +54,11 @@ def test_the_golden_models_still_predict():
     assert got.attention.sum() == pytest.approx(1)
 
 
-def test_version_2_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v2")
+def test_version_3_is_refused_by_name(tmp_path):
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v3")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 2}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 2, this program reads version 1"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 3}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 3, this program reads version 2"):
         run.require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):
