@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from features.device import pick_device
 from mil import run
 from mil.cohort import Cohort, load_cohort, shown
+from mil.comparison import compare_runs, require_comparable
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
@@ -44,8 +45,11 @@ def train_mil(
     config: TrainConfig,
     overwrite: bool = False,
     console: Console | None = None,
+    compare: Path | None = None,
 ) -> int:
     """Train, evaluate and write the run directory `out`; returns the exit code, 1 if a feature file is damaged.
+
+    compare: another run on the same slides, whose AUROC is compared with this one's in the output.
 
     Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
     """
@@ -56,6 +60,8 @@ def train_mil(
     _require_free(out)
     cohort = load_cohort(features, labels, target, config.positive)
     folds, noticed = _audited_folds(cohort, config)
+    if compare:
+        noticed += require_comparable(compare, cohort, folds)
     if np.median([len(f) for f in cohort.features]) * config.batch_slides < _PATCHES_WORTH_THREADS:
         torch.set_num_threads(1)
     provenance = _provenance(cohort, target, config, device)
@@ -81,6 +87,8 @@ def train_mil(
     result = run.read_metrics(out)
     run.write_failures(out, cohort.left_out)
     display.result(out, result, cohort)
+    if compare:
+        console.print(compare_runs(out, compare, cohort, config), soft_wrap=True)
     return 1 if cohort.unreadable else 0
 
 

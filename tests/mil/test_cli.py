@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from mil import cli_predict, cli_train, run
+from mil.metrics import auroc_difference
 from mil.predict import load_ensemble, predict_slide
 
 FAST = ["--folds=2", "--epochs=3", "--embed-dim=8", "--attention-dim=4", "--bootstrap=100", "--device=cpu"]
@@ -94,6 +95,27 @@ def test_a_wrong_request_ends_with_2_and_says_why(trained, call, flags, message)
     code, _, error = call(cli_train.main, *_arguments(table, out, *flags))
     assert code == 2 and message in error and "Traceback" not in error
     assert sorted(out.rglob("*")) == before
+
+
+def test_two_runs_are_compared_on_the_same_slides(trained, call, tmp_path):
+    table, out = trained
+    arguments = _arguments(table, tmp_path / "mean", "--head", "mean", "--compare", out)
+    code, text, _ = call(cli_train.main, *arguments, "--splits", out / "splits.csv")
+    first, second = run.read_predictions(tmp_path / "mean"), run.read_predictions(out)
+    expected = auroc_difference(first, second, ("normal", "tumour"), 1, draws=100)
+    assert code == 0 and f"AUROC {expected.value:+.3f} ({expected.low:+.3f} to" in text and f"against {out} (" in text
+    assert "against logistic regression on mean features (" in text and "other folds" not in text
+    against = run.read_metrics(tmp_path / "mean")["against_mean"]
+    own = run.read_metrics(tmp_path / "mean")["slide"]["auroc"]["value"]
+    assert against["value"] == pytest.approx(own - against["auroc"]["value"])
+    rows = pd.read_csv(table)
+    rows.loc[:3, "diagnosis"] = rows.loc[:3, "diagnosis"].to_numpy()[::-1]
+    rows.to_csv(tmp_path / "other.csv", index=False)
+    other = _arguments(table, tmp_path / "other", "--compare", out, "--labels", tmp_path / "other.csv")
+    code, _, error = call(cli_train.main, *other)
+    assert code == 2 and "4 slides differ, s00 among them" in error and not (tmp_path / "other").exists()
+    code, text, _ = call(cli_train.main, *_arguments(table, tmp_path / "seed", "--compare", out, "--seed", "3"))
+    assert code == 0 and "had other folds" in text
 
 
 def test_an_unknown_key_is_refused(trained, call, tmp_path):
