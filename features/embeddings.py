@@ -7,7 +7,8 @@ Data sets
 Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. The data set `coords` also
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
-rows do not match. The file is written whole or not at all.
+rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
+of earlier programs have none, and their readers pass over it.
 
 Group `statistics`, which a reader may leave aside and old files do not have:
   pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
@@ -20,7 +21,7 @@ features were made; its `store_digest` is then `<layout>:` and the sha256 of the
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class EmbeddingInfo:
     height_l0: int
     mpp_l0: float  # µm per level-0 pixel; NaN if the slide has no scale
     mpp: float  # µm per patch pixel; NaN if the slide has no scale
+    slide_fingerprint: str = ""  # of the slide file, see tiling.artifact.slide_fingerprint; empty if not known
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing file to be taken as done."""
@@ -98,7 +100,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, statistics: SlideStatis
         chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
-        file.attrs.update(format=FORMAT, version=VERSION, **asdict(info))
+        file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info))
         coords_data.attrs.update(
             name=info.slide_id,
             patch_size=info.patch_size_px,
@@ -144,6 +146,11 @@ def read_statistics(path: Path) -> SlideStatistics | None:
             raise SlideError(f"{path}: damaged feature file ({error}); extract it again") from error
 
 
+def attributes_of(info: EmbeddingInfo) -> dict[str, Any]:
+    """The attributes of a file, without an empty fingerprint."""
+    return {key: value for key, value in asdict(info).items() if key != "slide_fingerprint" or value}
+
+
 def read_info(path: Path) -> EmbeddingInfo:
     """The attributes alone: cheap. Raises SlideError if the file is unreadable or of another version."""
     with _open(path) as file:
@@ -187,6 +194,8 @@ def _info(file: h5py.File, path: Path) -> EmbeddingInfo:
     values: dict[str, Any] = {}
     for entry in fields(EmbeddingInfo):
         if entry.name not in attributes:
+            if entry.default is not MISSING:
+                continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; extract it again")
         assert isinstance(entry.type, type)
         values[entry.name] = entry.type(attributes[entry.name])

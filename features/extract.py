@@ -143,4 +143,5 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         height_l0=of.height_l0,
         mpp_l0=of.mpp_l0,
         mpp=of.mpp,
+        slide_fingerprint=of.fingerprint,
     )

@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
+    parser.add_argument("--compare", type=str, default="", help="run on the same slides to compare the AUROC with")
     arguments = parser.parse_args(argv)
 
     def body() -> int:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(arguments.out),
             config,
             overwrite=arguments.overwrite,
+            compare=Path(arguments.compare) if arguments.compare else None,
         )
 
     run_command("train-mil", body)

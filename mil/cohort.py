@@ -34,6 +34,7 @@ class Cohort:
     classes: tuple[str, ...]  # C, sorted
     positive: int | None  # index into classes; None unless C = 2
     splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
+    sites: NDArray[np.str_] | None  # (S,) hospital or scanner, empty where a row has none; None if no row has one
     features: tuple[Tensor, ...]  # S of (N, D) float16
     coords_l0: tuple[NDArray[np.int64], ...]  # S of (N, 2), (x, y)
     infos: tuple[EmbeddingInfo, ...]
@@ -79,7 +80,7 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
     faults = [*_encoder_faults(embeddings), *_class_faults(classes, positive, target, table)]
     if faults:
         raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
-    keys = [(r.slide_id, r.patient_id, r.labels[target], r.split) for r in kept]
+    keys = [(r.slide_id, r.patient_id, r.labels[target], r.split, *([r.site] if r.site else [])) for r in kept]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
         patient_ids=np.array([row.patient_id for row in kept]),
@@ -87,12 +88,18 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
         classes=classes,
         positive=(classes.index(positive) if positive else 1) if len(classes) == 2 else None,
         splits=np.array([row.split for row in kept]) if kept[0].split else None,
+        sites=np.array([row.site for row in kept]) if any(row.site for row in kept) else None,
         features=tuple(torch.from_numpy(e.features) for e in embeddings),
         coords_l0=tuple(e.coords_l0 for e in embeddings),
         infos=tuple(e.info for e in embeddings),
         features_sha256=_features_digest(kept, embeddings),
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
-        warnings=tuple(warnings + scale_warning([e.info.mpp for e in embeddings]) + _unknown_warning(embeddings)),
+        warnings=tuple(
+            warnings
+            + _label_warning(kept, target)
+            + scale_warning([e.info.mpp for e in embeddings])
+            + _unknown_warning(embeddings)
+        ),
         left_out=left_out,
         unreadable=tuple(unreadable),
     )
@@ -117,6 +124,15 @@ def _unknown_warning(embeddings: Sequence[Embeddings]) -> list[str]:
             "convert-features adds it (--to slidemil --patch-size-l0 …)"
         )
     return warnings
+
+
+def _label_warning(rows: Sequence[SlideRow], target: str) -> list[str]:
+    """Patients whose slides carry different labels: right for a label of the slide, an error for one of the patient."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row.patient_id, set()).add(row.labels[target])
+    mixed = [patient for patient, own in labels.items() if len(own) > 1]
+    return [f"patients whose slides carry different labels, {shown(mixed)}"] if mixed else []
 
 
 def shown(ids: Sequence[str]) -> str:
@@ -166,7 +182,7 @@ def _read_features(
     if rounded:
         warnings.append(f"features of {rounded} slide(s) are float32 and are rounded to float16 for training")
     if ignored:
-        warnings.append(f"feature files without a label, ignored: {len(ignored)}")
+        warnings.append(f"feature files without a label, ignored: {shown(sorted(ignored))}")
     left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}
     return loaded, unreadable, warnings, left_out
 

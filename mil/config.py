@@ -13,6 +13,10 @@ class TrainConfig:
     head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}")
     folds: int = setting(5, "folds of the cross-validation, by patient (unless the table has a split column)")
     repeats: int = setting(1, "how often the cross-validation is repeated with another shuffle")
+    split: str = setting("patient", "what no test fold shares with training: patient, or site (column 'site') as well")
+    splits: str = setting(
+        "", "CSV of your own splits (slide_id, split, repeat, fold), such as another run's splits.csv"
+    )
     val_fraction: float = setting(0.25, "part of the non-test patients kept for stopping and for the threshold")
     epochs: int = setting(100, "largest number of passes over the training slides")
     patience: int = setting(30, "epochs without a lower validation loss after which a fold stops")
@@ -31,6 +35,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        if self.split not in ("patient", "site"):
+            raise ValueError(f"split is {self.split!r}, expected patient or site")
+        if self.splits and self.split != "patient":
+            raise ValueError("splits names a file and split asks for another way; give one of them")
         _at_least("folds", self.folds, 2)
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)

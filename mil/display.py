@@ -1,7 +1,7 @@
 """What train-mil shows: a live line on a terminal, plain lines now and then elsewhere, and the final table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,19 @@ from mil.run import Checkpoint
 from mil.splits import Fold
 
 _PLAIN_EVERY_S = 15.0
-_ROWS = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "accuracy")
+_ROWS = {
+    "auroc": "AUROC",
+    "auroc_delong": "AUROC, DeLong",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "mcc": "MCC",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
 
 
 def plain_console() -> Console:
@@ -51,8 +63,8 @@ class Display:
     ) -> None:
         self._live.stop()
 
-    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device) -> None:
-        for warning in cohort.warnings:
+    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device, warnings: Sequence[str]) -> None:
+        for warning in warnings:
             self._print(f"warning: {warning}")
         patients = len(set(cohort.patient_ids))
         counts = np.bincount(cohort.labels)
@@ -96,8 +108,9 @@ class Display:
         table.add_column(f"slides ({counts['slides']})", justify="right")
         table.add_column(f"patients ({counts['patients']})", justify="right")
         levels = [metrics["slide"], metrics["patient"]]
-        for name in _ROWS:
-            table.add_row(name.replace("_", " ").replace("auroc", "AUROC"), *(_cell(level, name) for level in levels))
+        for name, title in _ROWS.items():
+            if name in metrics["slide"]:
+                table.add_row(title, *(_cell(level, name) for level in levels))
         if "patch" in metrics:
             table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
         self._console.print(table)
@@ -107,6 +120,9 @@ class Display:
             self._print(f"sensitivity is of class {cohort.classes[cohort.positive]}, specificity of the other one")
         else:
             self._print("AUROC, sensitivity and specificity are macro averages of one class against the rest")
+        if "against_mean" in metrics:
+            against = metrics["against_mean"]
+            self._print(difference_line("logistic regression on mean features", against["auroc"]["value"], against))
         if repeats > 1:
             self._print(f"each slide counts once in each of {repeats} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
@@ -125,8 +141,17 @@ class Display:
         self._console.print(text, soft_wrap=True)
 
 
+def difference_line(name: str, auroc: float, against: Mapping[str, float | None]) -> str:
+    """One sentence on a mil.metrics.Difference, as a mapping, from what `name` reached on the same slides."""
+    delong = "" if against["p_delong"] is None else f"; DeLong p = {against['p_delong']:.3f}"
+    found = f"{against['value']:+.3f} ({against['low']:+.3f} to {against['high']:+.3f}, p = {against['p']:.3f}{delong})"
+    return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
+
+
 def _cell(level: dict[str, Any] | None, name: str) -> str:
     figure = level and level[name]
     if not figure or figure["value"] is None:
         return "undefined"
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"

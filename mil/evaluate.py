@@ -5,6 +5,7 @@ every row counts in the metrics, and its attention is the mean.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pandas as pd
 import torch
 
 from mil import metrics, plots, run
+from mil.baseline import baseline_predictions, slide_means
 from mil.cohort import Cohort
 from mil.config import TrainConfig
+from mil.novelty import describe_training_slides
 from mil.predict import SlidePrediction, average, decide, load_head, predict_slide
 from mil.splits import Fold
 
@@ -26,7 +29,10 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, dev
     rows = []
     for i in np.unique(np.concatenate([fold.test for fold in folds])):
         tested_in = [fold for fold in folds if i in fold.test]
-        predictions = [predict_slide(heads[fold.number], cohort.features[i], device) for fold in tested_in]
+        predictions = [
+            predict_slide(heads[fold.number], cohort.features[i], device, checkpoints[fold.number].temperature)
+            for fold in tested_in
+        ]
         for fold, prediction in zip(tested_in, predictions, strict=True):
             rows.append(_row(cohort, i, fold, prediction, checkpoints[fold.number].threshold))
         mean = average(predictions, cohort.positive)
@@ -47,7 +53,11 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, dev
     thresholds = {(fold.repeat, fold.fold): checkpoints[fold.number].threshold for fold in folds}
     patients = _patients(slides, cohort, thresholds)
     run.write_predictions(out, slides, patients)
+    means = slide_means(cohort)
+    fingerprints = {i.slide_id: i.slide_fingerprint for i in cohort.infos if i.slide_fingerprint}
+    run.write_training_slides(out, describe_training_slides(means, cohort.patient_ids), fingerprints)
     result = _metrics(cohort, slides, patients, folds, config)
+    result["against_mean"] = _against_mean(cohort, slides, baseline_predictions(cohort, folds, means), config)
     if config.head == "patch-label-copy":
         accuracy = metrics.patch_accuracy(
             slides["patient_id"].tolist(),
@@ -100,6 +110,16 @@ def _patients(slides: pd.DataFrame, cohort: Cohort, thresholds: Mapping[Any, flo
     return pd.DataFrame(rows).sort_values(["repeat", "patient_id"], ignore_index=True)
 
 
+def _against_mean(cohort: Cohort, slides: pd.DataFrame, baseline: pd.DataFrame, config: TrainConfig) -> dict[str, Any]:
+    """How the run's AUROC differs from the baseline's on the same slides, and the baseline's own."""
+    choice = (cohort.classes, cohort.positive, config.bootstrap, config.seed)
+    labels = np.array([cohort.classes.index(name) for name in baseline["label"]])
+    weights = metrics.draw_weights(baseline["patient_id"].tolist(), config.bootstrap, config.seed)
+    probabilities = baseline[[f"prob_{name}" for name in cohort.classes]].to_numpy(np.float64)
+    own = metrics.interval(metrics.macro_auroc(probabilities, labels, weights, cohort.positive))
+    return {**asdict(metrics.auroc_difference(slides, baseline, *choice)), "auroc": own}
+
+
 def _metrics(
     cohort: Cohort, slides: pd.DataFrame, patients: pd.DataFrame, folds: Sequence[Fold], config: TrainConfig
 ) -> dict[str, Any]:
@@ -112,10 +132,11 @@ def _metrics(
             "patients": once["patient_id"].nunique(),
             "slides_of_class": {name: int((once["label"] == name).sum()) for name in cohort.classes},
             "folds": len({fold.fold for fold in folds}),
-            "repeats": config.repeats,
+            "repeats": len({fold.repeat for fold in folds}),
             "bootstrap_draws": config.bootstrap,
         },
     }
+    result["folds"] = metrics.by_fold(slides, *choice)
     mixed = sorted(set(patients.loc[patients["label"] == "", "patient_id"]))
     if mixed:
         reason = f"slides of one patient carry different labels ({len(mixed)} patients, {mixed[0]} among them)"

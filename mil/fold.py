@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from mil.bags import pack
+from mil.calibration import calibrated, fit_temperature
 from mil.cohort import Cohort
 from mil.config import TrainConfig
 from mil.metrics import choose_threshold, macro_auroc
@@ -61,13 +62,15 @@ def train_fold(
     weights = _class_weights(cohort.labels[fold.train], len(cohort.classes)).to(device)
     history, best = _optimise(head, cohort, fold, config, weights, rng, on_epoch)
     head.load_state_dict(best)
+    temperature, threshold = _calibrate(head, cohort, fold, config, weights)
     checkpoint = Checkpoint(
         head=config.head,
         shape=asdict(shape),
         classes=cohort.classes,
         positive=cohort.positive,
-        threshold=_threshold(head, cohort, fold, config, weights),
+        threshold=threshold,
         tensors={name: tensor.cpu().numpy() for name, tensor in best.items()},
+        temperature=temperature,
     )
     return checkpoint, pd.DataFrame([asdict(epoch) for epoch in history])
 
@@ -136,11 +139,16 @@ def _judge(
     return loss, np.concatenate([probabilities for _, probabilities in results])
 
 
-def _threshold(head: Head, cohort: Cohort, fold: Fold, config: TrainConfig, weights: Tensor) -> float | None:
-    if cohort.positive is None:
-        return None
+def _calibrate(
+    head: Head, cohort: Cohort, fold: Fold, config: TrainConfig, weights: Tensor
+) -> tuple[float, float | None]:
+    """Temperature, and the threshold of calibrated probabilities, both from the validation part."""
     _, probabilities = _judge(head, cohort, fold.val, weights, config.batch_slides)
-    return choose_threshold(probabilities[:, cohort.positive], cohort.labels[fold.val] == cohort.positive)
+    labels, positive = cohort.labels[fold.val], cohort.positive
+    temperature = fit_temperature(probabilities, labels)
+    if positive is None:
+        return temperature, None
+    return temperature, choose_threshold(calibrated(probabilities, temperature)[:, positive], labels == positive)
 
 
 def _set_standardisation(head: Head, features: Sequence[Tensor]) -> None:

@@ -3,9 +3,15 @@
 A draw gives every patient a multiplicity; all slides of the patient carry it as their weight. Row 0 of the
 weights is 1 for everyone: the value itself. So each figure is one array expression over (1 + draws, n).
 
-For two classes, auroc, sensitivity and specificity are of the positive class. For more they are macro averages
-of one class against the rest, over the classes present. A draw that holds a single class is left out. A figure
-that is undefined (for example the precision of a class that was never predicted) has value, low and high None.
+For two classes, auroc, auprc (average precision), f1, sensitivity and specificity are of the positive class. For
+more they are macro averages of one class against the rest, over the classes present. mcc is Matthews' correlation
+coefficient, for more than two classes Gorodkin's (2004). brier is the mean squared error of the positive class's
+probability; for more classes summed over them (0 to 2, Brier 1950). ece is the expected calibration error in ten bins
+of equal width: of the positive class's probability, for more classes of the largest one (Guo et al., ICML 2017).
+Noise adds to it, so in a small cohort it and its interval lie too high.
+
+`auroc_delong` is the same AUROC with DeLong's interval, see mil.delong. A draw that holds a single class is left out.
+A figure that is undefined (the precision of a class that was never predicted) has value, low and high None.
 """
 
 from collections.abc import Sequence
@@ -16,9 +22,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mil.delong import delong_interval, delong_p
+
 Floats = NDArray[np.float64]
 Interval = dict[str, float | None]  # value, low, high
 _PERCENTILES = (2.5, 97.5)
+_BINS = 10  # of the expected calibration error
 
 
 def draw_weights(patients: Sequence[str], draws: int, seed: int) -> Floats:
@@ -34,13 +43,33 @@ def weighted_auroc(scores: Floats, truth: NDArray[np.bool_], weights: Floats) ->
 
     It is P(score of a positive > score of a negative) + P(equal) / 2; NaN where one side has no weight.
     """
+    return _areas(*_by_score(scores, truth, weights))[0]
+
+
+def weighted_auprc(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Average precision (the area of the precision-recall steps) under each row of weights (R, n) -> (R,)."""
+    return _areas(*_by_score(scores, truth, weights))[1]
+
+
+def _by_score(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
+    """Weight (R, G) of positives and of negatives in each group of equal scores, the groups rising."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of each group of equal scores, (G,)
     ordered = weights[:, order]
-    positive = np.add.reduceat(ordered * truth[order], starts, axis=1)  # (R, G)
-    negative = np.add.reduceat(ordered * ~truth[order], starts, axis=1)
-    below = negative.cumsum(axis=1) - negative / 2
-    return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+    every = np.add.reduceat(ordered, starts, axis=1) if len(starts) < len(order) else ordered
+    of_positives = ordered * truth[order]
+    positive = np.add.reduceat(of_positives, starts, axis=1) if len(starts) < len(order) else of_positives
+    return positive, every - positive
+
+
+def _areas(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+    """AUROC and average precision, each (R,), of weights (R, G) by rising score."""
+    up_to = negative.cumsum(axis=1)
+    positives, negatives = positive.sum(axis=1), up_to[:, -1]
+    auroc = _ratio(np.einsum("rg,rg->r", positive, up_to - negative / 2), positives * negatives)
+    called = positives[:, None] - positive.cumsum(axis=1) + positive  # positives with at least the group's score
+    precision = called / np.maximum(called + negatives[:, None] - up_to + negative, np.finfo(np.float64).tiny)
+    return auroc, _ratio(np.einsum("rg,rg->r", positive, precision), positives)
 
 
 def macro_auroc(probabilities: Floats, labels: NDArray[np.int64], weights: Floats, positive: int | None) -> Floats:
@@ -68,26 +97,82 @@ def evaluate(
     confusion = (weights @ cells).reshape(-1, n_classes, n_classes)  # (R, truth, prediction)
     hits = np.diagonal(confusion, axis1=1, axis2=2)  # (R, C)
     truths, guesses, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
-    recall = _ratio(hits, truths)
-    precision = _ratio(hits, guesses)
     others = total[:, None] - truths
-    specificity = _ratio(others - (guesses - hits), others)
+    ranked = [_areas(*_by_score(probabilities[:, c], labels == c, weights)) for c in range(n_classes)]
+    of_class = {
+        "auroc": np.stack([auroc for auroc, _ in ranked], axis=1),
+        "auprc": np.stack([auprc for _, auprc in ranked], axis=1),
+        "precision": _ratio(hits, guesses),
+        "recall": _ratio(hits, truths),
+        "specificity": _ratio(others - (guesses - hits), others),
+        "f1": np.where(truths > 0, _ratio(2 * hits, truths + guesses), np.nan),
+    }  # each (R, C)
+    chosen = {
+        name: _mean_of_defined(values) if positive is None else values[:, positive] for name, values in of_class.items()
+    }
     single = (truths > 0).sum(axis=1) < 2
+
+    def figure(values: Floats) -> Interval:
+        return interval(np.where(single, np.nan, values))
+
     figures = {
-        "auroc": macro_auroc(probabilities, labels, weights, positive),
-        "balanced_accuracy": _mean_of_defined(recall),
-        "sensitivity": _mean_of_defined(recall) if positive is None else recall[:, positive],
-        "specificity": _mean_of_defined(specificity) if positive is None else specificity[:, positive],
+        "auroc": chosen["auroc"],
+        "auprc": chosen["auprc"],
+        "balanced_accuracy": _mean_of_defined(of_class["recall"]),
+        "sensitivity": chosen["recall"],
+        "specificity": chosen["specificity"],
         "accuracy": _ratio(hits.sum(axis=1), total),
+        "f1": chosen["f1"],
+        "mcc": _matthews(hits, truths, guesses, total),
+        "brier": _ratio(weights @ _squared_error(probabilities, labels, positive), total),
+        "ece": _calibration_error(probabilities, labels, positive, weights),
     }
-    per_class = {"precision": precision, "recall": recall}
-    return {
-        **{name: interval(np.where(single, np.nan, values)) for name, values in figures.items()},
-        **{
-            name: {c: interval(np.where(single, np.nan, values[:, i])) for i, c in enumerate(classes)}
-            for name, values in per_class.items()
-        },
-    }
+    by_class = {name if name in ("precision", "recall") else f"{name}_by_class": v for name, v in of_class.items()}
+    result: dict[str, Any] = {name: figure(values) for name, values in figures.items()}
+    for name, values in by_class.items():
+        result[name] = {c: figure(values[:, i]) for i, c in enumerate(classes)}
+    if positive is not None:
+        patients = table["patient_id"].to_numpy(dtype=str)
+        result["auroc_delong"] = delong_interval(probabilities[:, positive], labels == positive, patients)
+    return result
+
+
+def _matthews(hits: Floats, truths: Floats, guesses: Floats, total: Floats) -> Floats:
+    """(R,) from hits, truths and guesses (R, C) and total (R,); 0 where only one class was predicted."""
+    covariance = hits.sum(axis=1) * total - (truths * guesses).sum(axis=1)
+    spreads = (total**2 - (truths**2).sum(axis=1)) * (total**2 - (guesses**2).sum(axis=1))
+    return np.where(spreads > 0, covariance / np.sqrt(np.where(spreads > 0, spreads, 1)), 0.0)
+
+
+def _squared_error(probabilities: Floats, labels: NDArray[np.int64], positive: int | None) -> Floats:
+    """(n,) of each row."""
+    squared = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
+    return squared.sum(axis=1) if positive is None else squared[:, positive]
+
+
+def _calibration_error(
+    probabilities: Floats, labels: NDArray[np.int64], positive: int | None, weights: Floats
+) -> Floats:
+    """(R,): the mean over rows of |probability - part that came true| of their bin."""
+    if positive is None:
+        said, true = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    else:
+        said, true = probabilities[:, positive], labels == positive
+    bins = np.eye(_BINS)[np.minimum((said * _BINS).astype(int), _BINS - 1)]  # (n, bins), one-hot
+    return _ratio(np.abs(weights @ (bins * (said - true)[:, None])).sum(axis=1), weights.sum(axis=1))
+
+
+def by_fold(
+    table: pd.DataFrame, classes: Sequence[str], positive: int | None, draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """`evaluate` of each repeat and fold alone: repeat, fold, rows and the overall figures, not those by class."""
+    results = []
+    for repeat, fold in sorted(set(zip(table["repeat"], table["fold"], strict=True))):
+        own = table[(table["repeat"] == repeat) & (table["fold"] == fold)]
+        figures = evaluate(own, classes, positive, draws, seed)
+        overall = {name: value for name, value in figures.items() if "value" in value}
+        results.append({"repeat": int(repeat), "fold": int(fold), "rows": len(own), **overall})
+    return results
 
 
 def patch_accuracy(
@@ -104,12 +189,13 @@ def patch_accuracy(
 
 @dataclass(frozen=True)
 class Difference:
-    """AUROC of the first table less that of the second; `p` two-sided, for a difference of 0."""
+    """AUROC of the first table less that of the second, with its bootstrap interval and p values for no difference."""
 
     value: float
     low: float
     high: float
-    p: float
+    p: float  # two-sided, of the paired bootstrap
+    p_delong: float | None  # of DeLong's paired test clustered by patient; None if undefined or for more classes
 
 
 def auroc_difference(
@@ -120,23 +206,30 @@ def auroc_difference(
     draws: int = 2000,
     seed: int = 0,
 ) -> Difference:
-    """Paired patient-level bootstrap of two prediction tables (columns slide_id, repeat, … of predictions.csv).
+    """Paired patient-level comparison of two prediction tables (columns slide_id, repeat, … of predictions.csv).
 
-    Raises ValueError unless both have the same slides in the same repeats.
+    Raises ValueError unless both have the same slides and labels in the same repeats.
     """
     keys = ["slide_id", "repeat"]
     first, second = (t.sort_values(keys, ignore_index=True) for t in (first, second))
     if not first[[*keys, "label"]].equals(second[[*keys, "label"]]):
         raise ValueError("the two prediction tables do not hold the same slides, repeats and labels")
-    weights = draw_weights(first["patient_id"].tolist(), draws, seed)
+    patients = first["patient_id"].to_numpy(dtype=str)
+    weights = draw_weights(patients.tolist(), draws, seed)
     labels = np.array([classes.index(name) for name in first["label"]])
     columns = [f"prob_{name}" for name in classes]
-    aurocs = [macro_auroc(t[columns].to_numpy(np.float64), labels, weights, positive) for t in (first, second)]
+    probabilities = [t[columns].to_numpy(np.float64) for t in (first, second)]
+    aurocs = [macro_auroc(p, labels, weights, positive) for p in probabilities]
     difference = aurocs[0] - aurocs[1]
     drawn = difference[1:][np.isfinite(difference[1:])]
     low, high = np.percentile(drawn, _PERCENTILES)
     one_sided = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
-    return Difference(float(difference[0]), float(low), float(high), float(min(1.0, 2 * one_sided)))
+    p_delong = None
+    if positive is not None:
+        scores = [p[:, positive] for p in probabilities]
+        p = delong_p(scores[0], scores[1], labels == positive, patients)
+        p_delong = p if np.isfinite(p) else None
+    return Difference(float(difference[0]), float(low), float(high), float(min(1.0, 2 * one_sided)), p_delong)
 
 
 def interval(values: Floats) -> Interval:

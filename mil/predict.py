@@ -1,4 +1,8 @@
-"""What trained models say about a slide: the mean over the folds of a run."""
+"""What trained models say about a slide: the mean over the folds of a run.
+
+A slide or patient that the run was trained on is judged by those models alone that did not see it, as in its
+out-of-fold predictions; where all of them did, it is refused. Nobody gets a flattering prediction by mistake.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +18,13 @@ from features.device import pick_device
 from features.embeddings import EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
 from mil.bags import pack
+from mil.calibration import calibrated
 from mil.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.models import HeadShape, build_head
 from mil.models.head import Head
+from mil.novelty import TrainingSlides
 from mil.run import Checkpoint, fold_numbers, read_checkpoint, require_complete
+from mil.trained_on import TrainedOn
 from tiling.artifact import atomic_file
 from tiling.errors import RequestError, SlideError
 
@@ -41,22 +48,29 @@ class Ensemble:
     heads: tuple[Head, ...]
     classes: tuple[str, ...]
     positive: int | None
-    threshold: float | None  # mean over folds; None unless there are two classes
+    temperatures: tuple[float, ...]  # of each model
+    thresholds: tuple[float | None, ...]  # of each model; None unless there are two classes
     encoder: Mapping[str, Any]  # identity of the features it was trained on
     device: torch.device
 
-    def predict(self, embeddings: Embeddings) -> SlidePrediction:
-        """RequestError for features of another encoder; SlideError for a slide without patches."""
+    def predict(self, embeddings: Embeddings, models: Sequence[int] | None = None) -> SlidePrediction:
+        """The mean over all models, or over those at the positions `models`.
+
+        RequestError for features of another encoder; SlideError for a slide without patches.
+        """
         self.require_encoder(embeddings.info, embeddings.features.shape[1])
         _require_scale(self.encoder.get("mpp"), embeddings.info)
         if not len(embeddings.features):
             raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
         features = torch.from_numpy(in_float16(embeddings).features)
-        return average([predict_slide(head, features, self.device) for head in self.heads], self.positive)
+        chosen = range(len(self.heads)) if models is None else models
+        each = [predict_slide(self.heads[m], features, self.device, self.temperatures[m]) for m in chosen]
+        return average(each, self.positive)
 
-    def decide(self, probabilities: NDArray[np.float64]) -> str:
-        """The predicted class for probabilities (C,)."""
-        return self.classes[decide(probabilities, self.positive, self.threshold)]
+    def decide(self, probabilities: NDArray[np.float64], models: Sequence[int] | None = None) -> str:
+        """The predicted class for probabilities (C,), by the mean threshold of the models that gave them."""
+        thresholds = [t for m, t in enumerate(self.thresholds) if t is not None and (models is None or m in models)]
+        return self.classes[decide(probabilities, self.positive, float(np.mean(thresholds)) if thresholds else None)]
 
     def require_encoder(self, info: EmbeddingInfo, dim: int) -> None:
         """Raise RequestError naming what differs from the features that the run was trained on."""
@@ -87,12 +101,12 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
     provenance = require_complete(run)
     checkpoints = [read_checkpoint(run, number) for number in fold_numbers(run)]
     place = pick_device(device)
-    thresholds = [c.threshold for c in checkpoints if c.threshold is not None]
     return Ensemble(
         heads=tuple(load_head(checkpoint, place) for checkpoint in checkpoints),
         classes=checkpoints[0].classes,
         positive=checkpoints[0].positive,
-        threshold=float(np.mean(thresholds)) if thresholds else None,
+        temperatures=tuple(checkpoint.temperature for checkpoint in checkpoints),
+        thresholds=tuple(checkpoint.threshold for checkpoint in checkpoints),
         encoder=provenance["features"],
         device=place,
     )
@@ -105,11 +119,13 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
 
 
 @torch.no_grad()
-def predict_slide(head: Head, features: torch.Tensor, device: torch.device) -> SlidePrediction:
-    """One model, one slide; features (N, D) with N >= 1."""
+def predict_slide(
+    head: Head, features: torch.Tensor, device: torch.device, temperature: float = 1.0
+) -> SlidePrediction:
+    """One model, one slide; features (N, D) with N >= 1. The probabilities are calibrated by the temperature."""
     output = head(pack([features]).to(device))
     return SlidePrediction(
-        probabilities=output.logits[0].double().softmax(0).cpu().numpy(),
+        probabilities=calibrated(output.logits[0].double().softmax(0).cpu().numpy(), temperature),
         attention=output.attention.float().cpu().numpy(),
         patch_logits=output.patch_logits.float().cpu().numpy(),
         spread=0.0,
@@ -136,9 +152,16 @@ def decide(probabilities: NDArray[np.float64], positive: int | None, threshold: 
     return positive if probabilities[positive] >= threshold else 1 - positive
 
 
-def predict_folder(ensemble: Ensemble, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+def predict_folder(
+    ensemble: Ensemble,
+    folder: Path,
+    trained_on: TrainedOn | None = None,
+    training: TrainingSlides | None = None,
+    patients: Mapping[str, str] | None = None,
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Predictions of every feature file in `folder` by slide id, and why some have none (slide id: reason).
 
+    patients: patient of each slide id, by which slides of the run's own patients are known too.
     Raises RequestError before any prediction if the folder has no feature file or features of another encoder.
     """
     source = open_features(folder)
@@ -148,27 +171,54 @@ def predict_folder(ensemble: Ensemble, folder: Path) -> tuple[pd.DataFrame, dict
     failures: dict[str, str] = {}
     for slide_id in source.paths:
         try:
-            prediction = ensemble.predict(source.read(slide_id))
+            embeddings = source.read(slide_id)
+            known, models = _allowed(
+                embeddings.info, len(ensemble.heads), trained_on, (patients or {}).get(slide_id, "")
+            )
+            prediction = ensemble.predict(embeddings, models)
         except SlideError as error:
             failures[slide_id] = str(error)
             continue
-        rows.append({"slide_id": slide_id, **_row(ensemble, prediction)})
-    columns = ["slide_id", "prediction", *(f"prob_{name}" for name in ensemble.classes), "fold_spread"]
-    return pd.DataFrame(rows, columns=columns), failures
+        rows.append(
+            {
+                "slide_id": slide_id,
+                "prediction": ensemble.decide(prediction.probabilities, models),
+                **{f"prob_{c}": p for c, p in zip(ensemble.classes, prediction.probabilities, strict=True)},
+                "fold_spread": prediction.spread,
+                "models": len(models),
+                "in_training": known,
+                **_novelty(training, embeddings),
+            }
+        )
+    columns = ["slide_id", "prediction", *(f"prob_{name}" for name in ensemble.classes), "fold_spread", "models"]
+    return pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"]), failures
+
+
+def _allowed(info: EmbeddingInfo, models: int, trained_on: TrainedOn | None, patient: str) -> tuple[bool, list[int]]:
+    """Whether the slide or its patient taught the run, and the models that did not see it. SlideError if none."""
+    if trained_on is None:
+        return False, list(range(models))
+    known = trained_on.patient(info.slide_id, info.slide_fingerprint, patient)
+    unseen = trained_on.unseen_by(known)
+    if not unseen:
+        raise SlideError(
+            f"{info.slide_id}: all models of the run were trained on this slide or its patient {known}, "
+            "so a prediction would look better than it is"
+        )
+    return bool(known), unseen
+
+
+def _novelty(training: TrainingSlides | None, embeddings: Embeddings) -> dict[str, Any]:
+    """How far the slide's mean embedding is from the training slides', 1 being the limit; empty if not known."""
+    if training is None:
+        return {"distance": None, "unlike_training": None}
+    distance = training.distance(embeddings.features.mean(axis=0, dtype=np.float64))
+    return {"distance": distance, "unlike_training": distance > 1}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False)
-
-
-def _row(ensemble: Ensemble, prediction: SlidePrediction) -> dict[str, Any]:
-    probabilities = {f"prob_{c}": p for c, p in zip(ensemble.classes, prediction.probabilities, strict=True)}
-    return {
-        "prediction": ensemble.decide(prediction.probabilities),
-        **probabilities,
-        "fold_spread": prediction.spread,
-    }
 
 
 def _mean(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -1,16 +1,17 @@
-"""CONTRACT run directory, what train-mil writes. Version 1.
+"""CONTRACT run directory, what train-mil writes. Version 2.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
     splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
-    fold-<k>/checkpoint.safetensors    the best epoch's weights; k counts repeat * folds + fold
+    fold-<k>/checkpoint.safetensors    the best epoch's weights; k counts the folds of all repeats, from 0
     fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
+    training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
     curves.png, roc.png                drawn from the above
-    metrics.json                       slide, patient and counts (patch too for patch-label-copy)
+    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
     tensorboard/fold-<k>/              events for TensorBoard
 
 Every file but those of TensorBoard MUST be written whole or not at all; a fold folder is one unit.
@@ -23,13 +24,24 @@ complete if and only if it exists. A finished fold MUST NOT be trained again. Al
 excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.
 
 Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
-over the classes. For two classes a slide is predicted positive where its probability reaches the threshold
-chosen on the fold's validation part; else the most probable class is predicted. In `predictions_patient.csv` the
-label is empty if a patient's slides carry different labels.
+over the classes; it is calibrated: the logits are divided by the fold's temperature. For two classes a slide is
+predicted positive where its probability reaches the threshold chosen on the fold's validation part; else the most
+probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry different
+labels.
 
 A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
-shape, classes, positive, threshold (null unless there are two classes). Its tensors include `mean` and `std`,
+shape, classes, positive, threshold (null unless there are two classes), temperature. The threshold is one of
+calibrated probabilities. Its tensors include `mean` and `std`,
 with which features are standardised.
+
+`metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics, or one of these for each
+class; `folds` a list of the overall figures of each repeat and fold; `against_mean` how the slides' AUROC differs from
+that of mil.baseline on the same folds (value, low, high, p, p_delong) and the baseline's own (`auroc`).
+
+`training.safetensors` holds the fields of mil.novelty.TrainingSlides, and under the metadata key `slidemil` the known
+slide fingerprints by slide id.
+
+Version 1 had no temperature (it was 1), no training.safetensors, and fewer figures; it can still be read.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
@@ -54,16 +66,18 @@ import yaml
 from numpy.typing import NDArray
 
 from features.embeddings import EmbeddingInfo
+from mil.novelty import TrainingSlides
 from tiling.artifact import atomic_file, atomic_folder, atomic_hdf5, check_format, write_json, write_text
 from tiling.errors import RequestError, SlideError
 
-FORMAT, VERSION = "slidemil-run", 1
+FORMAT, VERSION = "slidemil-run", 2
+_READABLE = (1, 2)
 ATTENTION_FORMAT, ATTENTION_VERSION = "slidemil-attention", 1
 LOCK = "train"  # train.lock is held while the run is written
 _METADATA = "slidemil"
 _FILES = (
     *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
-    *("curves.png", "roc.png"),
+    *("training.safetensors", "curves.png", "roc.png"),
 )
 _DATA_SETS = ("attention", "patch_logits", "coords")
 
@@ -76,8 +90,9 @@ class Checkpoint:
     shape: dict[str, Any]
     classes: tuple[str, ...]
     positive: int | None
-    threshold: float | None  # of the positive class's probability; None unless there are two classes
+    threshold: float | None  # of the positive class's calibrated probability; None unless there are two classes
     tensors: dict[str, NDArray[Any]]
+    temperature: float = 1.0  # by which logits are divided, see mil.calibration
 
 
 @dataclass(frozen=True)
@@ -177,7 +192,7 @@ def read_provenance(run: Path) -> dict[str, Any] | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check_format(values, FORMAT, VERSION, path)
+        check_format(values, FORMAT, values["version"] if values.get("version") in _READABLE else VERSION, path)
     except (SlideError, ValueError, AttributeError) as error:
         raise RequestError(f"not a run directory that can be read: {error}") from error
     return {key: value for key, value in values.items() if key not in ("format", "version")}
@@ -241,6 +256,29 @@ def read_predictions(run: Path) -> pd.DataFrame:
 
 def read_patient_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions_patient.csv")
+
+
+def write_training_slides(run: Path, slides: TrainingSlides, fingerprints: Mapping[str, str]) -> None:
+    """fingerprints: of the slide files by slide id, as far as they are known."""
+    tensors = {name: np.asarray(value) for name, value in vars(slides).items()}
+    metadata = {_METADATA: json.dumps(dict(fingerprints), sort_keys=True)}
+    with atomic_file(run / "training.safetensors") as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata)
+
+
+def read_training_slides(run: Path) -> tuple[TrainingSlides | None, dict[str, str]]:
+    """What `write_training_slides` was given; none and no fingerprints for a run of version 1."""
+    path = run / "training.safetensors"
+    if not path.exists():
+        return None, {}
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            fingerprints: dict[str, str] = json.loads(file.metadata()[_METADATA])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise RequestError(f"{path}: not a file of train-mil ({error}); train again") from error
+    numbers = {name: tensors.pop(name).item() for name in ("floor", "limit")}
+    return TrainingSlides(**tensors, **numbers), fingerprints
 
 
 def write_failures(run: Path, left_out: Mapping[str, str]) -> None:

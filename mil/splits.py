@@ -1,11 +1,14 @@
 """Who is trained on, who stops the training, who is tested: always whole patients.
 
 Test parts come from a stratified k-fold by patient, repeated with other shuffles; the rest is split once more,
-by patient and stratified, into train and val. A table whose column `split` is filled gives one fixed fold.
+by patient and stratified, into train and val. With `--split site` whole sites are tested, see mil.site_splits; val
+still comes from the sites of train. A table whose column `split` is filled gives one fixed fold, and `--splits FILE`
+any folds, see mil.splits_file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mil.cohort import Cohort, shown
 from mil.config import TrainConfig
+from mil.site_splits import site_groups, site_parts
+from mil.splits_file import read_parts
 from tiling.errors import RequestError
+from tiling.manifest import SPLITS
 
 _ATTEMPTS = 20  # deterministic reshuffles before a split is called impossible
 Indices = NDArray[np.int64]
@@ -23,7 +29,7 @@ Indices = NDArray[np.int64]
 class Fold:
     """Positions of slides in the cohort, each rising."""
 
-    number: int  # counts repeat * folds + fold
+    number: int  # counts the folds of all repeats, from 0
     repeat: int
     fold: int
     train: Indices
@@ -33,35 +39,46 @@ class Fold:
 
 def make_folds(cohort: Cohort, config: TrainConfig) -> list[Fold]:
     """All folds of all repeats. Raises RequestError if patients are too few or stand on two sides."""
-    if cohort.splits is not None:
-        folds = [_fixed_fold(cohort, cohort.splits, config, repeat) for repeat in range(config.repeats)]
+    if config.splits:
+        parts = read_parts(Path(config.splits), cohort)
+        folds = [_given_fold(cohort, config, number, *place, of) for number, (place, of) in enumerate(parts.items())]
+    elif cohort.splits is not None:
+        if config.split == "site":
+            raise RequestError(
+                "the slide table fixes one split (column 'split'); remove the column to use --split site"
+            )
+        given = {name: np.flatnonzero(cohort.splits == name).tolist() for name in SPLITS}
+        folds = [_given_fold(cohort, config, repeat, repeat, 0, given) for repeat in range(config.repeats)]
     else:
         _require_patients(cohort, config.folds)
         folds = [fold for repeat in range(config.repeats) for fold in _cross_validation(cohort, config, repeat)]
-    for fold in folds:
-        check_fold(cohort, fold)
+    faults = list(dict.fromkeys(fault for fold in folds for fault in fold_faults(cohort, fold)))
+    if faults:
+        raise RequestError("\n  ".join(faults))
     return folds
 
 
-def check_fold(cohort: Cohort, fold: Fold) -> None:
-    """Raise RequestError if a patient is in two parts, or a part cannot be trained or judged on."""
+def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
+    """One line for each patient in two parts, and for each part that cannot be trained or judged on."""
     parts = {"train": fold.train, "val": fold.val, "test": fold.test}
     patients = {name: set(cohort.patient_ids[part]) for name, part in parts.items()}
+    faults = []
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(patients[first] & patients[second])
         if both:
-            raise RequestError(
+            faults.append(
                 f"patients in both {first} and {second}, which would make the result look better than it is, "
                 f"{shown(both)}; give all slides of a patient the same 'split'"
             )
     for name, part in parts.items():
         found = [cohort.classes[c] for c in np.unique(cohort.labels[part])]
         if len(found) < 2 or (name == "train" and len(found) < len(cohort.classes)):
-            raise RequestError(
+            faults.append(
                 f"fold {fold.number + 1}: the {name} part ({len(part)} slides of {len(patients[name])} patients) "
                 f"has only {', '.join(map(repr, found)) or 'no slides'}; "
                 f"use fewer folds, add patients of the missing class, or fill the column 'split' yourself"
             )
+    return faults
 
 
 def _require_patients(cohort: Cohort, folds: int) -> None:
@@ -79,7 +96,11 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
 
 def _cross_validation(cohort: Cohort, config: TrainConfig, repeat: int) -> list[Fold]:
     everyone = np.arange(len(cohort.labels))
-    tests = _grouped_parts(cohort, everyone, config.folds, (config.seed, repeat), lambda part: _usable(cohort, part))
+    entropy = (config.seed, repeat)
+    if config.split == "site":
+        tests = site_parts(cohort, site_groups(cohort), config.folds, entropy)
+    else:
+        tests = _grouped_parts(cohort, everyone, config.folds, entropy, lambda part: _usable(cohort, part))
     folds = []
     for index, test in enumerate(tests):
         train, val = _inner_split(cohort, np.setdiff1d(everyone, test), config, (repeat, index))
@@ -87,16 +108,19 @@ def _cross_validation(cohort: Cohort, config: TrainConfig, repeat: int) -> list[
     return folds
 
 
-def _fixed_fold(cohort: Cohort, splits: NDArray[np.str_], config: TrainConfig, repeat: int) -> Fold:
-    train, val, test = (np.flatnonzero(splits == name) for name in ("train", "val", "test"))
+def _given_fold(
+    cohort: Cohort, config: TrainConfig, number: int, repeat: int, fold: int, given: Mapping[str, Sequence[int]]
+) -> Fold:
+    """A fold whose parts the user chose, as positions of slides by the name of the part."""
+    train, val, test = (np.asarray(given[name], np.int64) for name in SPLITS)
     if not len(train) or not len(test):
         raise RequestError(
             f"column 'split' has {len(train)} slides for train and {len(test)} for test (with features); "
             "both are needed"
         )
     if not len(val):
-        train, val = _inner_split(cohort, train, config, (repeat, 0))
-    return Fold(repeat, repeat, 0, train, val, test)
+        train, val = _inner_split(cohort, train, config, (repeat, fold))
+    return Fold(number, repeat, fold, train, val, test)
 
 
 def _inner_split(cohort: Cohort, rest: Indices, config: TrainConfig, place: tuple[int, int]) -> tuple[Indices, Indices]:
@@ -126,7 +150,7 @@ def _grouped_parts(
 ) -> list[Indices]:
     """Disjoint parts of `among`, stratified, by patient; reshuffled until the first `needed` are accepted.
 
-    After `_ATTEMPTS` the last shuffle is returned, and `check_fold` says what is wrong with it.
+    After `_ATTEMPTS` the last shuffle is returned, and `fold_faults` says what is wrong with it.
     """
     labels, patients = cohort.labels[among], cohort.patient_ids[among]
     found: list[Indices] = []

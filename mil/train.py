@@ -4,6 +4,7 @@ Finished folds are kept when the command is killed; the same command goes on whe
 same bytes (TensorBoard's events excepted, which hold times).
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from features.device import pick_device
 from mil import run
-from mil.cohort import Cohort, load_cohort
+from mil.cohort import Cohort, load_cohort, shown
+from mil.comparison import compare_runs, require_comparable
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
 from mil.fold import Epoch, train_fold
+from mil.leakage import audit
 from mil.splits import Fold, make_folds
 from tiling.artifact import Locked, differences, lock, package_versions
 from tiling.errors import RequestError
@@ -42,8 +45,11 @@ def train_mil(
     config: TrainConfig,
     overwrite: bool = False,
     console: Console | None = None,
+    compare: Path | None = None,
 ) -> int:
     """Train, evaluate and write the run directory `out`; returns the exit code, 1 if a feature file is damaged.
+
+    compare: another run on the same slides, whose AUROC is compared with this one's in the output.
 
     Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
     """
@@ -53,12 +59,14 @@ def train_mil(
     torch.use_deterministic_algorithms(True)
     _require_free(out)
     cohort = load_cohort(features, labels, target, config.positive)
-    folds = make_folds(cohort, config)
+    folds, noticed = _audited_folds(cohort, config)
+    if compare:
+        noticed += require_comparable(compare, cohort, folds)
     if np.median([len(f) for f in cohort.features]) * config.batch_slides < _PATCHES_WORTH_THREADS:
         torch.set_num_threads(1)
     provenance = _provenance(cohort, target, config, device)
     display = Display(console, folds, config.epochs)
-    display.cohort(cohort, target, config.head, device)
+    display.cohort(cohort, target, config.head, device, noticed)
     try:
         with lock(out / run.LOCK):
             if _prepare(out, provenance, overwrite):
@@ -79,7 +87,21 @@ def train_mil(
     result = run.read_metrics(out)
     run.write_failures(out, cohort.left_out)
     display.result(out, result, cohort)
+    if compare:
+        console.print(compare_runs(out, compare, cohort, config), soft_wrap=True)
     return 1 if cohort.unreadable else 0
+
+
+def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], list[str]]:
+    """All folds, and what the user should know. RequestError with all that was found, before any training."""
+    try:
+        folds = make_folds(cohort, config)
+        noticed = [*cohort.warnings, *audit(cohort, folds)]
+    except RequestError as error:
+        raise RequestError("\n".join([str(error), *(f"warning: {line}" for line in cohort.warnings)])) from error
+    used = np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.val, fold.test)]))
+    unused = cohort.slide_ids[np.setdiff1d(np.arange(len(cohort.slide_ids)), used)].tolist()
+    return folds, noticed + ([f"slides that are in no fold of {config.splits}, {shown(unused)}"] if unused else [])
 
 
 def _require_free(out: Path) -> None:
@@ -119,6 +141,8 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config).items() if key not in ("device", "positive")}
+    if config.splits:
+        settings["splits"] = hashlib.sha256(Path(config.splits).read_bytes()).hexdigest()  # not the path
     versions = package_versions()
     return {
         "target": target,

@@ -2,14 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embeddings import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings
+from features.embeddings import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
 from tiling.artifact import check_format
 from tiling.errors import SlideError
 
@@ -95,7 +95,7 @@ def as_found(found: Found) -> Embeddings:
 
 def origin_text(info: EmbeddingInfo, dtype: str) -> str:
     """Our attributes as JSON, for the attribute `slidemil` of a foreign file."""
-    values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(info).items()}
+    values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in attributes_of(info).items()}
     return json.dumps({"format": FORMAT, "version": VERSION, "features_dtype": dtype, **values}, sort_keys=True)
 
 
@@ -106,6 +106,7 @@ def with_origin(found: Found, text: Any) -> Found:
     try:
         values = dict(json.loads(text))
         check_format(values, FORMAT, VERSION, found.path)
+        values.setdefault("slide_fingerprint", "")
         entries: dict[str, Any] = {f.name: values[f.name] for f in fields(EmbeddingInfo)}
         dtype = np.dtype(values["features_dtype"])
     except (ValueError, TypeError, KeyError) as error:
@@ -183,6 +184,7 @@ def _info(found: Found, known: Description, digest: str) -> EmbeddingInfo:
         height_l0=known.height_l0 or 0,
         mpp_l0=math.nan if known.mpp_l0 is None else known.mpp_l0,
         mpp=_patch_mpp(found, known),
+        slide_fingerprint=old.slide_fingerprint if old else "",
     )
 
 

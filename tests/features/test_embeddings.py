@@ -75,6 +75,18 @@ def test_a_file_that_breaks_the_contract_is_refused(tmp_path, damage, message):
         read_embeddings(file)
 
 
+def test_a_fingerprint_is_kept_and_an_unknown_one_leaves_no_trace(tmp_path):
+    import h5py
+
+    for name, fingerprint in (("known", "f" * 64), ("unknown", "")):
+        write_embeddings(
+            tmp_path / f"{name}.h5", Embeddings(FEATURES, COORDS, replace(INFO, slide_fingerprint=fingerprint))
+        )
+        assert read_info(tmp_path / f"{name}.h5").slide_fingerprint == fingerprint
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            assert ("slide_fingerprint" in file.attrs) == bool(fingerprint)
+
+
 def test_a_missing_and_a_cut_file_are_told_apart(tmp_path):
     with pytest.raises(SlideError, match="no such feature file"):
         read_info(tmp_path / "none.h5")

@@ -20,7 +20,7 @@ from features.config import FeatureConfig
 from features.embedder import Embedder, embed
 from features.embeddings import read_embeddings
 from features.encoders import load_encoder
-from tiling.patches import encode
+from tiling.patches import PatchStore, encode
 
 ROOT = Path(__file__).parent.parent.parent
 JPEG_INFO = SimpleNamespace(config={"pixels": "jpeg", "jpeg_quality": 90}, jpeg_subsampling="444")
@@ -65,7 +65,9 @@ def test_the_same_run_writes_the_same_bytes(extract, stores, tmp_path):
     for out in ("one", "two"):
         assert extract(stores, "--out", tmp_path / out, "--device", "cpu") == 0
     assert files(tmp_path / "one") == files(tmp_path / "two") and len(files(tmp_path / "one")) == 3
-    assert read_embeddings(tmp_path / "one/a.h5").features.dtype == np.float16
+    found = read_embeddings(tmp_path / "one/a.h5")
+    assert found.features.dtype == np.float16
+    assert found.info.slide_fingerprint == PatchStore(stores / "a.zarr").info.fingerprint != ""
 
 
 def test_the_first_line_and_the_summary_say_what_was_done(extract, stores, tmp_path, capsys):

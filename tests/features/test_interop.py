@@ -40,6 +40,7 @@ INFO = EmbeddingInfo(
     slide_id="s", store_digest="d" * 64, encoder="resnet18", weights="random (seed 0)", weights_sha256="e" * 64,
     input_px=256, normalisation="mean=(0.5) std=(0.5)", precision="bf16", patch_size_px=256, patch_size_l0=507,
     overlap_px=16, width_l0=90_000, height_l0=70_000, mpp_l0=0.2525, mpp=0.2525 * 507 / 256,
+    slide_fingerprint="f" * 64,
 )  # fmt: skip
 
 
@@ -264,7 +265,7 @@ def test_clam_with_flags_and_without(convert, tmp_path):
     assert asdict(found.info) == dict(
         slide_id="s", store_digest=digest, encoder="uni", weights=UNKNOWN, weights_sha256=UNKNOWN, input_px=0,
         normalisation=UNKNOWN, precision=UNKNOWN, patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=90_000,
-        height_l0=70_000, mpp_l0=0.25, mpp=0.5,
+        height_l0=70_000, mpp_l0=0.25, mpp=0.5, slide_fingerprint="",
     )  # fmt: skip
     unscaled = [*flags[:-1], "none"]
     assert convert(tmp_path / "clam", "--to", "slidemil", "--out", tmp_path / "unscaled", *unscaled) == 0
@@ -617,6 +618,7 @@ def cohort(tmp_path):
         features[:3, 0] += np.float16(4 * label)
         coords = np.array([(x * 1024, y * 1024) for y in range(3) for x in range(4)])
         info = replace(INFO, slide_id=slide_id, patch_size_px=512, patch_size_l0=1024, width_l0=4096, height_l0=3072)
+        info = replace(info, store_digest=f"store-{i}", slide_fingerprint=f"file-{i}")
         write_embeddings(tmp_path / f"ours/{slide_id}.h5", Embeddings(features, coords, info))
         as_clam(tmp_path / "clam", slide_id, features, coords)
         with h5py.File(as_trident(tmp_path / "trident", slide_id, features, coords), "a") as file:

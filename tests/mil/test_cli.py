@@ -7,9 +7,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from mil import cli_predict, cli_train, run
+from mil.metrics import auroc_difference
 from mil.predict import load_ensemble, predict_slide
 
 FAST = ["--folds=2", "--epochs=3", "--embed-dim=8", "--attention-dim=4", "--bootstrap=100", "--device=cpu"]
@@ -95,6 +97,27 @@ def test_a_wrong_request_ends_with_2_and_says_why(trained, call, flags, message)
     assert sorted(out.rglob("*")) == before
 
 
+def test_two_runs_are_compared_on_the_same_slides(trained, call, tmp_path):
+    table, out = trained
+    arguments = _arguments(table, tmp_path / "mean", "--head", "mean", "--compare", out)
+    code, text, _ = call(cli_train.main, *arguments, "--splits", out / "splits.csv")
+    first, second = run.read_predictions(tmp_path / "mean"), run.read_predictions(out)
+    expected = auroc_difference(first, second, ("normal", "tumour"), 1, draws=100)
+    assert code == 0 and f"AUROC {expected.value:+.3f} ({expected.low:+.3f} to" in text and f"against {out} (" in text
+    assert "against logistic regression on mean features (" in text and "other folds" not in text
+    against = run.read_metrics(tmp_path / "mean")["against_mean"]
+    own = run.read_metrics(tmp_path / "mean")["slide"]["auroc"]["value"]
+    assert against["value"] == pytest.approx(own - against["auroc"]["value"])
+    rows = pd.read_csv(table)
+    rows.loc[:3, "diagnosis"] = rows.loc[:3, "diagnosis"].to_numpy()[::-1]
+    rows.to_csv(tmp_path / "other.csv", index=False)
+    other = _arguments(table, tmp_path / "other", "--compare", out, "--labels", tmp_path / "other.csv")
+    code, _, error = call(cli_train.main, *other)
+    assert code == 2 and "4 slides differ, s00 among them" in error and not (tmp_path / "other").exists()
+    code, text, _ = call(cli_train.main, *_arguments(table, tmp_path / "seed", "--compare", out, "--seed", "3"))
+    assert code == 0 and "had other folds" in text
+
+
 def test_an_unknown_key_is_refused(trained, call, tmp_path):
     table, out = trained
     (tmp_path / "wrong.yaml").write_text("epoch: 3\n")
@@ -111,24 +134,70 @@ def test_warnings_are_shown_and_the_rest_goes_on(trained, call, tmp_path):
     assert code == 0 and "warning: labelled slides without a feature file, left out: 1: gone" in text
 
 
-def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path):
-    table, out = trained
-    file = tmp_path / "sub" / "new.csv"
-    code, text, _ = call(cli_predict.main, out, table.parent, "--out", file, "--device", "cpu")
-    assert code == 0 and f"16 slides predicted by 2 models: {file}" in text
-    got = pd.read_csv(file)
-    assert list(got) == ["slide_id", "prediction", "prob_normal", "prob_tumour", "fold_spread"]
-    ensemble = load_ensemble(out, "cpu")
-    from mil.cohort import load_cohort
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory, write_features):
+    """Four slides like those of the training cohort, of patients that it does not have, and one unlike them."""
+    folder = tmp_path_factory.mktemp("strangers")
+    rng = np.random.default_rng(5)
+    for i in range(4):
+        write_features(folder, f"new{i}", rng.normal(size=(20, 8)))
+    write_features(folder, "odd", rng.normal(size=(20, 8)) + 5)
+    return folder
 
-    cohort = load_cohort(table.parent, table, "diagnosis")
-    threshold = np.mean([run.read_checkpoint(out, k).threshold for k in (0, 1)])
-    for (_, row), features in zip(got.iterrows(), cohort.features, strict=True):
-        each = [predict_slide(head, features, ensemble.device).probabilities[1] for head in ensemble.heads]
+
+def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path, strangers):
+    _, out = trained
+    file = tmp_path / "sub" / "new.csv"
+    code, text, error = call(cli_predict.main, out, strangers, "--out", file, "--device", "cpu")
+    assert code == 0 and f"5 slides predicted by 2 models: {file}" in text
+    assert "1 slides are unlike those that the run was trained on; do not rely on them: odd" in error
+    got = pd.read_csv(file)
+    assert list(got)[:5] == ["slide_id", "prediction", "prob_normal", "prob_tumour", "fold_spread"]
+    assert list(got)[5:] == ["models", "in_training", "distance", "unlike_training"]
+    assert got["unlike_training"].tolist() == [False] * 4 + [True] and not got["in_training"].any()
+    ensemble = load_ensemble(out, "cpu")
+    checkpoints = [run.read_checkpoint(out, k) for k in (0, 1)]
+    from features.embeddings import read_embeddings
+
+    for _, row in got.iterrows():
+        features = torch.from_numpy(read_embeddings(strangers / f"{row['slide_id']}.h5").features)
+        logits = [predict_slide(head, features, ensemble.device).probabilities for head in ensemble.heads]
+        each = [1 / (1 + (p[0] / p[1]) ** (1 / c.temperature)) for p, c in zip(logits, checkpoints, strict=True)]
         assert row["prob_tumour"] == pytest.approx(np.mean(each))
-        assert row["prob_tumour"] + row["prob_normal"] == pytest.approx(1)
+        assert row["prob_tumour"] + row["prob_normal"] == pytest.approx(1) and row["models"] == 2
         assert row["fold_spread"] == pytest.approx(np.std(each))
+        threshold = np.mean([checkpoint.threshold for checkpoint in checkpoints])
         assert row["prediction"] == ("tumour" if np.mean(each) >= threshold else "normal")
+
+
+def test_slides_of_the_training_get_their_out_of_fold_prediction(trained, call, tmp_path):
+    table, out = trained
+    code, _, error = call(cli_predict.main, out, table.parent, "--out", tmp_path / "p.csv", "--device", "cpu")
+    assert code == 0 and "16 of these slides are of patients that the run was trained on" in error
+    got, wanted = (t.set_index("slide_id") for t in (pd.read_csv(tmp_path / "p.csv"), run.read_predictions(out)))
+    wanted = wanted.loc[got.index]
+    assert got["prob_tumour"].to_numpy() == pytest.approx(wanted["prob_tumour"].to_numpy(), abs=1e-9)
+    assert got["prediction"].tolist() == wanted["prediction"].tolist()
+    assert (got["models"] == 1).all() and got["in_training"].all()
+
+
+def test_a_training_slide_is_known_by_its_patient_and_by_its_file(call, tmp_path, make_cohort, write_features):
+    table = make_cohort(tmp_path / "f", slides=16)
+    write_features(table.parent, "s03", np.random.default_rng(9).normal(size=(9, 8)), slide_fingerprint="f" * 64)
+    frame = pd.read_csv(table)
+    frame["split"] = ["train"] * 8 + ["val"] * 4 + ["test"] * 4
+    frame.to_csv(table, index=False)
+    assert call(cli_train.main, *_arguments(table, tmp_path / "run"))[0] == 0
+    new = tmp_path / "new"
+    for name, fingerprint in (("copy", "f" * 64), ("sibling", ""), ("tested", ""), ("stranger", "")):
+        write_features(new, name, np.random.default_rng(1).normal(size=(9, 8)), slide_fingerprint=fingerprint)
+    (tmp_path / "new.csv").write_text("slide_id,patient_id\ncopy,x\nsibling,p00\ntested,p07\nstranger,y\n")
+    arguments = [tmp_path / "run", new, "--out", tmp_path / "p.csv", "--device", "cpu"]
+    code, _, error = call(cli_predict.main, *arguments, "--slides", tmp_path / "new.csv")
+    assert code == 1 and "copy: all models of the run were trained on this slide or its patient p01" in error
+    assert "sibling: all models of the run were trained on this slide or its patient p00" in error
+    got = pd.read_csv(tmp_path / "p.csv").set_index("slide_id")
+    assert got["in_training"].to_dict() == {"stranger": False, "tested": True}
 
 
 def test_unreadable_features_fail_alone(trained, call, tmp_path, write_features):
@@ -179,7 +248,7 @@ def test_patches_of_another_scale_are_refused(trained, call, tmp_path, write_fea
 
 
 def test_predict_mil_replaces_nothing_unasked(trained, call, tmp_path, write_features):
-    table, out = trained
+    _, out = trained
     write_features(tmp_path, "x", np.ones((3, 8)))
     file = tmp_path / "p.csv"
     file.write_text("keep")
@@ -187,8 +256,6 @@ def test_predict_mil_replaces_nothing_unasked(trained, call, tmp_path, write_fea
     assert code == 2 and "says something else" in error and file.read_text() == "keep"
     for more in (["--overwrite"], []):  # and once more: the same content is no conflict
         code, _, error = call(cli_predict.main, out, tmp_path, "--out", file, "--device", "cpu", *more)
-        assert code == 0 and "slides were used in training" not in error
+        assert code == 0 and "are of patients" not in error
     code, _, error = call(cli_predict.main, out, tmp_path, "--out", out / "predictions.csv")
     assert code == 2 and "run directory" in error
-    code, _, error = call(cli_predict.main, out, table.parent, "--out", tmp_path / "q.csv", "--device", "cpu")
-    assert code == 0 and "slides were used in training" in error

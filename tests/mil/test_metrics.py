@@ -11,10 +11,12 @@ from sklearn import metrics as reference
 
 from mil.metrics import (
     auroc_difference,
+    by_fold,
     choose_threshold,
     draw_weights,
     evaluate,
     patch_accuracy,
+    weighted_auprc,
     weighted_auroc,
 )
 from mil.plots import roc_curves
@@ -47,12 +49,14 @@ def test_a_weighted_auroc_is_that_of_the_resampled_data(seed, n, levels):
     scores, truth = rng.integers(levels, size=n) / levels, rng.integers(2, size=n).astype(bool)
     weights = draw_weights([f"p{i // 2}" for i in range(n)], 20, seed)
     assert (weights[0] == 1).all()
-    for value, row in zip(weighted_auroc(scores, truth, weights), weights, strict=True):
+    aurocs, precisions = weighted_auroc(scores, truth, weights), weighted_auprc(scores, truth, weights)
+    for auroc, auprc, row in zip(aurocs, precisions, weights, strict=True):
         chosen = np.repeat(np.arange(n), row.astype(int))
         if len(set(truth[chosen])) < 2:
-            assert np.isnan(value)
+            assert np.isnan(auroc)
         else:
-            assert value == pytest.approx(reference.roc_auc_score(truth[chosen], scores[chosen]), abs=1e-12)
+            assert auroc == pytest.approx(reference.roc_auc_score(truth[chosen], scores[chosen]), abs=1e-12)
+            assert auprc == pytest.approx(reference.average_precision_score(truth[chosen], scores[chosen]), abs=1e-12)
 
 
 def test_draws_take_whole_patients():
@@ -72,6 +76,10 @@ def test_two_classes_equal_scikit_learn():
         "sensitivity": reference.recall_score(truth, predicted, pos_label="pos"),
         "specificity": reference.recall_score(truth, predicted, pos_label="neg"),
         "accuracy": reference.accuracy_score(truth, predicted),
+        "auprc": reference.average_precision_score(truth == "pos", table["prob_pos"]),
+        "f1": reference.f1_score(truth, predicted, pos_label="pos"),
+        "mcc": reference.matthews_corrcoef(truth, predicted),
+        "brier": reference.brier_score_loss(truth == "pos", table["prob_pos"]),
     }
     for name, value in expected.items():
         assert got[name]["value"] == pytest.approx(value), name
@@ -94,6 +102,55 @@ def test_three_classes_equal_scikit_learn():
     assert got["specificity"]["value"] == pytest.approx(np.mean(specificity))
     assert [got["recall"][c]["value"] for c in CLASSES] == pytest.approx(recall)
     assert [got["precision"][c]["value"] for c in CLASSES] == pytest.approx(precision)
+    one_hot = np.eye(3)[[CLASSES.index(c) for c in truth]]
+    auprc = reference.average_precision_score(one_hot, probabilities, average=None)
+    f1 = reference.f1_score(truth, predicted, average=None, labels=CLASSES)
+    assert [got["auprc_by_class"][c]["value"] for c in CLASSES] == pytest.approx(auprc)
+    assert [got["f1_by_class"][c]["value"] for c in CLASSES] == pytest.approx(f1)
+    assert [got["specificity_by_class"][c]["value"] for c in CLASSES] == pytest.approx(specificity)
+    for i, c in enumerate(CLASSES):
+        assert got["auroc_by_class"][c]["value"] == pytest.approx(
+            reference.roc_auc_score(truth == c, probabilities.iloc[:, i])
+        )
+    assert got["auprc"]["value"] == pytest.approx(auprc.mean()) and got["f1"]["value"] == pytest.approx(f1.mean())
+    assert got["mcc"]["value"] == pytest.approx(reference.matthews_corrcoef(truth, predicted))
+    assert got["brier"]["value"] == pytest.approx(((probabilities.to_numpy() - one_hot) ** 2).sum(axis=1).mean())
+    assert "auroc_delong" not in got
+
+
+@pytest.mark.parametrize("classes", [("neg", "pos"), CLASSES])
+def test_the_calibration_error_is_that_of_ten_bins(classes):
+    table = _table(n=200, classes=classes)
+    positive = 1 if len(classes) == 2 else None
+    got = evaluate(table, classes, positive, draws=100, seed=0)
+    columns = table[[f"prob_{c}" for c in classes]].to_numpy()
+    said = columns.max(axis=1) if positive is None else columns[:, 1]
+    true = (
+        (np.array(classes)[columns.argmax(axis=1)] == table["label"]) if positive is None else table["label"] == "pos"
+    )
+    bins = np.digitize(said, np.arange(1, 10) / 10)
+    expected = sum(abs(said[bins == b].sum() - true[bins == b].sum()) for b in range(10)) / 200
+    assert got["ece"]["value"] == pytest.approx(expected) and got["ece"]["value"] > 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(6, 40), classes=st.integers(2, 4))
+def test_every_figure_is_within_its_range_and_interval(seed, n, classes):
+    names = tuple("abcd"[:classes])
+    got = evaluate(_table(n, names, seed), names, 1 if classes == 2 else None, 100, seed)
+    for name, figure in got.items():
+        for one in [figure] if "value" in figure else figure.values():
+            if one["value"] is not None and one["low"] is not None:
+                assert (-1 if name == "mcc" else 0) <= one["low"] <= one["high"] <= (2 if name == "brier" else 1)
+
+
+def test_figures_by_fold_are_those_of_its_rows():
+    table = _table(classes=("neg", "pos"))
+    table["fold"] = np.arange(60) // 2 % 3
+    got = by_fold(table, ("neg", "pos"), 1, draws=100, seed=0)
+    assert [(f["repeat"], f["fold"], f["rows"]) for f in got] == [(0, 0, 20), (0, 1, 20), (0, 2, 20)]
+    own = table[table["fold"] == 1]
+    assert got[1]["auroc"]["value"] == pytest.approx(reference.roc_auc_score(own["label"] == "pos", own["prob_pos"]))
 
 
 def test_the_interval_is_that_of_an_explicit_bootstrap():
@@ -125,7 +182,7 @@ def test_draws_of_a_single_class_are_left_out():
 
 
 def test_a_thousand_patients_take_less_than_two_seconds():
-    table = _table(n=2000, classes=("neg", "pos"))
+    table = _table(n=2000, classes=("neg", "pos"))  # two slides each
     start = time.process_time()
     evaluate(table, ("neg", "pos"), 1, draws=2000, seed=0)
     assert time.process_time() - start < 2
@@ -138,9 +195,9 @@ def test_difference_of_two_tables():
     truth = table["label"] == "pos"
     expected = reference.roc_auc_score(truth, table["prob_pos"]) - reference.roc_auc_score(truth, worse["prob_pos"])
     assert got.value == pytest.approx(expected)
-    assert 0 < got.low < expected < got.high and got.p < 0.01
+    assert 0 < got.low < expected < got.high and got.p < 0.01 and got.p_delong < 0.01
     same = auroc_difference(table, table, ("neg", "pos"), 1, draws=500)
-    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert (same.value, same.low, same.high, same.p, same.p_delong) == (0, 0, 0, 1, 1)
     with pytest.raises(ValueError, match="same slides"):
         auroc_difference(table, worse[1:], ("neg", "pos"), 1)
 

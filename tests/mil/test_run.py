@@ -54,11 +54,36 @@ def test_the_golden_models_still_predict():
     assert got.attention.sum() == pytest.approx(1)
 
 
-def test_version_2_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v2")
+def test_the_golden_run_of_version_2():
+    from features.embeddings import EmbeddingInfo, Embeddings
+    from mil.predict import load_ensemble
+
+    golden = GOLDEN.parent / "run-v2"
+    assert run.require_complete(golden)["settings"]["split"] == "patient"
+    assert [run.read_checkpoint(golden, k).temperature for k in (0, 1)] == pytest.approx([1.08887, 1.62574], abs=1e-5)
+    assert [run.read_checkpoint(GOLDEN, k).temperature for k in (0, 1)] == [1, 1]
+    training, fingerprints = run.read_training_slides(golden)
+    assert len(fingerprints) == 16 and fingerprints["s07"] == f"{7:064x}"
+    assert training.distance(np.zeros(3)) == pytest.approx(0.22421, abs=1e-4) and training.limit > 3
+    assert run.read_training_slides(GOLDEN) == (None, {})
+    metrics = run.read_metrics(golden)
+    assert [(fold["repeat"], fold["fold"]) for fold in metrics["folds"]] == [(0, 0), (0, 1)]
+    assert {"value", "low", "high", "p", "p_delong", "auroc"} == set(metrics["against_mean"])
+    assert {"auprc", "f1", "mcc", "brier", "ece", "auroc_delong", "f1_by_class"} <= set(metrics["patient"])
+    ensemble = load_ensemble(golden, "cpu")
+    identity = {k: v for k, v in ensemble.encoder.items() if k not in ("dim", "mpp")}
+    place = dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=1, height_l0=1, mpp_l0=0.25, mpp=0.5)
+    info = EmbeddingInfo(slide_id="x", store_digest="", weights="default", **identity, **place)
+    features = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], np.float16)
+    got = ensemble.predict(Embeddings(features, np.zeros((2, 2), np.int64), info))
+    assert got.probabilities == pytest.approx([0.26333, 0.73667], abs=1e-4)
+
+
+def test_version_3_is_refused_by_name(tmp_path):
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v3")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 2}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 2, this program reads version 1"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 3}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 3, this program reads version 2"):
         run.require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):

@@ -25,7 +25,10 @@ from mil.train import train_mil
 from tiling.errors import RequestError
 
 FAST = dict(epochs=60, learning_rate=0.003, batch_slides=4, embed_dim=16, attention_dim=8, bootstrap=200, device="cpu")
-COMPARED = ("predictions.csv", "predictions_patient.csv", "metrics.json", "provenance.json", "splits.csv")
+COMPARED = (
+    *("predictions.csv", "predictions_patient.csv", "metrics.json", "provenance.json", "splits.csv"),
+    "training.safetensors",
+)
 
 
 def _train(table, out, **settings):
@@ -197,12 +200,14 @@ def test_predictions_use_the_threshold_of_their_fold_and_models_that_never_saw_t
     from mil.predict import predict_slide
 
     for _, row in predictions.iterrows():
-        threshold = run.read_checkpoint(out, row["fold"]).threshold
+        checkpoint = run.read_checkpoint(out, row["fold"])
+        threshold = checkpoint.threshold
         assert row["prediction"] == ("tumour" if row["prob_tumour"] >= threshold else "normal")
         own = splits[(splits["fold"] == row["fold"]) & (splits["patient_id"] == row["patient_id"])]
         assert set(own["split"]) == {"test"}
         i = cohort.slide_ids.tolist().index(row["slide_id"])
-        again = predict_slide(ensemble.heads[row["fold"]], cohort.features[i], torch.device("cpu"))
+        head = ensemble.heads[row["fold"]]
+        again = predict_slide(head, cohort.features[i], torch.device("cpu"), checkpoint.temperature)
         assert row["prob_tumour"] == pytest.approx(again.probabilities[1], abs=1e-7)
 
 
