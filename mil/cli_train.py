@@ -18,6 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
+    parser.add_argument(
+        "--patches",
+        type=str,
+        help="folder of patch stores, for pictures in the report (default: 'patches' beside the features)",
+    )
     arguments = parser.parse_args(argv)
 
     def body() -> int:
@@ -32,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(arguments.out),
             config,
             overwrite=arguments.overwrite,
+            patches=Path(arguments.patches) if arguments.patches else None,
         )
 
     run_command("train-mil", body)
