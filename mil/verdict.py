@@ -82,7 +82,7 @@ def judge_fold(history: pd.DataFrame, epochs: int) -> Verdict:
     if smooth_val[-1] - val[kept] > 0.10 * abs(val[0]):
         rise = f"from {val[kept]:.3g} to {smooth_val[-1]:.3g}"
         return Verdict("overfits", f"after epoch {kept + 1} the validation loss rose {rise}")
-    half, late = len(val) // 2, kept + 1 > 0.9 * epochs
+    half, late = len(val) // 2, len(val) >= epochs and kept + 1 > 0.9 * epochs
     if late and smooth_val[half] - val[kept] > 0.05 * abs(val[0]):
         fell = f"from {smooth_val[half]:.3g} to {val[kept]:.3g}"
         return Verdict("stopped too early", f"validation loss fell {fell} in the second half of {epochs} epochs")
