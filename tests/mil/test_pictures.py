@@ -131,6 +131,6 @@ def test_a_finished_run_gets_its_pictures_later(tmp_path, write_features):
         run.write_attention(
             run.attention_path(tmp_path / "run", f"s{i}"), SlideAttention(**{**vars(slide), "coords": moved})
         )
-    assert train(patches=tmp_path / "stores").count("<img") == 24
-    assert train() == train(patches=tmp_path / "stores")  # pictures stay
+    shown = train(patches=tmp_path / "stores")
+    assert shown.count("<img") == 24 and train() == shown  # pictures stay
     assert (tmp_path / "run" / "fold-0" / "checkpoint.safetensors").stat().st_mtime_ns == weights
