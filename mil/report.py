@@ -64,7 +64,7 @@ def write_report(out: Path) -> None:
     histories = {n: run.read_history(out, n) for n in run.fold_numbers(out)}
     sections = {
         "Result": _headline(metrics, provenance) + _figures(metrics),
-        "Learning": _learning(histories, settings),
+        "Learning": _learning(histories, settings["epochs"], metrics["counts"]),
         "Ranking": _figure_row(
             (roc(scores), "ROC", f"{_legend(classes, place)} Dotted: guessing."),
             (
@@ -171,16 +171,16 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return _table(["", *(f"by {name}, 95 % interval" for name, _ in levels), "<!---->"], rows, last_left=True)
 
 
-def _learning(histories: Mapping[int, pd.DataFrame], settings: Mapping[str, Any]) -> str:
+def _learning(histories: Mapping[int, pd.DataFrame], most_epochs: int, counts: Mapping[str, Any]) -> str:
     curves = {
         n: h for n, h in histories.items() if len(h) and np.isfinite(h[["train_loss", "val_loss"]]).all(axis=None)
     }
     if not curves:
         return '<p class="soft">This head is not trained in epochs, so there are no curves.</p>'
-    verdicts = {n: judge_fold(h, settings["epochs"]) for n, h in curves.items()}
+    verdicts = {n: judge_fold(h, most_epochs) for n, h in curves.items()}
     highest, epochs = loss_axis(list(curves.values())), max(int(h["epoch"].iloc[-1]) for h in curves.values())
     charts = [
-        f"<figure><figcaption><b>{_fold_name(n, settings)}</b> {_tag(verdicts[n].name)}</figcaption>"
+        f"<figure><figcaption><b>{_fold_name(n, counts)}</b> {_tag(verdicts[n].name)}</figcaption>"
         f"{learning_curve(h, highest, epochs, f'Losses of fold {n}: {verdicts[n].name}')}"
         f"<p>{escape(verdicts[n].said)}</p></figure>"
         for n, h in curves.items()
@@ -403,9 +403,9 @@ def _title(name: str) -> str:
     return _METRICS[name][0] if name in _METRICS else name.replace("_", " ")
 
 
-def _fold_name(number: int, settings: Mapping[str, Any]) -> str:
-    folds = settings["folds"]
-    repeat = f"repeat {number // folds + 1}, " if settings["repeats"] > 1 else ""
+def _fold_name(number: int, counts: Mapping[str, Any]) -> str:
+    folds = counts["folds"]
+    repeat = f"repeat {number // folds + 1}, " if counts["repeats"] > 1 else ""
     return f"{repeat}fold {number % folds + 1}"
 
 
