@@ -19,6 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
     parser.add_argument("--compare", type=str, default="", help="run on the same slides to compare the AUROC with")
+    parser.add_argument(
+        "--patches",
+        type=str,
+        help="folder of patch stores, for pictures in the report (default: 'patches' beside the features)",
+    )
     arguments = parser.parse_args(argv)
 
     def body() -> int:
@@ -34,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config,
             overwrite=arguments.overwrite,
             compare=Path(arguments.compare) if arguments.compare else None,
+            patches=Path(arguments.patches) if arguments.patches else None,
         )
 
     run_command("train-mil", body)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from mil.models import HEADS
 from tiling.command import setting
 
+TRACKERS = ("wandb",)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -30,6 +32,7 @@ class TrainConfig:
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
+    track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
 
     def __post_init__(self) -> None:
@@ -39,6 +42,8 @@ class TrainConfig:
             raise ValueError(f"split is {self.split!r}, expected patient or site")
         if self.splits and self.split != "patient":
             raise ValueError("splits names a file and split asks for another way; give one of them")
+        if self.track and self.track not in TRACKERS:
+            raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
         _at_least("folds", self.folds, 2)
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)

@@ -53,9 +53,14 @@ class Display:
             disable=not console.is_terminal,
         )
         self._task = self._live.add_task("", total=len(folds) * epochs)
+        self._completed: dict[int, int] = {}  # fold number: epochs
+        self._lengths: list[int] = []  # epochs of the folds that have ended here
+        self._trained = 0  # epochs, here and now
+        self._started = time.monotonic()
         self._last_plain = time.monotonic()
 
     def __enter__(self) -> None:
+        self._started = time.monotonic()
         self._live.start()
 
     def __exit__(
@@ -81,19 +86,25 @@ class Display:
         self._print(f"head {head} on {device}; {len(self._folds)} fold(s), {parts}")
 
     def epoch(self, fold: Fold, epoch: Epoch) -> None:
+        self._completed[fold.number] = epoch.epoch
+        self._trained += 1
         text = (
             f"{self._name(fold)}  epoch {epoch.epoch}/{self._epochs}  train {epoch.train_loss:.3f}  "
-            f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}"
+            f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}  "
+            f"{_duration(self._seconds_left())} left"
         )
-        self._live.update(self._task, description=text, completed=self._done_before(fold) + epoch.epoch)
+        self._live.update(self._task, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
             self._print(text)
             self._last_plain = time.monotonic()
 
     def fold_skipped(self, fold: Fold) -> None:
+        self._completed[fold.number] = self._epochs
         self._print(f"{self._name(fold)}  already trained")
 
     def fold_done(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
+        self._completed[fold.number] = self._epochs
+        self._lengths.append(len(history))
         best = history.iloc[int(history["val_loss"].argmin())]
         threshold = "" if checkpoint.threshold is None else f"  threshold {checkpoint.threshold:.2f}"
         self._print(
@@ -127,15 +138,23 @@ class Display:
             self._print(f"each slide counts once in each of {repeats} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
         self._print(f"all metrics  {out / 'metrics.json'}")
+        self._print(f"report       {out / 'report.html'}")
         self._print(f"plots        {out / 'curves.png'}  {out / 'roc.png'}")
         self._print(f"attention    {out / 'attention'}")
         self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def _name(self, fold: Fold) -> str:
         return f"fold {fold.number + 1}/{len(self._folds)}"
 
-    def _done_before(self, fold: Fold) -> int:
-        return fold.number * self._epochs
+    def _seconds_left(self) -> float:
+        """At the pace so far, if the folds to come stop as early as those that have ended did on average."""
+        length = float(np.mean(self._lengths)) if self._lengths else self._epochs
+        done = [self._completed.get(fold.number, 0) for fold in self._folds]
+        left = sum(0.0 if d >= self._epochs else max(1.0, length - d) for d in done)
+        return left * (time.monotonic() - self._started) / max(1, self._trained)
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -146,6 +165,12 @@ def difference_line(name: str, auroc: float, against: Mapping[str, float | None]
     delong = "" if against["p_delong"] is None else f"; DeLong p = {against['p_delong']:.3f}"
     found = f"{against['value']:+.3f} ({against['low']:+.3f} to {against['high']:+.3f}, p = {against['p']:.3f}{delong})"
     return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _cell(level: dict[str, Any] | None, name: str) -> str:

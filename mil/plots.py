@@ -12,7 +12,7 @@ from mil.metrics import Floats, draw_weights, interval, weighted_auroc
 from tiling.artifact import atomic_file
 
 _COLUMNS = 5
-_GRID = np.linspace(0, 1, 201)
+GRID = np.linspace(0, 1, 201)
 _TRAIN, _VAL, _GREY = "#0072B2", "#D55E00", "#666666"  # told apart by colour-blind readers
 _CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -59,8 +59,8 @@ def plot_roc(
         low, high = np.nanpercentile(curves[1:], (2.5, 97.5), axis=0)
         colour = _CLASS_COLOURS[i % len(_CLASS_COLOURS)] if positive is None else _TRAIN
         text = f"{classes[i]}: AUROC {auroc['value']:.3f} ({auroc['low']:.3f}–{auroc['high']:.3f})"
-        axes.fill_between(_GRID, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(_GRID, curves[0], color=colour, label=text)
+        axes.fill_between(GRID, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(GRID, curves[0], color=colour, label=text)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     axes.set_title("Out-of-fold predictions of all slides, 95 % band by patient", fontsize=9)
     axes.grid(alpha=0.3)
@@ -75,10 +75,10 @@ def roc_curves(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Flo
     ordered = weights[:, order]
     true = (ordered * truth[order]).cumsum(axis=1)[:, last]
     false = (ordered * ~truth[order]).cumsum(axis=1)[:, last]
-    curves = np.full((len(weights), len(_GRID)), np.nan)
+    curves = np.full((len(weights), len(GRID)), np.nan)
     for r in np.flatnonzero((true[:, -1] > 0) & (false[:, -1] > 0)):
         x, y = np.append(0, false[r] / false[r, -1]), np.append(0, true[r] / true[r, -1])
-        curves[r] = np.interp(_GRID, x, y)
+        curves[r] = np.interp(GRID, x, y)
     return curves
 
 

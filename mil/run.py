@@ -12,15 +12,21 @@
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
     curves.png, roc.png                drawn from the above
     metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
+    pictures/thumbnails/<slide_id>.jpg and pictures/patches/<slide_id>.jpg
+                                       the slide with its most weighty patches outlined, and these patches, for those
+                                       slides whose patch store was found
+    report.html                        all of this on one page that loads from disk alone
     tensorboard/fold-<k>/              events for TensorBoard
+    wandb/                             local files of Weights & Biases, if tracked there
 
-Every file but those of TensorBoard MUST be written whole or not at all; a fold folder is one unit.
+Every file but those of TensorBoard and Weights & Biases MUST be written whole or not at all; a fold folder is one unit.
 `provenance.json` MUST be written first and MUST hold `format`, `version`, target, classes (sorted), the positive
 class (null unless there are two), the head, how the features were made and at how many µm per pixel, digests of
 features and labels, the ids of labelled slides that are left out, the settings, the kind of device and the package
 versions; it MUST NOT hold a time or a path, so that the same request
 gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
-complete if and only if it exists. A finished fold MUST NOT be trained again. All other files, TensorBoard's
+complete if and only if it exists; only `failures.csv`, `pictures` and `report.html`, which are made from complete runs
+and can be made again at any time, come after it. A finished fold MUST NOT be trained again. All other files, those two
 excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.
 
 Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
@@ -77,8 +83,10 @@ LOCK = "train"  # train.lock is held while the run is written
 _METADATA = "slidemil"
 _FILES = (
     *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
-    *("training.safetensors", "curves.png", "roc.png"),
+    *("training.safetensors", "curves.png", "roc.png", "report.html"),
 )
+_FOLDERS = ("attention", "pictures", "tensorboard", "wandb")
+PICTURES = ("thumbnails", "patches")
 _DATA_SETS = ("attention", "patch_logits", "coords")
 
 
@@ -157,6 +165,16 @@ def attention_path(run: Path, slide_id: str) -> Path:
     return run / "attention" / f"{slide_id}.h5"
 
 
+def picture_path(run: Path, kind: str, slide_id: str) -> Path:
+    """kind: one of PICTURES."""
+    return run / "pictures" / kind / f"{slide_id}.jpg"
+
+
+def pictured_slides(run: Path) -> set[str]:
+    """Ids of the slides that have all PICTURES."""
+    return set.intersection(*({path.stem for path in (run / "pictures" / kind).glob("*.jpg")} for kind in PICTURES))
+
+
 def tensorboard_folder(run: Path, number: int) -> Path:
     return run / "tensorboard" / f"fold-{number}"
 
@@ -165,7 +183,7 @@ def clear(run: Path) -> None:
     """Remove what the contract names, metrics.json first, and nothing else."""
     (run / "metrics.json").unlink(missing_ok=True)
     for path in run.glob("*"):
-        if path.is_dir() and (path.name in ("attention", "tensorboard") or re.fullmatch(r"fold-\d+", path.name)):
+        if path.is_dir() and (path.name in _FOLDERS or re.fullmatch(r"fold-\d+", path.name)):
             shutil.rmtree(path)
         elif path.name in _FILES:
             path.unlink()
@@ -173,7 +191,7 @@ def clear(run: Path) -> None:
 
 def clear_temporaries(run: Path) -> None:
     """Remove what a killed job left half written. The caller holds the lock."""
-    for path in [*run.glob(".*.tmp-*"), *(run / "attention").glob(".*.tmp-*")]:
+    for path in [*run.glob(".*.tmp-*"), *run.glob("attention/.*.tmp-*"), *run.glob("pictures/*/.*.tmp-*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -287,6 +305,12 @@ def write_failures(run: Path, left_out: Mapping[str, str]) -> None:
         _write_csv(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
     else:
         path.unlink(missing_ok=True)
+
+
+def read_failures(run: Path) -> pd.DataFrame:
+    """slide_id and reason; no row if all labelled slides are used."""
+    path = run / "failures.csv"
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
 
 
 def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:

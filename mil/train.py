@@ -28,7 +28,10 @@ from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
 from mil.fold import Epoch, train_fold
 from mil.leakage import audit
+from mil.pictures import write_pictures
+from mil.report import write_report
 from mil.splits import Fold, make_folds
+from mil.tracking import Tracker, tracking
 from tiling.artifact import Locked, differences, lock, package_versions
 from tiling.errors import RequestError
 
@@ -46,10 +49,12 @@ def train_mil(
     overwrite: bool = False,
     console: Console | None = None,
     compare: Path | None = None,
+    patches: Path | None = None,
 ) -> int:
     """Train, evaluate and write the run directory `out`; returns the exit code, 1 if a feature file is damaged.
 
     compare: another run on the same slides, whose AUROC is compared with this one's in the output.
+    patches: folder of patch stores, for the report's pictures; by default `patches` beside the features.
 
     Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
     """
@@ -58,6 +63,8 @@ def train_mil(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     _require_free(out)
+    if patches is not None and not patches.is_dir():
+        raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     cohort = load_cohort(features, labels, target, config.positive)
     folds, noticed = _audited_folds(cohort, config)
     if compare:
@@ -80,12 +87,15 @@ def train_mil(
                 }
                 run.write_config(out, settings)
                 run.write_splits(out, _split_table(cohort, folds))
-                _train_missing(cohort, folds, config, device, out, display)
-                evaluate_run(cohort, folds, config, device, out)
+                with tracking(config.track, out, provenance) as tracker:
+                    _train_missing(cohort, folds, config, device, out, display, tracker)
+                    evaluate_run(cohort, folds, config, device, out)
+            run.write_failures(out, cohort.left_out)
+            write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), display.note)
+            write_report(out)
     except Locked as error:
         raise RequestError(f"another train-mil is working on {out} ({error})") from error
     result = run.read_metrics(out)
-    run.write_failures(out, cohort.left_out)
     display.result(out, result, cohort)
     if compare:
         console.print(compare_runs(out, compare, cohort, config), soft_wrap=True)
@@ -102,6 +112,10 @@ def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], lis
     used = np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.val, fold.test)]))
     unused = cohort.slide_ids[np.setdiff1d(np.arange(len(cohort.slide_ids)), used)].tolist()
     return folds, noticed + ([f"slides that are in no fold of {config.splits}, {shown(unused)}"] if unused else [])
+
+
+def _store_digests(cohort: Cohort) -> dict[str, str]:
+    return {info.slide_id: info.store_digest for info in cohort.infos}
 
 
 def _require_free(out: Path) -> None:
@@ -140,7 +154,7 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "positive")}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "positive", "track")}
     if config.splits:
         settings["splits"] = hashlib.sha256(Path(config.splits).read_bytes()).hexdigest()  # not the path
     versions = package_versions()
@@ -186,6 +200,7 @@ def _train_missing(
     device: torch.device,
     out: Path,
     display: Display,
+    tracker: Tracker,
 ) -> None:
     done = set(run.fold_numbers(out))
     with display:
@@ -199,6 +214,7 @@ def _train_missing(
 
                 def on_epoch(epoch: Epoch, fold: Fold = fold, writer: SummaryWriter = writer) -> None:
                     display.epoch(fold, epoch)
+                    tracker.epoch(fold, epoch)
                     for name, value in asdict(epoch).items():
                         writer.add_scalar(name, value, epoch.epoch)
 

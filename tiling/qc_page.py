@@ -58,7 +58,12 @@ def write_qc_page(out: Path) -> None:
 def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:
     data = json.dumps(page_data(slides, failed), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     template = resources.files("tiling").joinpath("qc_page.html").read_text(encoding="utf-8")
-    return template.replace("__DATA__", data.replace("<", "\\u003c"), 1)
+    return template.replace("__STYLE__", page_style(), 1).replace("__DATA__", data.replace("<", "\\u003c"), 1)
+
+
+def page_style() -> str:
+    """The style sheet that the pages share."""
+    return resources.files("tiling").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def page_data(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _train(table, out, **settings):
 
 def _content(out):
     files = [*(out / name for name in COMPARED), *sorted(out.glob("fold-*/*")), *sorted(out.glob("attention/*"))]
-    files += sorted(out.glob("*.png"))
+    files += [*sorted(out.glob("*.png")), out / "report.html"]
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
     settings = dict(folds=2, repeats=2, epochs=3)
     _train(table, tmp_path / "a", **settings)
     _train(table, tmp_path / "b", **settings)
-    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 2
+    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 3
     assert _content(tmp_path / "a") == _content(tmp_path / "b")
     _train(table, tmp_path / "c", **settings, seed=1)
     assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
