@@ -17,6 +17,7 @@ class TrainConfig:
     epochs: int = setting(100, "largest number of passes over the training slides")
     patience: int = setting(30, "epochs without a lower validation loss after which a fold stops")
     batch_slides: int = setting(1, "slides per optimiser step")
+    parallel_models: int = setting(0, "models trained at the same time, with the same result; 0: what is fastest")
     learning_rate: float = setting(3e-4, "largest learning rate, reached after the warm-up (AdamW)")
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
@@ -35,6 +36,7 @@ class TrainConfig:
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)
         _at_least("bootstrap", self.bootstrap, 100)
+        _at_least("parallel_models", self.parallel_models, 0)
         _at_least("seed", self.seed, 0)
         _at_least("weight_decay", self.weight_decay, 0)
         for name in ("learning_rate", "gradient_clip"):

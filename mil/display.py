@@ -41,6 +41,7 @@ class Display:
             disable=not console.is_terminal,
         )
         self._task = self._live.add_task("", total=len(folds) * epochs)
+        self._completed: dict[int, int] = {}  # fold number: epochs
         self._last_plain = time.monotonic()
 
     def __enter__(self) -> None:
@@ -73,15 +74,18 @@ class Display:
             f"{self._name(fold)}  epoch {epoch.epoch}/{self._epochs}  train {epoch.train_loss:.3f}  "
             f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}"
         )
-        self._live.update(self._task, description=text, completed=self._done_before(fold) + epoch.epoch)
+        self._completed[fold.number] = epoch.epoch
+        self._live.update(self._task, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
             self._print(text)
             self._last_plain = time.monotonic()
 
     def fold_skipped(self, fold: Fold) -> None:
+        self._completed[fold.number] = self._epochs
         self._print(f"{self._name(fold)}  already trained")
 
     def fold_done(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
+        self._completed[fold.number] = self._epochs
         best = history.iloc[int(history["val_loss"].argmin())]
         threshold = "" if checkpoint.threshold is None else f"  threshold {checkpoint.threshold:.2f}"
         self._print(
@@ -117,9 +121,6 @@ class Display:
 
     def _name(self, fold: Fold) -> str:
         return f"fold {fold.number + 1}/{len(self._folds)}"
-
-    def _done_before(self, fold: Fold) -> int:
-        return fold.number * self._epochs
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

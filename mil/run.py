@@ -19,7 +19,9 @@ class (null unless there are two), the head, how the features were made and at h
 features and labels, the ids of labelled slides that are left out, the settings, the kind of device and the package
 versions; it MUST NOT hold a time or a path, so that the same request
 gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
-complete if and only if it exists. A finished fold MUST NOT be trained again. All other files, TensorBoard's
+complete if and only if it exists. A finished fold MUST NOT be written again;
+models that are trained together as a group are written when all of them are done, so a killed group starts again.
+All other files, TensorBoard's
 excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.
 
 Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1

@@ -1,12 +1,13 @@
 """train-mil: cohort -> folds -> checkpoints -> out-of-fold predictions -> metrics, in one run directory.
 
-Finished folds are kept when the command is killed; the same command goes on where it stopped and ends with the
-same bytes (TensorBoard's events excepted, which hold times).
+Finished folds are kept when the command is killed. The same command goes on with the first group of models that was
+not finished and ends with the same bytes (TensorBoard's events excepted, which hold times).
 """
 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from mil.cohort import Cohort, load_cohort
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
-from mil.fold import Epoch, train_fold
+from mil.fold import Epoch, count_steps, head_shape, train_folds
+from mil.groups import group_folds
+from mil.run import Checkpoint
 from mil.splits import Fold, make_folds
 from tiling.artifact import Locked, differences, lock, package_versions
 from tiling.errors import RequestError
@@ -164,20 +167,40 @@ def _train_missing(
     display: Display,
 ) -> None:
     done = set(run.fold_numbers(out))
+    steps = count_steps(folds, config)
     with display:
-        for fold in folds:
-            if fold.number in done:
-                display.fold_skipped(fold)
+        for group in group_folds(cohort, folds, config, head_shape(cohort, config), device):
+            for fold in group:
+                if fold.number in done:
+                    display.fold_skipped(fold)
+            if done.issuperset(fold.number for fold in group):
                 continue
+            trained = _train_group(cohort, group, config, device, out, display, steps)
+            for fold, (checkpoint, history) in zip(group, trained, strict=True):
+                if fold.number not in done:
+                    run.write_fold(out, fold.number, checkpoint, history)
+                    display.fold_done(fold, history, checkpoint)
+
+
+def _train_group(
+    cohort: Cohort,
+    group: Sequence[Fold],
+    config: TrainConfig,
+    device: torch.device,
+    out: Path,
+    display: Display,
+    steps: int,
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    with ExitStack() as open_writers:
+        writers = {}
+        for fold in group:
             events = run.tensorboard_folder(out, fold.number)
-            shutil.rmtree(events, ignore_errors=True)  # of a fold that was killed
-            with SummaryWriter(str(events)) as writer:
+            shutil.rmtree(events, ignore_errors=True)  # of a group that was killed
+            writers[fold.number] = open_writers.enter_context(SummaryWriter(str(events)))
 
-                def on_epoch(epoch: Epoch, fold: Fold = fold, writer: SummaryWriter = writer) -> None:
-                    display.epoch(fold, epoch)
-                    for name, value in asdict(epoch).items():
-                        writer.add_scalar(name, value, epoch.epoch)
+        def on_epoch(fold: Fold, epoch: Epoch) -> None:
+            display.epoch(fold, epoch)
+            for name, value in asdict(epoch).items():
+                writers[fold.number].add_scalar(name, value, epoch.epoch)
 
-                checkpoint, history = train_fold(cohort, fold, config, device, on_epoch)
-            run.write_fold(out, fold.number, checkpoint, history)
-            display.fold_done(fold, history, checkpoint)
+        return train_folds(cohort, group, config, device, on_epoch, steps)

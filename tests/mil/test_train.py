@@ -17,8 +17,10 @@ from rich.console import Console
 from mil import run
 from mil.cohort import load_cohort
 from mil.config import TrainConfig
-from mil.fold import train_fold
-from mil.predict import load_ensemble
+from mil.fold import count_steps, head_shape, train_folds
+from mil.groups import can_stack
+from mil.models import HEADS
+from mil.predict import load_ensemble, load_head, predict_slide
 from mil.run import read_metrics
 from mil.splits import make_folds
 from mil.train import train_mil
@@ -98,15 +100,30 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
     assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
 
 
-def test_a_fold_does_not_depend_on_the_ones_before(planted):
+@pytest.mark.parametrize("head", HEADS)
+def test_models_trained_together_equal_models_trained_alone(planted, head):
+    """One packed pass over all slides with stacked weights, against each model's own slides only."""
+    config = TrainConfig(**{**FAST, "head": head, "epochs": 6, "patience": 1, "folds": 3, "repeats": 2})
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    folds = make_folds(cohort, config)
+    assert can_stack(head, head_shape(cohort, config))
+    cpu, steps = torch.device("cpu"), count_steps(folds, config)
+    together = train_folds(cohort, folds, config, cpu, lambda *_: None, steps)
+    alone = [train_folds(cohort, [fold], config, cpu, lambda *_: None, steps)[0] for fold in folds]
+    assert len({len(history) for _, history in alone}) > 1  # some stopped before others
+    for (checkpoint, history), (expected, expected_history) in zip(together, alone, strict=True):
+        pd.testing.assert_frame_equal(history, expected_history, rtol=1e-4)
+        assert checkpoint.threshold == pytest.approx(expected.threshold, abs=1e-4)
+        ours, theirs = ([predict_slide(load_head(c, cpu), f, cpu).probabilities for f in cohort.features]
+                        for c in (checkpoint, expected))  # fmt: skip
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_features_are_standardised_with_the_training_part(planted):
     config = TrainConfig(**{**FAST, "epochs": 2})
     cohort = load_cohort(planted.parent, planted, "diagnosis")
     folds = make_folds(cohort, config)
-    cpu = torch.device("cpu")
-    after_another = [train_fold(cohort, fold, config, cpu, lambda _: None)[0] for fold in folds[:2]][1]
-    alone, history = train_fold(cohort, folds[1], config, cpu, lambda _: None)
-    for name, tensor in alone.tensors.items():
-        assert (tensor == after_another.tensors[name]).all(), name
+    ((alone, history),) = train_folds(cohort, folds[1:2], config, torch.device("cpu"), lambda *_: None, 3)
     patches = np.concatenate([cohort.features[i].double().numpy() for i in folds[1].train])
     assert alone.tensors["mean"] == pytest.approx(patches.mean(axis=0), abs=1e-6)
     assert alone.tensors["std"] == pytest.approx(patches.std(axis=0), rel=1e-5)
@@ -116,7 +133,7 @@ def test_a_fold_does_not_depend_on_the_ones_before(planted):
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, make_cohort):
     table = make_cohort(tmp_path / "f", slides=16)
     out = tmp_path / "killed"
-    settings = dict(folds=3, epochs=60, patience=60)
+    settings = dict(folds=3, epochs=60, patience=60, parallel_models=1)
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**FAST, **settings}.items()]
     code = "import torch; torch.set_num_threads(1); from mil.cli_train import main; main()"
     arguments = [str(table.parent), "--labels", str(table), "--target", "diagnosis", "--out", str(out), *flags]
@@ -194,8 +211,6 @@ def test_predictions_use_the_threshold_of_their_fold_and_models_that_never_saw_t
     predictions, splits = run.read_predictions(out), run.read_splits(out)
     cohort = load_cohort(planted.parent, planted, "diagnosis")
     ensemble = load_ensemble(out, "cpu")
-    from mil.predict import predict_slide
-
     for _, row in predictions.iterrows():
         threshold = run.read_checkpoint(out, row["fold"]).threshold
         assert row["prediction"] == ("tumour" if row["prob_tumour"] >= threshold else "normal")
@@ -211,8 +226,6 @@ def test_the_checkpoint_is_the_epoch_with_the_lowest_validation_loss(trained, pl
     cohort = load_cohort(planted.parent, planted, "diagnosis")
     fold = make_folds(cohort, TrainConfig(**FAST))[0]
     head = load_ensemble(out, "cpu").heads[0]
-    from mil.predict import predict_slide
-
     p = np.array([predict_slide(head, cohort.features[i], torch.device("cpu")).probabilities for i in fold.val])
     labels, train = cohort.labels[fold.val], cohort.labels[fold.train]
     weights = len(train) / (2 * np.bincount(train))
