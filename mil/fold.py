@@ -1,7 +1,9 @@
 """From slides to checkpoints and the history of their losses, for several folds at once.
 
 AdamW with a cosine schedule after a warm-up; classes weigh the same in the loss; features are standardised
-with the training part's mean and standard deviation; the epoch with the lowest validation loss is kept.
+with the training part's mean and standard deviation. The epoch is kept where the mean of the last few validation
+losses is lowest, the first fifth of all epochs left out: the loss of a few slides jumps, and by chance its lowest value
+can come before anything is learnt.
 
 All models go through the slides in one order, in steps of the same slides; each learns from those of its own training
 part, and a model that has none in a step is left as it is. Weights come from SeedSequence((seed, repeat, fold)), order
@@ -25,12 +27,15 @@ from mil.dropout import Noise, seed_dropout
 from mil.metrics import choose_threshold, macro_auroc
 from mil.models import HeadShape, build_head
 from mil.models.head import Head
+from mil.plan import Plan
 from mil.run import Checkpoint
 from mil.splits import Fold, Indices
 from mil.stack import Stack
 from tiling.errors import RequestError
 
 _WARM_UP = 0.05  # part of all steps
+_EARLIEST = 0.2  # part of all epochs before which none is kept
+_SMOOTHED = 0.05  # part of all epochs whose validation losses are averaged
 _SMALLEST_STD = 1e-6  # a feature that varies less is constant and is only centred
 _EVALUATED_PATCHES = 8192  # in one pass of evaluation, as long as that is more than one slide
 
@@ -44,6 +49,7 @@ class Epoch:
     train_loss: float
     val_loss: float
     val_auroc: float
+    stop_loss: float  # mean of the last validation losses, NaN while it is too early to keep an epoch
 
 
 class _Model:
@@ -62,32 +68,16 @@ def train_folds(
     config: TrainConfig,
     device: torch.device,
     on_epoch: Callable[[Fold, Epoch], None],
-    steps_per_epoch: int,
+    plan: Plan,
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
-    """The best epoch's checkpoint and the history of each fold. RequestError when a loss is no longer a number.
+    """The kept epoch's checkpoint and the history of each fold. RequestError when a loss is no longer a number.
 
-    More than one fold needs a head that mil.groups.can_stack; `steps_per_epoch` is that of `count_steps`.
+    More than one fold needs a head for which mil.plan.can_stack holds.
     """
-    shape = head_shape(cohort, config)
-    heads = [_fresh_head(cohort, fold, config, shape).to(device) for fold in folds]
+    heads = [_fresh_head(cohort, fold, config, plan.shape).to(device) for fold in folds]
     models = [_Model(fold) for fold in folds]
-    _Training(cohort, models, heads, config, device, steps_per_epoch).run(on_epoch)
-    return [(_checkpoint(model, cohort, config, shape), _table(model.history)) for model in models]
-
-
-def head_shape(cohort: Cohort, config: TrainConfig) -> HeadShape:
-    return HeadShape(
-        dim_in=cohort.features[0].shape[1],
-        n_classes=len(cohort.classes),
-        embed_dim=config.embed_dim,
-        attention_dim=config.attention_dim,
-        dropout=config.dropout,
-    )
-
-
-def count_steps(folds: Sequence[Fold], config: TrainConfig) -> int:
-    """Steps of an epoch, such that a step has about `batch_slides` of a fold's training slides; `folds` are all."""
-    return math.ceil(max(len(fold.train) for fold in folds) / config.batch_slides)
+    _Training(cohort, models, heads, config, device, plan).run(on_epoch)
+    return [(_checkpoint(model, cohort, config, plan.shape), _table(model.history)) for model in models]
 
 
 class _Training:
@@ -100,12 +90,12 @@ class _Training:
         heads: Sequence[Head],
         config: TrainConfig,
         device: torch.device,
-        steps_per_epoch: int,
+        plan: Plan,
     ) -> None:
         self._cohort, self._config, self._device = cohort, config, device
         self._models = list(models)
         self._noise = Noise(config.seed)
-        self._steps = steps_per_epoch
+        self._steps, self._bf16 = plan.steps_per_epoch, plan.bf16
         for head in heads:
             seed_dropout(head, self._noise)
         self._stack = Stack(heads)
@@ -157,10 +147,11 @@ class _Training:
 
     def _forward(self, slides: Indices, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
         """Losses (M, B) and logits (M, B, C)."""
-        bags = pack([self._cohort.features[i] for i in slides])
+        bags = pack([self._cohort.features[i].to(self._device, non_blocking=True) for i in slides])
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         labels = self._labels[torch.from_numpy(slides)].to(self._device)
-        return self._stack(bags.to(self._device), labels, self._class_weights, train)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
+            return self._stack(bags, labels, self._class_weights, train)
 
     @torch.no_grad()
     def _judge_epoch(
@@ -168,6 +159,10 @@ class _Training:
     ) -> list[bool]:
         """Evaluate all models on their validation parts; which of them stop here."""
         judged = np.flatnonzero(self._in_val.any(axis=0))
+        if not len(judged):
+            return [
+                self._end_unjudged(row, number, rate, train_losses[row], on_epoch) for row in range(len(self._models))
+            ]
         results = [self._forward(part, number, train=False) for part in self._parts_of(judged)]
         losses = torch.cat([r[0] for r in results], dim=1).double().cpu().numpy()  # (M, judged)
         probabilities = torch.cat([r[1] for r in results], dim=1).double().softmax(2).cpu().numpy()
@@ -178,13 +173,30 @@ class _Training:
             self._require_finite(np.array([[loss]]), own[None], judged, number)
             ones = np.ones((1, own.sum()))
             auroc = macro_auroc(own_probabilities, self._cohort.labels[judged[own]], ones, self._cohort.positive)
-            model.history.append(Epoch(number, rate, float(train_losses[row]), loss, float(auroc[0])))
-            if loss < model.best_loss:
-                model.best_epoch, model.best_loss = number, loss
+            stop_loss = self._stop_loss(number, [*(epoch.val_loss for epoch in model.history), loss])
+            model.history.append(Epoch(number, rate, float(train_losses[row]), loss, float(auroc[0]), stop_loss))
+            if stop_loss < model.best_loss:
+                model.best_epoch, model.best_loss = number, stop_loss
                 model.best = self._stack.state(row, self._rows[row]), own_probabilities
             on_epoch(model.fold, model.history[-1])
-            stopped.append(number - model.best_epoch >= self._config.patience)
+            stopped.append(model.best is not None and number - model.best_epoch >= self._config.patience)
         return stopped
+
+    def _end_unjudged(
+        self, row: int, number: int, rate: float, train_loss: float, on_epoch: Callable[[Fold, Epoch], None]
+    ) -> bool:
+        """Without a validation part nothing stops the training, and the last epoch is kept."""
+        model = self._models[row]
+        model.history.append(Epoch(number, rate, float(train_loss), math.nan, math.nan, math.nan))
+        on_epoch(model.fold, model.history[-1])
+        if number == self._config.epochs:
+            model.best = self._stack.state(row, self._rows[row]), np.empty((0, len(self._cohort.classes)))
+        return number == self._config.epochs
+
+    def _stop_loss(self, number: int, val_losses: Sequence[float]) -> float:
+        if number < _EARLIEST * self._config.epochs:
+            return math.nan
+        return float(np.mean(val_losses[-max(1, round(_SMOOTHED * self._config.epochs)) :]))
 
     def _parts_of(self, slides: Indices) -> list[Indices]:
         """Consecutive slides with about _EVALUATED_PATCHES patches in all."""
@@ -248,7 +260,7 @@ def _checkpoint(model: _Model, cohort: Cohort, config: TrainConfig, shape: HeadS
     threshold = None
     if cohort.positive is not None:
         positive = cohort.labels[model.fold.val] == cohort.positive
-        threshold = choose_threshold(probabilities[:, cohort.positive], positive)
+        threshold = choose_threshold(probabilities[:, cohort.positive], positive) if len(positive) else 0.5
     return Checkpoint(
         head=config.head,
         shape=asdict(shape),

@@ -25,8 +25,8 @@ from mil.cohort import Cohort, load_cohort
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
-from mil.fold import Epoch, count_steps, head_shape, train_folds
-from mil.groups import group_folds
+from mil.fold import Epoch, train_folds
+from mil.plan import Plan, plan_training
 from mil.run import Checkpoint
 from mil.splits import Fold, make_folds
 from tiling.artifact import Locked, differences, lock, package_versions
@@ -167,15 +167,15 @@ def _train_missing(
     display: Display,
 ) -> None:
     done = set(run.fold_numbers(out))
-    steps = count_steps(folds, config)
+    plan = plan_training(cohort, folds, config, device)
     with display:
-        for group in group_folds(cohort, folds, config, head_shape(cohort, config), device):
+        for group in plan.groups:
             for fold in group:
                 if fold.number in done:
                     display.fold_skipped(fold)
             if done.issuperset(fold.number for fold in group):
                 continue
-            trained = _train_group(cohort, group, config, device, out, display, steps)
+            trained = _train_group(cohort, group, config, device, out, display, plan)
             for fold, (checkpoint, history) in zip(group, trained, strict=True):
                 if fold.number not in done:
                     run.write_fold(out, fold.number, checkpoint, history)
@@ -189,7 +189,7 @@ def _train_group(
     device: torch.device,
     out: Path,
     display: Display,
-    steps: int,
+    plan: Plan,
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
     with ExitStack() as open_writers:
         writers = {}
@@ -201,6 +201,7 @@ def _train_group(
         def on_epoch(fold: Fold, epoch: Epoch) -> None:
             display.epoch(fold, epoch)
             for name, value in asdict(epoch).items():
-                writers[fold.number].add_scalar(name, value, epoch.epoch)
+                if np.isfinite(value):
+                    writers[fold.number].add_scalar(name, value, epoch.epoch)
 
-        return train_folds(cohort, group, config, device, on_epoch, steps)
+        return train_folds(cohort, group, config, device, on_epoch, plan)
