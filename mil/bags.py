@@ -24,6 +24,12 @@ class Bags:
         sizes: list[int] = self.offsets.diff().tolist()
         return sizes
 
+    @property
+    def owners(self) -> Tensor:
+        """(ΣN,) int64 on the device of the features: the bag that each patch belongs to."""
+        bags = torch.arange(len(self.offsets) - 1).repeat_interleave(self.offsets.diff())
+        return bags.to(self.features.device)
+
     def to(self, device: torch.device) -> "Bags":
         return Bags(self.features.to(device), self.offsets)
 

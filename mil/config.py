@@ -6,6 +6,7 @@ from mil.models import HEADS
 from tiling.command import setting
 
 TRACKERS = ("wandb",)
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class TrainConfig:
     splits: str = setting(
         "", "CSV of your own splits (slide_id, split, repeat, fold), such as another run's splits.csv"
     )
-    val_fraction: float = setting(0.25, "part of the non-test patients kept for stopping and for the threshold")
+    val_fraction: float = setting(0.25, "part of the non-test patients for stopping and threshold; 0: all epochs, 0.5")
     epochs: int = setting(100, "largest number of passes over the training slides")
-    patience: int = setting(30, "epochs without a lower validation loss after which a fold stops")
-    batch_slides: int = setting(1, "slides per optimiser step")
-    learning_rate: float = setting(3e-4, "largest learning rate, reached after the warm-up (AdamW)")
+    patience: int = setting(30, "epochs without a lower mean validation loss after which a fold stops")
+    batch_slides: int = setting(8, "slides per optimiser step")
+    parallel_models: int = setting(0, "models trained at the same time, with the same result; 0: what is fastest")
+    precision: str = setting("auto", "auto, fp32 or bf16; auto: bf16 for large bags where the machine has it")
+    learning_rate: float = setting(1e-3, "largest learning rate, reached after the warm-up (AdamW)")
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
@@ -44,10 +47,13 @@ class TrainConfig:
             raise ValueError("splits names a file and split asks for another way; give one of them")
         if self.track and self.track not in TRACKERS:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _at_least("folds", self.folds, 2)
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)
         _at_least("bootstrap", self.bootstrap, 100)
+        _at_least("parallel_models", self.parallel_models, 0)
         _at_least("seed", self.seed, 0)
         _at_least("weight_decay", self.weight_decay, 0)
         for name in ("learning_rate", "gradient_clip"):
@@ -55,8 +61,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 to below 1")
-        if not 0 < self.val_fraction <= 0.5:
-            raise ValueError(f"val_fraction is {self.val_fraction}, expected more than 0 and at most 0.5")
+        if not 0 <= self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction is {self.val_fraction}, expected 0 to 0.5")
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mil.cohort import Cohort
 from mil.fold import Epoch
-from mil.run import Checkpoint
+from mil.run import Checkpoint, kept_epoch
 from mil.splits import Fold
 
 _PLAIN_EVERY_S = 15.0
@@ -105,10 +105,10 @@ class Display:
     def fold_done(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
         self._completed[fold.number] = self._epochs
         self._lengths.append(len(history))
-        best = history.iloc[int(history["val_loss"].argmin())]
+        best = history.iloc[kept_epoch(history)]
         threshold = "" if checkpoint.threshold is None else f"  threshold {checkpoint.threshold:.2f}"
         self._print(
-            f"{self._name(fold)}  best epoch {best['epoch']:.0f} of {len(history)}  train {best['train_loss']:.3f}  "
+            f"{self._name(fold)}  keeps epoch {best['epoch']:.0f} of {len(history)}  train {best['train_loss']:.3f}  "
             f"val {best['val_loss']:.3f}  val AUROC {best['val_auroc']:.3f}{threshold}"
         )
 

@@ -1,8 +1,13 @@
-"""Training of one fold: from slides to a checkpoint and the history of its losses.
+"""From slides to checkpoints and the history of their losses, for several folds at once.
 
 AdamW with a cosine schedule after a warm-up; classes weigh the same in the loss; features are standardised
-with the training part's mean and standard deviation; the epoch with the lowest validation loss is kept.
-All randomness comes from SeedSequence((seed, repeat, fold)), so a fold does not depend on the ones before it.
+with the training part's mean and standard deviation. The epoch is kept where the mean of the last few validation
+losses is lowest, the first fifth of all epochs left out: the loss of a few slides jumps, and by chance its lowest value
+can come before anything is learnt.
+
+All models go through the slides in one order, in steps of the same slides; each learns from those of its own training
+part, and a model that has none in a step is left as it is. Weights come from SeedSequence((seed, repeat, fold)), order
+and dropout from the seed, epoch and slide. So a fold's model does not depend on which others are trained with it.
 """
 
 import math
@@ -14,21 +19,26 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from mil.bags import pack
 from mil.calibration import calibrated, fit_temperature
 from mil.cohort import Cohort
 from mil.config import TrainConfig
+from mil.dropout import Noise, seed_dropout
 from mil.metrics import choose_threshold, macro_auroc
 from mil.models import HeadShape, build_head
 from mil.models.head import Head
+from mil.plan import Plan
 from mil.run import Checkpoint
 from mil.splits import Fold, Indices
+from mil.stack import Stack
 from tiling.errors import RequestError
 
 _WARM_UP = 0.05  # part of all steps
+_EARLIEST = 0.2  # part of all epochs before which none is kept
+_SMOOTHED = 0.05  # part of all epochs whose validation losses are averaged
 _SMALLEST_STD = 1e-6  # a feature that varies less is constant and is only centred
+_EVALUATED_PATCHES = 8192  # in one pass of evaluation, as long as that is more than one slide
 
 
 @dataclass(frozen=True)
@@ -40,115 +50,240 @@ class Epoch:
     train_loss: float
     val_loss: float
     val_auroc: float
+    stop_loss: float  # mean of the last validation losses, NaN while it is too early to keep an epoch
 
 
-def train_fold(
-    cohort: Cohort, fold: Fold, config: TrainConfig, device: torch.device, on_epoch: Callable[[Epoch], None]
-) -> tuple[Checkpoint, pd.DataFrame]:
-    """The best epoch's checkpoint and the history. RequestError when the loss is no longer a number."""
+class _Model:
+    """What is known of one model while it is trained."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold = fold
+        self.history: list[Epoch] = []
+        self.best_epoch, self.best_loss = 0, math.inf
+        self.best: tuple[dict[str, Tensor], NDArray[np.float64]] | None = None  # state; probabilities (val, C)
+
+
+def train_folds(
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    config: TrainConfig,
+    device: torch.device,
+    on_epoch: Callable[[Fold, Epoch], None],
+    plan: Plan,
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    """The kept epoch's checkpoint and the history of each fold. RequestError when a loss is no longer a number.
+
+    More than one fold needs a head for which mil.plan.can_stack holds.
+    """
+    heads = [_fresh_head(cohort, fold, config, plan.shape).to(device) for fold in folds]
+    models = [_Model(fold) for fold in folds]
+    _Training(cohort, models, heads, config, device, plan).run(on_epoch)
+    return [(_checkpoint(model, cohort, config, plan.shape), _table(model.history)) for model in models]
+
+
+class _Training:
+    """A stack of models on its way; `models` are those that have not stopped, row for row those of the stack."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        models: Sequence[_Model],
+        heads: Sequence[Head],
+        config: TrainConfig,
+        device: torch.device,
+        plan: Plan,
+    ) -> None:
+        self._cohort, self._config, self._device = cohort, config, device
+        self._models = list(models)
+        self._noise = Noise(config.seed)
+        self._steps, self._bf16 = plan.steps_per_epoch, plan.bf16
+        for head in heads:
+            seed_dropout(head, self._noise)
+        self._stack = Stack(heads)
+        self._rows = list(self._stack.weights.detach())
+        self._optimiser = self._fresh_optimiser()
+        self._labels = torch.from_numpy(cohort.labels)
+        self._set_parts()
+
+    def run(self, on_epoch: Callable[[Fold, Epoch], None]) -> None:
+        everyone = np.arange(len(self._cohort.labels))
+        for number in range(1, self._config.epochs + 1):
+            order = np.random.default_rng((self._config.seed, number)).permutation(everyone)
+            losses = np.zeros(len(self._models))
+            for place, step in enumerate(np.array_split(order, self._steps)):
+                rate = self._learning_rate((number - 1) * self._steps + place)
+                losses += self._step(step, rate, number)
+            train_losses = losses / self._in_train.sum(axis=1)
+            first_rate = self._learning_rate((number - 1) * self._steps)
+            stopped = self._judge_epoch(number, first_rate, train_losses, on_epoch)
+            if all(stopped):
+                break
+            if any(stopped):
+                self._leave_out(stopped)
+
+    def _step(self, step: Indices, rate: float, epoch: int) -> NDArray[np.float64]:
+        """One optimiser step of all models on their own slides of `step`; the sum of losses (M,)."""
+        step = step[self._in_train[:, step].any(axis=0)]
+        own = self._in_train[:, step]  # (M, B)
+        counts = own.sum(axis=1)
+        if not len(step):
+            return np.zeros(len(own))
+        losses, _ = self._forward(step, epoch, train=True)
+        weights = torch.from_numpy(own / np.maximum(counts, 1)[:, None]).to(losses)
+        mean = (losses * weights).sum(1)  # (M,)
+        self._stack.weights.grad = None
+        mean.sum().backward()
+        gradient = self._stack.weights.grad
+        assert gradient is not None
+        norm = gradient.norm(dim=1)  # (M,)
+        checked = torch.stack([mean.detach(), norm]).cpu().double().numpy()  # (2, M)
+        self._require_finite(checked, own, step, epoch)
+        gradient *= (self._config.gradient_clip / (norm + 1e-6)).clamp(max=1).unsqueeze(1)
+        for row, row_gradient, count in zip(self._rows, gradient, counts, strict=True):
+            row.grad = row_gradient if count else None  # without a gradient the optimiser passes the row by
+        self._optimiser.param_groups[0]["lr"] = rate
+        self._optimiser.step()
+        total: NDArray[np.float64] = checked[0] * counts
+        return total
+
+    def _forward(self, slides: Indices, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        """Losses (M, B) and logits (M, B, C)."""
+        bags = pack([self._cohort.features[i].to(self._device, non_blocking=True) for i in slides])
+        self._noise.set(slides.tolist(), bags.sizes, epoch)
+        labels = self._labels[torch.from_numpy(slides)].to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
+            return self._stack(bags, labels, self._class_weights, train)
+
+    @torch.no_grad()
+    def _judge_epoch(
+        self, number: int, rate: float, train_losses: NDArray[np.float64], on_epoch: Callable[[Fold, Epoch], None]
+    ) -> list[bool]:
+        """Evaluate all models on their validation parts; which of them stop here."""
+        judged = np.flatnonzero(self._in_val.any(axis=0))
+        if not len(judged):
+            return [
+                self._end_unjudged(row, number, rate, train_losses[row], on_epoch) for row in range(len(self._models))
+            ]
+        results = [self._forward(part, number, train=False) for part in self._parts_of(judged)]
+        losses = torch.cat([r[0] for r in results], dim=1).double().cpu().numpy()  # (M, judged)
+        probabilities = torch.cat([r[1] for r in results], dim=1).double().softmax(2).cpu().numpy()
+        stopped = []
+        for row, model in enumerate(self._models):
+            own = self._in_val[row, judged]
+            loss, own_probabilities = float(losses[row, own].mean()), probabilities[row, own]
+            self._require_finite(np.array([[loss]]), own[None], judged, number)
+            ones = np.ones((1, own.sum()))
+            auroc = macro_auroc(own_probabilities, self._cohort.labels[judged[own]], ones, self._cohort.positive)
+            stop_loss = self._stop_loss(number, [*(epoch.val_loss for epoch in model.history), loss])
+            model.history.append(Epoch(number, rate, float(train_losses[row]), loss, float(auroc[0]), stop_loss))
+            if stop_loss < model.best_loss:
+                model.best_epoch, model.best_loss = number, stop_loss
+                model.best = self._stack.state(row, self._rows[row]), own_probabilities
+            on_epoch(model.fold, model.history[-1])
+            stopped.append(model.best is not None and number - model.best_epoch >= self._config.patience)
+        return stopped
+
+    def _end_unjudged(
+        self, row: int, number: int, rate: float, train_loss: float, on_epoch: Callable[[Fold, Epoch], None]
+    ) -> bool:
+        """Without a validation part nothing stops the training, and the last epoch is kept."""
+        model = self._models[row]
+        model.history.append(Epoch(number, rate, float(train_loss), math.nan, math.nan, math.nan))
+        on_epoch(model.fold, model.history[-1])
+        if number == self._config.epochs:
+            model.best = self._stack.state(row, self._rows[row]), np.empty((0, len(self._cohort.classes)))
+        return number == self._config.epochs
+
+    def _stop_loss(self, number: int, val_losses: Sequence[float]) -> float:
+        if number < _EARLIEST * self._config.epochs:
+            return math.nan
+        return float(np.mean(val_losses[-max(1, round(_SMOOTHED * self._config.epochs)) :]))
+
+    def _parts_of(self, slides: Indices) -> list[Indices]:
+        """Consecutive slides with about _EVALUATED_PATCHES patches in all."""
+        sizes = np.array([len(self._cohort.features[i]) for i in slides])
+        return np.split(slides, np.flatnonzero(np.diff(np.cumsum(sizes) // _EVALUATED_PATCHES)) + 1)
+
+    def _leave_out(self, stopped: Sequence[bool]) -> None:
+        """Go on with the others, which keep their weights and what the optimiser knows of them."""
+        left = [row for row, stop in enumerate(stopped) if not stop]
+        states = [self._optimiser.state[self._rows[row]] for row in left]
+        self._models = [self._models[row] for row in left]
+        self._stack.keep(left)
+        self._rows = list(self._stack.weights.detach())
+        self._optimiser = self._fresh_optimiser()
+        self._optimiser.state.update(zip(self._rows, states, strict=True))
+        self._set_parts()
+
+    def _fresh_optimiser(self) -> torch.optim.AdamW:
+        config = self._config
+        return torch.optim.AdamW(self._rows, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+    def _set_parts(self) -> None:
+        """Who learns from which slides (M, S), who is judged on which (M, S), class weights (M, C)."""
+        cohort = self._cohort
+        slides, folds = np.arange(len(cohort.labels)), [model.fold for model in self._models]
+        self._in_train = np.stack([np.isin(slides, fold.train) for fold in folds])
+        self._in_val = np.stack([np.isin(slides, fold.val) for fold in folds])
+        weights = [_class_weights(cohort.labels[fold.train], len(cohort.classes)) for fold in folds]
+        self._class_weights = torch.stack(weights).to(self._device)
+
+    def _learning_rate(self, step: int) -> float:
+        """Rising to the largest in the warm-up, then half a cosine down to 0 at the end of all epochs."""
+        steps = self._steps * self._config.epochs
+        warm_up = max(1, round(_WARM_UP * steps))
+        if step < warm_up:
+            return self._config.learning_rate * (step + 1) / warm_up
+        return self._config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+    def _require_finite(self, values: NDArray[np.float64], own: NDArray[np.bool_], slides: Indices, epoch: int) -> None:
+        """values (any, M), own (M, B): the models' slides among `slides` (B,)."""
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
+        if len(bad):
+            names = ", ".join(self._cohort.slide_ids[slides[own[bad[0]]]])
+            raise RequestError(
+                f"the loss is no longer a number in epoch {epoch}, with slides {names}; "
+                "look at their features, or lower --learning-rate"
+            )
+
+
+def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShape) -> Head:
     seeds = np.random.SeedSequence((config.seed, fold.repeat, fold.fold))
     torch.manual_seed(int(seeds.generate_state(1)[0]))
-    rng = np.random.default_rng(seeds)
-    shape = HeadShape(
-        dim_in=cohort.features[0].shape[1],
-        n_classes=len(cohort.classes),
-        embed_dim=config.embed_dim,
-        attention_dim=config.attention_dim,
-        dropout=config.dropout,
-    )
     head = build_head(config.head, shape)
     _set_standardisation(head, [cohort.features[i] for i in fold.train])
-    head.to(device)
-    weights = _class_weights(cohort.labels[fold.train], len(cohort.classes)).to(device)
-    history, best = _optimise(head, cohort, fold, config, weights, rng, on_epoch)
-    head.load_state_dict(best)
-    temperature, threshold = _calibrate(head, cohort, fold, config, weights)
-    checkpoint = Checkpoint(
+    return head
+
+
+def _checkpoint(model: _Model, cohort: Cohort, config: TrainConfig, shape: HeadShape) -> Checkpoint:
+    assert model.best is not None
+    state, probabilities = model.best
+    temperature, threshold = _calibrate(probabilities, cohort.labels[model.fold.val], cohort.positive)
+    return Checkpoint(
         head=config.head,
         shape=asdict(shape),
         classes=cohort.classes,
         positive=cohort.positive,
         threshold=threshold,
-        tensors={name: tensor.cpu().numpy() for name, tensor in best.items()},
         temperature=temperature,
+        tensors={name: tensor.numpy() for name, tensor in state.items()},
     )
-    return checkpoint, pd.DataFrame([asdict(epoch) for epoch in history])
-
-
-def _optimise(
-    head: Head,
-    cohort: Cohort,
-    fold: Fold,
-    config: TrainConfig,
-    weights: Tensor,
-    rng: np.random.Generator,
-    on_epoch: Callable[[Epoch], None],
-) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """History of all epochs, and a copy of the weights of the one with the lowest validation loss."""
-    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = math.ceil(len(fold.train) / config.batch_slides)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_up_then_cosine(batches * config.epochs))
-    history: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    best_epoch, best_loss = 0, math.inf
-    for number in range(1, config.epochs + 1):
-        learning_rate = float(schedule.get_last_lr()[0])
-        train_loss = 0.0
-        head.train()
-        for batch in np.array_split(rng.permutation(fold.train), batches):
-            loss, _ = _forward(head, cohort, batch, weights)
-            optimiser.zero_grad()
-            loss.backward()
-            norm = clip_grad_norm_(head.parameters(), config.gradient_clip)
-            _require_finite([loss.item(), norm.item()], cohort.slide_ids[batch], number)
-            optimiser.step()
-            schedule.step()
-            train_loss += loss.item() * len(batch) / len(fold.train)
-        val_loss, probabilities = _judge(head, cohort, fold.val, weights, config.batch_slides)
-        _require_finite([val_loss], cohort.slide_ids[fold.val], number)
-        ones = np.ones((1, len(fold.val)))
-        auroc = macro_auroc(probabilities, cohort.labels[fold.val], ones, cohort.positive)
-        history.append(Epoch(number, learning_rate, train_loss, val_loss, float(auroc[0])))
-        if val_loss < best_loss:
-            best_epoch, best_loss = number, val_loss
-            best = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-        on_epoch(history[-1])
-        if number - best_epoch >= config.patience:
-            break
-    return history, best
-
-
-def _forward(head: Head, cohort: Cohort, batch: Indices, weights: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
-    """Loss (scalar) and probabilities (B, C) of the slides at positions `batch`."""
-    bags = pack([cohort.features[i] for i in batch]).to(weights.device)
-    labels = torch.from_numpy(cohort.labels[batch]).to(weights.device)
-    output = head(bags)
-    probabilities = output.logits.detach().double().softmax(1).cpu().numpy()
-    return head.loss(output, bags, labels, weights), probabilities
-
-
-@torch.no_grad()
-def _judge(
-    head: Head, cohort: Cohort, part: Indices, weights: Tensor, batch_slides: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Mean loss and probabilities (len(part), C) without dropout."""
-    head.eval()
-    batches = np.array_split(part, math.ceil(len(part) / batch_slides))
-    results = [_forward(head, cohort, batch, weights) for batch in batches]
-    loss = sum(float(loss) * len(batch) for (loss, _), batch in zip(results, batches, strict=True)) / len(part)
-    return loss, np.concatenate([probabilities for _, probabilities in results])
 
 
 def _calibrate(
-    head: Head, cohort: Cohort, fold: Fold, config: TrainConfig, weights: Tensor
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None
 ) -> tuple[float, float | None]:
-    """Temperature, and the threshold of calibrated probabilities, both from the validation part."""
-    _, probabilities = _judge(head, cohort, fold.val, weights, config.batch_slides)
-    labels, positive = cohort.labels[fold.val], cohort.positive
+    """Temperature, and the threshold of calibrated probabilities, both from the validation part (val, C), (val,)."""
     temperature = fit_temperature(probabilities, labels)
     if positive is None:
         return temperature, None
+    if not len(labels):
+        return temperature, 0.5
     return temperature, choose_threshold(calibrated(probabilities, temperature)[:, positive], labels == positive)
+
+
+def _table(history: Sequence[Epoch]) -> pd.DataFrame:
+    return pd.DataFrame([asdict(epoch) for epoch in history])
 
 
 def _set_standardisation(head: Head, features: Sequence[Tensor]) -> None:
@@ -165,22 +300,3 @@ def _class_weights(labels: NDArray[np.int64], n_classes: int) -> Tensor:
     """(C,) such that each class adds the same to the loss, 1 for balanced classes."""
     counts = np.bincount(labels, minlength=n_classes)
     return torch.from_numpy(len(labels) / (n_classes * counts)).float()
-
-
-def _warm_up_then_cosine(steps: int) -> Callable[[int], float]:
-    warm_up = max(1, round(_WARM_UP * steps))
-
-    def factor(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-    return factor
-
-
-def _require_finite(values: Sequence[float], slide_ids: NDArray[np.str_], epoch: int) -> None:
-    if not all(map(math.isfinite, values)):
-        raise RequestError(
-            f"the loss is no longer a number in epoch {epoch}, with slides {', '.join(slide_ids)}; "
-            "look at their features, or lower --learning-rate"
-        )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mil.metrics import Floats, draw_weights, interval, weighted_auroc
+from mil.run import kept_epoch
 from tiling.artifact import atomic_file
 
 _COLUMNS = 5
@@ -26,7 +27,7 @@ def plot_curves(path: Path, histories: Sequence[pd.DataFrame]) -> None:
     for panel in panels.flat[len(histories) :]:
         panel.set_visible(False)
     for number, (panel, history) in enumerate(zip(panels.flat, histories, strict=False), start=1):
-        best = history.iloc[int(history["val_loss"].argmin())]
+        best = history.iloc[kept_epoch(history)]
         panel.plot(history["epoch"], history["train_loss"], color=_TRAIN, label="train")
         panel.plot(history["epoch"], history["val_loss"], color=_VAL, label="validation")
         panel.axvline(best["epoch"], color=_GREY, linestyle=":", linewidth=1)

@@ -176,7 +176,7 @@ def _learning(histories: Mapping[int, pd.DataFrame], most_epochs: int, counts: M
         n: h for n, h in histories.items() if len(h) and np.isfinite(h[["train_loss", "val_loss"]]).all(axis=None)
     }
     if not curves:
-        return '<p class="soft">This head is not trained in epochs, so there are no curves.</p>'
+        return '<p class="soft">Without epochs, or without a validation part, there are no curves to judge.</p>'
     verdicts = {n: judge_fold(h, most_epochs) for n, h in curves.items()}
     highest, epochs = loss_axis(list(curves.values())), max(int(h["epoch"].iloc[-1]) for h in curves.values())
     charts = [
@@ -187,7 +187,7 @@ def _learning(histories: Mapping[int, pd.DataFrame], most_epochs: int, counts: M
     ]
     legend = (
         '<p class="soft"><i class="key c0"></i>training <i class="key c1"></i>validation; '
-        "the dot is the epoch that was kept, the one with the lowest validation loss.</p>"
+        "the dot is the epoch that was kept, at the lowest mean validation loss of several epochs.</p>"
     )
     return _overall(list(verdicts.values())) + legend + f'<div class="small figures">{"".join(charts)}</div>'
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mil.metrics import Floats, draw_weights
 from mil.plots import GRID, roc_curves
+from mil.run import kept_epoch
 from mil.svg import COLOURS, Chart
 
 _BINS = 10
@@ -45,7 +46,7 @@ def scores_of(predictions: pd.DataFrame, classes: Sequence[str], positive: int |
 
 def learning_curve(history: pd.DataFrame, highest: float, epochs: int, said: str) -> str:
     chart = Chart((0, epochs), (0, highest), (300, 200), ("epoch", "loss"), ticks=4, whole_x=True)
-    kept = history.iloc[int(history["val_loss"].argmin())]
+    kept = history.iloc[kept_epoch(history)]
     chart.guide([kept["epoch"]] * 2, [0, highest])
     chart.line(history["epoch"], history["train_loss"], "c0")
     chart.line(history["epoch"], history["val_loss"], "c1")

@@ -3,8 +3,8 @@
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
     splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
-    fold-<k>/checkpoint.safetensors    the best epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc
+    fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
+    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc, stop_loss
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64
@@ -26,9 +26,13 @@ features and labels, the ids of labelled slides that are left out, the settings,
 versions; it MUST NOT hold a time or a path, so that the same request
 gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
 complete if and only if it exists; only `failures.csv`, `pictures` and `report.html`, which are made from complete runs
-and can be made again at any time, come after it. A finished fold MUST NOT be trained again. All other files, those two
-excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or not.
+and can be made again at any time, come after it. A finished fold MUST NOT be written again. Models that are trained
+together are written when all of them have ended, so a group of them that is killed starts again, from its first epoch.
+All other files, those of TensorBoard and Weights & Biases excepted, MUST be the same bytes when the same request is run
+again on the same machine, stopped in between or not.
 
+The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
+last one where there is no validation part (then the threshold is 0.5).
 Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
 over the classes; it is calibrated: the logits are divided by the fold's temperature. For two classes a slide is
 predicted positive where its probability reaches the threshold chosen on the fold's validation part; else the most
@@ -261,6 +265,12 @@ def read_checkpoint(run: Path, number: int) -> Checkpoint:
 
 def read_history(run: Path, number: int) -> pd.DataFrame:
     return pd.read_csv(fold_folder(run, number) / "history.csv")
+
+
+def kept_epoch(history: pd.DataFrame) -> int:
+    """The row of `history` whose weights the checkpoint holds."""
+    losses = history["stop_loss" if "stop_loss" in history else "val_loss"].to_numpy()  # older runs kept the lowest
+    return len(losses) - 1 if np.isnan(losses).all() else int(np.nanargmin(losses))
 
 
 def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -> None:

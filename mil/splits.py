@@ -71,6 +71,8 @@ def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
                 f"{shown(both)}; give all slides of a patient the same 'split'"
             )
     for name, part in parts.items():
+        if name == "val" and not len(part):  # as asked for with val_fraction 0
+            continue
         found = [cohort.classes[c] for c in np.unique(cohort.labels[part])]
         if len(found) < 2 or (name == "train" and len(found) < len(cohort.classes)):
             faults.append(
@@ -124,7 +126,9 @@ def _given_fold(
 
 
 def _inner_split(cohort: Cohort, rest: Indices, config: TrainConfig, place: tuple[int, int]) -> tuple[Indices, Indices]:
-    """Split `rest` into (train, val), val being about `val_fraction` of its patients."""
+    """Split `rest` into (train, val), val being about `val_fraction` of its patients, none if that is 0."""
+    if not config.val_fraction:
+        return rest, rest[:0]
     labels, patients = cohort.labels[rest], cohort.patient_ids[rest]
     scarcest = min(len(set(patients[labels == c])) for c in np.unique(labels))
     parts = max(2, min(round(1 / config.val_fraction), scarcest))

@@ -1,13 +1,14 @@
 """train-mil: cohort -> folds -> checkpoints -> out-of-fold predictions -> metrics, in one run directory.
 
-Finished folds are kept when the command is killed; the same command goes on where it stopped and ends with the
-same bytes (TensorBoard's events excepted, which hold times).
+Finished folds are kept when the command is killed. The same command goes on with the first group of models that was
+not finished and ends with the same bytes (TensorBoard's events excepted, which hold times).
 """
 
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from mil.comparison import compare_runs, require_comparable
 from mil.config import TrainConfig
 from mil.display import Display, plain_console
 from mil.evaluate import evaluate_run
-from mil.fold import Epoch, train_fold
+from mil.fold import Epoch, train_folds
 from mil.leakage import audit
 from mil.pictures import write_pictures
+from mil.plan import Plan, plan_training
 from mil.report import write_report
+from mil.run import Checkpoint
 from mil.splits import Fold, make_folds
 from mil.tracking import Tracker, tracking
 from tiling.artifact import Locked, differences, lock, package_versions
@@ -203,21 +206,43 @@ def _train_missing(
     tracker: Tracker,
 ) -> None:
     done = set(run.fold_numbers(out))
+    plan = plan_training(cohort, folds, config, device)
     with display:
-        for fold in folds:
-            if fold.number in done:
-                display.fold_skipped(fold)
+        for group in plan.groups:
+            for fold in group:
+                if fold.number in done:
+                    display.fold_skipped(fold)
+            if done.issuperset(fold.number for fold in group):
                 continue
+            trained = _train_group(cohort, group, config, device, out, display, tracker, plan)
+            for fold, (checkpoint, history) in zip(group, trained, strict=True):
+                if fold.number not in done:
+                    run.write_fold(out, fold.number, checkpoint, history)
+                    display.fold_done(fold, history, checkpoint)
+
+
+def _train_group(
+    cohort: Cohort,
+    group: Sequence[Fold],
+    config: TrainConfig,
+    device: torch.device,
+    out: Path,
+    display: Display,
+    tracker: Tracker,
+    plan: Plan,
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    with ExitStack() as open_writers:
+        writers = {}
+        for fold in group:
             events = run.tensorboard_folder(out, fold.number)
-            shutil.rmtree(events, ignore_errors=True)  # of a fold that was killed
-            with SummaryWriter(str(events)) as writer:
+            shutil.rmtree(events, ignore_errors=True)  # of a group that was killed
+            writers[fold.number] = open_writers.enter_context(SummaryWriter(str(events)))
 
-                def on_epoch(epoch: Epoch, fold: Fold = fold, writer: SummaryWriter = writer) -> None:
-                    display.epoch(fold, epoch)
-                    tracker.epoch(fold, epoch)
-                    for name, value in asdict(epoch).items():
-                        writer.add_scalar(name, value, epoch.epoch)
+        def on_epoch(fold: Fold, epoch: Epoch) -> None:
+            display.epoch(fold, epoch)
+            tracker.epoch(fold, epoch)
+            for name, value in asdict(epoch).items():
+                if np.isfinite(value):
+                    writers[fold.number].add_scalar(name, value, epoch.epoch)
 
-                checkpoint, history = train_fold(cohort, fold, config, device, on_epoch)
-            run.write_fold(out, fold.number, checkpoint, history)
-            display.fold_done(fold, history, checkpoint)
+        return train_folds(cohort, group, config, device, on_epoch, plan)

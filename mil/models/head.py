@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mil.bags import Bags
+from mil.losses import Criterion
 from mil.models import HeadShape
 
 
@@ -31,10 +31,9 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, bags: Bags) -> MilOutput: ...
 
-    def loss(self, output: MilOutput, bags: Bags, labels: Tensor, class_weights: Tensor) -> Tensor:
-        """Mean over bags of the weighted cross-entropy. labels (B,) int64, class_weights (C,)."""
-        per_bag = functional.cross_entropy(output.logits, labels, reduction="none")  # (B,)
-        return (per_bag * class_weights[labels]).mean()
+    def bag_losses(self, output: MilOutput, bags: Bags, labels: Tensor, criterion: Criterion) -> Tensor:
+        """(B,) training loss of each bag; labels (B,) int64. A head with further terms overrides this."""
+        return criterion(output.logits, labels)
 
     def standardise(self, bags: Bags) -> Tensor:
         """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std."""

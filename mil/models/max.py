@@ -4,10 +4,9 @@ Attention is on the patch that gave the logit of the predicted class; patches th
 it, so that their order does not matter.
 """
 
-import torch
 from torch import nn
 
-from mil.bags import Bags, segment_max
+from mil.bags import Bags, segment_max, segment_sum
 from mil.models import HeadShape
 from mil.models.head import Head, MilOutput, patch_embedding
 
@@ -23,11 +22,12 @@ class MaxPooling(Head):
     def forward(self, bags: Bags) -> MilOutput:
         patch_logits = self.classify(self.embed(self.standardise(bags)))  # (ΣN, C)
         logits = segment_max(patch_logits, bags.sizes)  # (B, C)
-        shares = []
-        for predicted, of_bag in zip(logits.argmax(1).tolist(), patch_logits.detach().split(bags.sizes), strict=True):
-            highest = torch.isclose(of_bag[:, predicted], of_bag[:, predicted].max()).to(of_bag.dtype)
-            shares.append(highest / highest.sum())
-        return MilOutput(logits, torch.cat(shares), patch_logits)
+        predicted = logits.detach().argmax(1, keepdim=True)  # (B, 1)
+        score = patch_logits.detach().gather(1, predicted[bags.owners])  # (ΣN, 1)
+        largest = logits.detach().gather(1, predicted)[bags.owners]
+        highest = (largest - score <= 1e-8 + 1e-5 * largest.abs()).to(score.dtype)
+        attention = highest / segment_sum(highest, bags.sizes)[bags.owners]
+        return MilOutput(logits, attention.squeeze(1), patch_logits)
 
 
 def build(shape: HeadShape) -> MaxPooling:

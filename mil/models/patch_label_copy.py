@@ -8,9 +8,9 @@ divided by the sum over the bag.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from mil.bags import Bags, segment_mean
+from mil.bags import Bags, segment_mean, segment_sum
+from mil.losses import Criterion
 from mil.models import HeadShape
 from mil.models.head import Head, MilOutput
 
@@ -28,15 +28,13 @@ class PatchLabelCopy(Head):
         probabilities = patch_logits.softmax(1)
         tiny = torch.finfo(probabilities.dtype).tiny
         logits = segment_mean(probabilities, bags.sizes).clamp_min(tiny).log()  # (B, C)
-        of_class = zip(probabilities.split(bags.sizes), logits.argmax(1).tolist(), strict=True)
-        attention = torch.cat([functional.normalize(p[:, c], p=1, dim=0) for p, c in of_class])
+        share = probabilities.gather(1, logits.argmax(1, keepdim=True)[bags.owners])  # (ΣN, 1)
+        attention = (share / segment_sum(share, bags.sizes)[bags.owners]).squeeze(1)
         return MilOutput(logits, attention, patch_logits)
 
-    def loss(self, output: MilOutput, bags: Bags, labels: Tensor, class_weights: Tensor) -> Tensor:
-        """Mean over patches of the weighted cross-entropy with the copied labels."""
-        copied = labels.repeat_interleave(torch.tensor(bags.sizes, device=labels.device))  # (ΣN,)
-        per_patch = functional.cross_entropy(output.patch_logits, copied, reduction="none")
-        return (per_patch * class_weights[copied]).mean()
+    def bag_losses(self, output: MilOutput, bags: Bags, labels: Tensor, criterion: Criterion) -> Tensor:
+        """(B,) mean over the bag's patches of the loss with the copied label."""
+        return segment_mean(criterion(output.patch_logits, labels[bags.owners]), bags.sizes)
 
 
 def build(shape: HeadShape) -> PatchLabelCopy:

@@ -137,7 +137,7 @@ def test_plain_words_follow_the_interval(golden, low, high, said):
 def test_a_head_without_epochs_has_no_curves(golden):
     for path in golden.glob("fold-*/history.csv"):
         path.write_text("epoch,learning_rate,train_loss,val_loss,val_auroc\n1,,,0.5,0.7\n")
-    assert "not trained in epochs" in _report(golden)
+    assert "there are no curves to judge" in _report(golden)
 
 
 def test_a_run_that_is_not_finished_has_no_report(golden):
