@@ -21,7 +21,7 @@ from mil.cohort import Cohort
 from mil.config import TrainConfig
 from mil.metrics import choose_threshold, macro_auroc
 from mil.models import HeadShape, build_head
-from mil.models.head import Head
+from mil.models.head import Head, OwnRecipe, TrainingSlides
 from mil.run import Checkpoint
 from mil.splits import Fold, Indices
 from tiling.errors import RequestError
@@ -59,7 +59,10 @@ def train_fold(
     _set_standardisation(head, [cohort.features[i] for i in fold.train])
     head.to(device)
     weights = _class_weights(cohort.labels[fold.train], len(cohort.classes)).to(device)
-    history, best = _optimise(head, cohort, fold, config, weights, rng, on_epoch)
+    if isinstance(head, OwnRecipe):
+        history, best = _fit(head, cohort, fold, config, weights, rng, on_epoch)
+    else:
+        history, best = _optimise(head, cohort, fold, config, weights, rng, on_epoch)
     head.load_state_dict(best)
     checkpoint = Checkpoint(
         head=config.head,
@@ -70,6 +73,32 @@ def train_fold(
         tensors={name: tensor.cpu().numpy() for name, tensor in best.items()},
     )
     return checkpoint, pd.DataFrame([asdict(epoch) for epoch in history])
+
+
+def _fit(
+    head: OwnRecipe,
+    cohort: Cohort,
+    fold: Fold,
+    config: TrainConfig,
+    weights: Tensor,
+    rng: np.random.Generator,
+    on_epoch: Callable[[Epoch], None],
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Train by the head's own recipe: a history of one epoch with learning rate 0, and the weights."""
+    slides = TrainingSlides(
+        features=tuple(cohort.features[i] for i in fold.train),
+        labels=cohort.labels[fold.train],
+        patient_ids=cohort.patient_ids[fold.train],
+        slide_ids=cohort.slide_ids[fold.train],
+    )
+    train_loss = head.fit(slides, cohort.positive, rng)
+    val_loss, probabilities = _judge(head, cohort, fold.val, weights, config.batch_slides)
+    _require_finite([train_loss, val_loss], cohort.slide_ids[fold.val], 1)
+    ones = np.ones((1, len(fold.val)))
+    auroc = macro_auroc(probabilities, cohort.labels[fold.val], ones, cohort.positive)
+    epoch = Epoch(1, 0.0, train_loss, val_loss, float(auroc[0]))
+    on_epoch(epoch)
+    return [epoch], {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
 
 
 def _optimise(
