@@ -27,7 +27,7 @@ from mil.config import TrainConfig
 from mil.dropout import Noise, seed_dropout
 from mil.metrics import choose_threshold, macro_auroc
 from mil.models import HeadShape, build_head
-from mil.models.head import Head
+from mil.models.head import Head, OwnRecipe, TrainingSlides
 from mil.plan import Plan
 from mil.run import Checkpoint
 from mil.splits import Fold, Indices
@@ -77,8 +77,41 @@ def train_folds(
     """
     heads = [_fresh_head(cohort, fold, config, plan.shape).to(device) for fold in folds]
     models = [_Model(fold) for fold in folds]
-    _Training(cohort, models, heads, config, device, plan).run(on_epoch)
+    if isinstance(heads[0], OwnRecipe):
+        _fit(heads[0], cohort, models[0], config, on_epoch)
+    else:
+        _Training(cohort, models, heads, config, device, plan).run(on_epoch)
     return [(_checkpoint(model, cohort, config, plan.shape), _table(model.history)) for model in models]
+
+
+def _fit(
+    head: OwnRecipe, cohort: Cohort, model: _Model, config: TrainConfig, on_epoch: Callable[[Fold, Epoch], None]
+) -> None:
+    """Train by the head's own recipe, which makes a history of one epoch with learning rate 0."""
+    fold = model.fold
+    slides = TrainingSlides(
+        features=tuple(cohort.features[i] for i in fold.train),
+        labels=cohort.labels[fold.train],
+        patient_ids=cohort.patient_ids[fold.train],
+        slide_ids=cohort.slide_ids[fold.train],
+    )
+    rng = np.random.default_rng(np.random.SeedSequence((config.seed, fold.repeat, fold.fold)))
+    train_loss = head.fit(slides, cohort.positive, rng)
+    if not math.isfinite(train_loss):
+        raise RequestError(f"fold {fold.number + 1}: the loss of --head {config.head} is no longer a number")
+    head.eval()
+    with torch.no_grad():
+        logits = [head(pack([cohort.features[i].to(head.device)])).logits.double().cpu() for i in fold.val]
+    labels = cohort.labels[fold.val]
+    probabilities = torch.cat([*logits, torch.empty(0, len(cohort.classes))]).softmax(1).numpy()
+    weights = _class_weights(cohort.labels[fold.train], len(cohort.classes)).double().numpy()[labels]
+    val_loss, auroc = math.nan, math.nan
+    if len(labels):
+        val_loss = float(np.mean(-weights * np.log(probabilities[np.arange(len(labels)), labels])))
+        auroc = float(macro_auroc(probabilities, labels, np.ones((1, len(labels))), cohort.positive)[0])
+    model.history.append(Epoch(1, 0.0, train_loss, val_loss, auroc, val_loss))
+    model.best = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}, probabilities
+    on_epoch(fold, model.history[-1])
 
 
 class _Training:

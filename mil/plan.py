@@ -17,6 +17,7 @@ from mil.cohort import Cohort
 from mil.config import TrainConfig
 from mil.dropout import Noise, seed_dropout
 from mil.models import HeadShape, build_head
+from mil.models.head import OwnRecipe
 from mil.splits import Fold
 from mil.stack import Stack
 
@@ -69,6 +70,8 @@ def _has_bf16(device: torch.device) -> bool:
 def can_stack(name: str, shape: HeadShape) -> bool:
     """Whether two heads of this kind can be trained as one, tried on two small bags."""
     heads = [build_head(name, shape) for _ in range(2)]
+    if isinstance(heads[0], OwnRecipe):
+        return False
     noise = Noise(0)
     for head in heads:
         seed_dropout(head, noise)

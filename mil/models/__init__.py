@@ -15,6 +15,7 @@ HEADS = {  # name of the head: module below mil.models
     "mean": "mean",
     "max": "max",
     "patch-label-copy": "patch_label_copy",
+    "needle": "needle",
 }
 
 

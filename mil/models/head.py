@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mil.bags import Bags
@@ -39,6 +41,31 @@ class Head(nn.Module, ABC):
         """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (bags.features.to(mean.dtype) - mean) / std
+
+
+@dataclass(frozen=True)
+class TrainingSlides:
+    """The training part of a fold, S slides, as a head that trains by its own recipe gets it."""
+
+    features: tuple[Tensor, ...]  # S of (N, D) float16 on the CPU
+    labels: NDArray[np.int64]  # (S,)
+    patient_ids: NDArray[np.str_]  # (S,)
+    slide_ids: NDArray[np.str_]  # (S,)
+
+
+class OwnRecipe(Head):
+    """A head that is not trained by gradient descent on its loss, epoch after epoch, but all at once by `fit`."""
+
+    @abstractmethod
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
+        """Set all parameters and buffers; returns the loss on the training part. Features are standardised before.
+
+        Random numbers come from `rng` and torch's global generator. RequestError names slides that break it.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_buffer("mean").device
 
 
 def patch_embedding(shape: HeadShape) -> nn.Sequential:

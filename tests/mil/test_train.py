@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
     assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"needle"}))  # trained by a recipe of its own
 def test_models_trained_together_equal_models_trained_alone(planted, head):
     """One packed pass over all slides with stacked weights, against each model's own slides only."""
     config = TrainConfig(**{**FAST, "head": head, "epochs": 10, "patience": 1, "folds": 4, "learning_rate": 0.02})
