@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 
 from mil.cohort import Cohort
 from mil.config import TrainConfig
-from mil.fold import train_fold
+from mil.fold import train_folds
+from mil.plan import plan_training
 from mil.predict import load_head, predict_slide
 from mil.splits import Fold
 
@@ -43,7 +44,7 @@ def make(slides: int, positives: int, shift: float, distance: float, seed: int) 
         noise = 0.8 * rng.standard_normal((PATCHES, DIM), dtype=np.float32)
         features.append(torch.from_numpy(x + noise + shift * rng.standard_normal(DIM)).half())
     ids = np.array([f"s{i:04d}" for i in range(count)])
-    cohort = Cohort(ids, ids, labels, ("neg", "pos"), 1, None, tuple(features), (), (), "", "", (), {}, ())
+    cohort = Cohort(ids, ids, labels, ("neg", "pos"), 1, None, None, tuple(features), (), (), "", "", (), {}, ())
     train, val, test = np.split(np.arange(count), [slides, slides + VAL])
     return cohort, Fold(0, 0, 0, train, val, test)
 
@@ -59,7 +60,9 @@ def oracle(cohort: Cohort, fold: Fold, positives: int) -> tuple[float, float]:
 
 
 def of_head(name: str, cohort: Cohort, fold: Fold, positives: int, seed: int) -> tuple[float, float]:
-    checkpoint, _ = train_fold(cohort, fold, TrainConfig(head=name, epochs=10, seed=seed), CPU, lambda _: None)
+    config = TrainConfig(head=name, epochs=10, seed=seed)
+    plan = plan_training(cohort, [fold], config, CPU)
+    [(checkpoint, _)] = train_folds(cohort, [fold], config, CPU, lambda *_: None, plan)
     head = load_head(checkpoint, CPU)
     predictions = [predict_slide(head, cohort.features[i], CPU) for i in fold.test]
     patches = [p.attention if name == "gated-abmil" else p.patch_logits[:, 1] for p in predictions]
