@@ -6,6 +6,7 @@ from mil.models import HEADS
 from tiling.command import setting
 
 TRACKERS = ("wandb",)
+LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -29,6 +30,8 @@ class TrainConfig:
     learning_rate: float = setting(1e-3, "largest learning rate, reached after the warm-up (AdamW)")
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
+    loss: str = setting("cross-entropy", f"of training: {', '.join(LOSSES)}; the last two bear wrong labels better")
+    label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
@@ -47,6 +50,10 @@ class TrainConfig:
             raise ValueError("splits names a file and split asks for another way; give one of them")
         if self.track and self.track not in TRACKERS:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _at_least("folds", self.folds, 2)

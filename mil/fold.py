@@ -132,7 +132,7 @@ class _Training:
         self._steps, self._bf16 = plan.steps_per_epoch, plan.bf16
         for head in heads:
             seed_dropout(head, self._noise)
-        self._stack = Stack(heads)
+        self._stack = Stack(heads, config.loss, config.label_smoothing)
         self._rows = list(self._stack.weights.detach())
         self._optimiser = self._fresh_optimiser()
         self._labels = torch.from_numpy(cohort.labels)

@@ -8,13 +8,12 @@ from torch.nn import functional
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) int64 -> losses (n,)
 
-LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
 _FOCUS = 2.0  # γ of Lin et al., "Focal loss for dense object detection", ICCV 2017
 _TRUNCATION = 0.7  # q of Zhang and Sabuncu, "Generalized cross entropy loss", NeurIPS 2018
 
 
 def criterion(name: str, class_weights: Tensor, label_smoothing: float = 0.0) -> Criterion:
-    """The loss called `name`, one of LOSSES. class_weights (C,) multiply the loss of a slide of that class.
+    """The loss called `name`, one of mil.config.LOSSES. class_weights (C,) multiply the loss of a slide of that class.
 
     p is the probability of the label's class, of `label_smoothing` mixed with the mean over classes:
     cross-entropy -log p, focal -(1 - p)² log p, generalised cross-entropy (1 - p^0.7) / 0.7.
