@@ -32,7 +32,7 @@ from tiling.patches import PatchStore
 from tiling.phantom import PhantomSpec, write_phantom
 from tiling.pipeline import tile_slides
 
-SLIDES = 4
+SLIDES = 2
 
 
 def plain(model: torch.nn.Module, patches: np.ndarray) -> None:
