@@ -162,9 +162,16 @@ class Display:
 
 def difference_line(name: str, auroc: float, against: Mapping[str, float | None]) -> str:
     """One sentence on a mil.metrics.Difference, as a mapping, from what `name` reached on the same slides."""
-    delong = "" if against["p_delong"] is None else f"; DeLong p = {against['p_delong']:.3f}"
-    found = f"{against['value']:+.3f} ({against['low']:+.3f} to {against['high']:+.3f}, p = {against['p']:.3f}{delong})"
+    delong = "" if against["p_delong"] is None else f"; DeLong {_p_value(against['p_delong'])}"
+    interval = f"{against['low']:+.3f} to {against['high']:+.3f}"
+    found = f"{against['value']:+.3f} ({interval}, {_p_value(against['p'])}{delong})"
     return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "p unknown"
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def _duration(seconds: float) -> str:
