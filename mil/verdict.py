@@ -47,7 +47,7 @@ REMEDIES: dict[Name, str] = {
     "More patients are the cure; until then compare with --head mean, and check that labels and slides belong "
     "together.",
     "overfits": "The validation loss rises again while training goes on. The epoch with the lowest validation loss was "
-    "kept, so the result is that of before; more patients, a higher --dropout or a smaller --embed-dim can make it "
+    "kept, so the result is that of then; more patients, a higher --dropout or a smaller --embed-dim can make it "
     "better.",
     "stopped too early": "The lowest validation loss is the last one, and much of the fall was late; raise --epochs.",
     "fine": "Training and validation loss fall and settle.",
