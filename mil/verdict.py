@@ -46,9 +46,8 @@ REMEDIES: dict[Name, str] = {
     "overfits from the start": "Training slides are learned by heart, and it does not help with the validation slides. "
     "More patients are the cure; until then compare with --head mean, and check that labels and slides belong "
     "together.",
-    "overfits": "The validation loss rises again while training goes on. The epoch with the lowest validation loss was "
-    "kept, so the result is that of then; more patients, a higher --dropout or a smaller --embed-dim can make it "
-    "better.",
+    "overfits": "The validation loss rises again while training goes on. The epoch that was kept is the one where its "
+    "mean was lowest; more patients, a higher --dropout or a smaller --embed-dim can make the result better.",
     "stopped too early": "The lowest validation loss is the last one, and much of the fall was late; raise --epochs.",
     "fine": "Training and validation loss fall and settle.",
 }
