@@ -197,9 +197,10 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    """Remove what a killed job left half written of `path`, whose lock is held."""
-    for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        _remove(stale)
+    """Remove what killed jobs left half written of `path`, whose lock is held, and of its lock."""
+    for pattern in (f".{path.name}.tmp-*", f".{path.name}.lock.new-*"):
+        for stale in path.parent.glob(pattern):
+            _remove(stale)
 
 
 def clear_dead(folder: Path) -> None:
@@ -213,16 +214,18 @@ def clear_dead(folder: Path) -> None:
 
 def _acquire(file: Path, token: str) -> None:
     for _ in range(3):
-        temporary = _temporary(file)
+        temporary = file.with_name(f".{file.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             temporary.write_text(token)
-            os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
-            return
+            with suppress(FileNotFoundError):  # the lock's owner took it for left behind: again
+                now_s = temporary.stat().st_mtime
+                os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
+                return
         except FileExistsError:
             owner = _read_or_none(file)
             if owner == token:  # NFS did it and lost the answer
                 return
-            _require_dead(file, now_s=temporary.stat().st_mtime)
+            _require_dead(file, now_s)
             _set_aside(file, owner)
         finally:
             temporary.unlink(missing_ok=True)

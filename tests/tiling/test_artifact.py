@@ -232,3 +232,25 @@ def test_a_fingerprint_counts_every_file_of_a_dicom_folder(tmp_path):
     first = slide_fingerprint(tmp_path)
     (tmp_path / "b.dcm").write_bytes(b"other")
     assert slide_fingerprint(tmp_path) != first
+
+
+def test_what_a_job_left_that_was_killed_while_it_took_the_lock_is_removed(tmp_path):
+    (tmp_path / ".a.h5.lock.new-1-00").write_text("{}")
+    with lock(tmp_path / "a.h5"):
+        assert [p.name for p in tmp_path.iterdir()] == ["a.h5.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_got_though_its_owner_before_removed_the_file_it_is_made_from(tmp_path, monkeypatch):
+    link, removed = os.link, []
+
+    def remove_once(source, target):
+        if not removed:
+            removed.append(source)
+            source.unlink()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", remove_once)
+    with lock(tmp_path / "a.h5"):
+        assert removed and (tmp_path / "a.h5.lock").exists()
+    assert not list(tmp_path.iterdir())

@@ -34,7 +34,8 @@ def test_fewer_jobs_than_cores_share_them():
 
 def test_the_last_job_gets_the_cores_of_the_idle():
     results = dict(map_unordered(cores_seen, [0.0, 0.01, 3.0], 3))
-    assert results[3.0] == (1, 3)
+    first, last = results[3.0]
+    assert first <= last == 3  # 1 at first, unless the other two ended before its process had started
 
 
 def test_a_dask_task_has_one_core():
