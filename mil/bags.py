@@ -44,7 +44,7 @@ def pack(features: Sequence[Tensor]) -> Bags:
 
 
 def segment_softmax(scores: Tensor, sizes: list[int]) -> Tensor:
-    """(ΣN,) -> (ΣN,), a softmax within each bag."""
+    """(ΣN,) or (ΣN, C) -> the same shape, a softmax within each bag (and column)."""
     return torch.cat([of_bag.softmax(0) for of_bag in scores.split(sizes)])
 
 

@@ -41,6 +41,8 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, dev
             cohort.coords_l0[i],
             attention=mean.attention,
             patch_logits=mean.patch_logits,
+            class_attention=mean.class_attention,
+            contributions=mean.contributions,
             probabilities=mean.probabilities,
             label=cohort.classes[cohort.labels[i]],
             classes=cohort.classes,

@@ -39,6 +39,8 @@ class SlidePrediction:
     attention: NDArray[np.float32]  # (N,), sums to 1
     patch_logits: NDArray[np.float32]  # (N, C)
     spread: float  # standard deviation over models of the probability of the positive (else: predicted) class
+    class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has one a class
+    contributions: NDArray[np.float32] | None = None  # (N, C), where the head's logits are a sum over patches
 
 
 @dataclass(frozen=True)
@@ -129,19 +131,28 @@ def predict_slide(
         attention=output.attention.float().cpu().numpy(),
         patch_logits=output.patch_logits.float().cpu().numpy(),
         spread=0.0,
+        class_attention=None if output.class_attention is None else output.class_attention.float().cpu().numpy(),
+        contributions=None if output.contributions is None else output.contributions.float().cpu().numpy(),
     )
 
 
 def average(predictions: Sequence[SlidePrediction], positive: int | None) -> SlidePrediction:
-    """The mean over models, and their spread."""
+    """The mean over models, and their spread. With an attention per class, `attention` is the predicted class's."""
     each = np.stack([p.probabilities for p in predictions])  # (models, C)
     probabilities = each.mean(axis=0)
     watched = int(probabilities.argmax()) if positive is None else positive
+    class_attention = _mean_or_none([p.class_attention for p in predictions])
     return SlidePrediction(
         probabilities=probabilities,
-        attention=_mean([p.attention for p in predictions]),
+        attention=(
+            _mean([p.attention for p in predictions])
+            if class_attention is None
+            else class_attention[:, int(probabilities.argmax())]
+        ),
         patch_logits=_mean([p.patch_logits for p in predictions]),
         spread=float(each[:, watched].std()),
+        class_attention=class_attention,
+        contributions=_mean_or_none([p.contributions for p in predictions]),
     )
 
 
@@ -224,3 +235,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def _mean(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     mean: NDArray[np.float32] = np.stack(arrays).mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
+
+
+def _mean_or_none(arrays: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    present = [array for array in arrays if array is not None]
+    return _mean(present) if len(present) == len(arrays) else None

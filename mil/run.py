@@ -7,7 +7,8 @@
     fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc, stop_loss
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
-    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64
+    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64;
+                                       class_attention, contributions (N, C) float32 where the head has them
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
     curves.png, roc.png                drawn from the above
@@ -53,7 +54,9 @@ slide fingerprints by slide id.
 
 Version 1 had no temperature (it was 1), no training.safetensors, and fewer figures; it can still be read.
 
-An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. `coords`
+An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
+head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
+predicted), and `contributions` (N, C), which sum to the slide's logits before the temperature. `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
 version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
 (sizes), -1 (the overlap) or NaN (the scale).
@@ -92,6 +95,7 @@ _FILES = (
 _FOLDERS = ("attention", "pictures", "tensorboard", "wandb")
 PICTURES = ("thumbnails", "patches")
 _DATA_SETS = ("attention", "patch_logits", "coords")
+_OPTIONAL_DATA_SETS = ("class_attention", "contributions")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class SlideAttention:
     width_l0: int
     height_l0: int
     mpp_l0: float  # NaN if the slide has no scale
+    class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has an attention for each class
+    contributions: NDArray[np.float32] | None = None  # (N, C), where the slide's logits are a sum over patches
 
 
 def describe_attention(
@@ -133,6 +139,8 @@ def describe_attention(
     *,
     attention: NDArray[np.float32],
     patch_logits: NDArray[np.float32],
+    class_attention: NDArray[np.float32] | None = None,
+    contributions: NDArray[np.float32] | None = None,
     probabilities: NDArray[np.float64],
     label: str,
     classes: tuple[str, ...],
@@ -142,6 +150,8 @@ def describe_attention(
     return SlideAttention(
         attention=attention,
         patch_logits=patch_logits,
+        class_attention=class_attention,
+        contributions=contributions,
         coords=coords_l0,
         slide_id=info.slide_id,
         label=label,
@@ -334,10 +344,12 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 
 def write_attention(path: Path, slide: SlideAttention) -> None:
-    values = {name: value for name, value in vars(slide).items() if name not in _DATA_SETS}
+    fields = vars(slide)
+    data = {name: fields[name] for name in (*_DATA_SETS, *_OPTIONAL_DATA_SETS) if fields[name] is not None}
+    values = {name: value for name, value in fields.items() if name not in (*_DATA_SETS, *_OPTIONAL_DATA_SETS)}
     with atomic_hdf5(path) as file:
-        for name in _DATA_SETS:
-            file.create_dataset(name, data=getattr(slide, name), track_times=False)
+        for name, value in data.items():
+            file.create_dataset(name, data=value, track_times=False)
         file.attrs.update({**values, "classes": list(slide.classes)})
         file.attrs.update(format=ATTENTION_FORMAT, version=ATTENTION_VERSION)
 
@@ -349,6 +361,7 @@ def read_attention(path: Path) -> SlideAttention:
             attributes = dict(file.attrs)
             check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path)
             data = {name: file[name][:] for name in _DATA_SETS}
+            data |= {name: file[name][:] for name in _OPTIONAL_DATA_SETS if name in file}
     except FileNotFoundError:
         raise SlideError(f"{path}: no attention for this slide; the run did not test it") from None
     except (OSError, KeyError) as error:

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
 
 HEADS = {  # name of the head: module below mil.models
     "gated-abmil": "gated_abmil",
+    "abmil": "abmil",
+    "clam-sb": "clam_sb",
+    "clam-mb": "clam_mb",
+    "dsmil": "dsmil",
+    "transmil": "transmil",
+    "additive": "additive",
     "mean": "mean",
     "max": "max",
+    "top-k": "top_k",
     "patch-label-copy": "patch_label_copy",
     "needle": "needle",
 }

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mil.bags import Bags
+from mil.bags import Bags, segment_softmax, segment_sum
 from mil.dropout import SlideDropout
 from mil.losses import Criterion
 from mil.models import HeadShape
@@ -22,6 +22,8 @@ class MilOutput:
     logits: Tensor  # (B, C); their softmax is the probability of the slide
     attention: Tensor  # (ΣN,) >= 0, sums to 1 in each bag
     patch_logits: Tensor  # (ΣN, C), the classifier applied to each patch's own embedding
+    class_attention: Tensor | None = None  # (ΣN, C) as attention, of each class, where a head has one a class
+    contributions: Tensor | None = None  # (ΣN, C), whose sum over a bag is its logits, where a head is such a sum
 
 
 class Head(nn.Module, ABC):
@@ -75,6 +77,31 @@ class OwnRecipe(Head):
     @property
     def device(self) -> torch.device:
         return self.get_buffer("mean").device
+
+
+class AttentionPooling(Head):
+    """Base of heads that classify the mean of embedded patches, weighted by their attention."""
+
+    classify: nn.Linear  # E -> C; as it is linear, the slide's logits are a sum over patches
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.embed = patch_embedding(shape)
+
+    @abstractmethod
+    def scores(self, embedded: Tensor) -> Tensor:
+        """(ΣN, E) -> (ΣN,), whose softmax over the bag is the attention."""
+
+    def forward(self, bags: Bags) -> MilOutput:
+        embedded = self.embed(self.standardise(bags))  # (ΣN, E)
+        return self.pool(embedded, bags)
+
+    def pool(self, embedded: Tensor, bags: Bags) -> MilOutput:
+        attention = segment_softmax(self.scores(embedded), bags.sizes)
+        pooled = segment_sum(attention.unsqueeze(1) * embedded, bags.sizes)  # (B, E)
+        patch_logits = self.classify(embedded)
+        contributions = attention.unsqueeze(1) * patch_logits
+        return MilOutput(self.classify(pooled), attention, patch_logits, contributions=contributions)
 
 
 def patch_embedding(shape: HeadShape) -> nn.Sequential:

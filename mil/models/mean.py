@@ -12,7 +12,7 @@ from mil.models.head import Head, MilOutput, patch_embedding
 
 
 class MeanPooling(Head):
-    """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C)."""
+    """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C), contributions (ΣN, C)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
@@ -22,7 +22,8 @@ class MeanPooling(Head):
     def forward(self, bags: Bags) -> MilOutput:
         embedded = self.embed(self.standardise(bags))  # (ΣN, E)
         attention = torch.cat([embedded.new_full((n,), 1 / n) for n in bags.sizes])
-        return MilOutput(self.classify(segment_mean(embedded, bags.sizes)), attention, self.classify(embedded))
+        logits, patch_logits = self.classify(segment_mean(embedded, bags.sizes)), self.classify(embedded)
+        return MilOutput(logits, attention, patch_logits, contributions=attention.unsqueeze(1) * patch_logits)
 
 
 def build(shape: HeadShape) -> MeanPooling:

@@ -14,8 +14,9 @@ from mil.config import LOSSES
 from mil.losses import criterion
 from mil.models import HEADS, HeadShape, build_head
 
-PACKED = sorted(set(HEADS) - {"needle"})  # for two classes, and tested by itself
-SHAPE = HeadShape(dim_in=5, n_classes=3, embed_dim=4, attention_dim=3, dropout=0.25)
+PACKED = sorted(set(HEADS) - {"needle", "bag-stats"})  # with a training of their own, and tests of their own
+SHAPE = HeadShape(dim_in=5, n_classes=3, embed_dim=8, attention_dim=3, dropout=0.25)
+PARTS = ("logits", "attention", "patch_logits", "class_attention", "contributions")
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
 
@@ -57,7 +58,7 @@ def test_packed_equals_one_by_one(name, sizes, seed):
     packed_bags = pack(features)
     packed = head(packed_bags)
     singles = [head(pack([f])) for f in features]
-    for part in ("logits", "attention", "patch_logits"):
+    for part in [part for part in PARTS if getattr(packed, part) is not None]:
         one_by_one = torch.cat([getattr(single, part) for single in singles])
         torch.testing.assert_close(getattr(packed, part), one_by_one, rtol=1e-12, atol=1e-12)
     packed.logits.square().sum().backward()
@@ -79,6 +80,14 @@ def test_attention_sums_to_one_and_order_of_patches_does_not_matter(name, sizes,
     assert (output.attention >= 0).all()
     sums = segment_sum(output.attention, sizes)
     torch.testing.assert_close(sums, torch.ones(len(sizes), dtype=torch.float64))
+    if output.class_attention is not None:
+        assert (output.class_attention >= 0).all()
+        sums = segment_sum(output.class_attention, sizes)
+        torch.testing.assert_close(sums, torch.ones(len(sizes), SHAPE.n_classes, dtype=torch.float64))
+    if output.contributions is not None:
+        torch.testing.assert_close(segment_sum(output.contributions, sizes), output.logits)
+    if name == "transmil":  # lays the patches out in their order
+        return
     orders = [torch.from_numpy(np.random.default_rng(seed).permutation(n)) for n in sizes]
     shuffled = head(pack([f[order] for f, order in zip(features, orders, strict=True)]))
     torch.testing.assert_close(shuffled.logits, output.logits, rtol=1e-12, atol=1e-12)

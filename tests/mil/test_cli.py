@@ -81,7 +81,7 @@ def test_a_run_can_be_repeated_from_its_own_config(trained, call, tmp_path):
     [
         (["--target", "grade"], "no label column 'grade'; the label columns are 'diagnosis'"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such slide table"),
-        (["--head", "transformer"], "expected one of gated-abmil, mean, max, patch-label-copy"),
+        (["--head", "transformer"], "expected one of gated-abmil, abmil"),
         (["--folds", "9"], "9 folds need 9 patients of each class; found 4 with 'normal', 4 with 'tumour'"),
         (["--device", "cuda:99"], "--device cuda:99 is not available here"),
         (["--positive", "benign"], "--positive 'benign' is not a class"),

@@ -21,7 +21,7 @@ def test_the_yaml_file_equals_the_defaults_and_says_why():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"head": "transformer"}, "expected one of gated-abmil, mean, max, patch-label-copy"),
+        ({"head": "transformer"}, "expected one of gated-abmil, abmil"),
         ({"folds": 1}, "folds is 1, expected at least 2"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
