@@ -18,7 +18,7 @@ def standardise(features: Tensor, mean: Tensor, std: Tensor, keep: Tensor | None
     keep: (N, D) of 0 and 1, what dropout leaves; it is scaled up by 1 / share. Has no gradient. Under
     torch.func.vmap models may have a mean and std each.
     """
-    standardised: Tensor = _Standardise.apply(features, mean, std, keep, share)
+    standardised: Tensor = _Standardise.apply(features, mean, std, keep, 1.0 if keep is None else share)
     return standardised
 
 
