@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
 
@@ -14,6 +14,7 @@ from mil.models import HeadShape, build_head
 from mil.standardise import standardise
 
 
+@settings(deadline=None)
 @given(
     patches=st.integers(1, 9),
     models=st.integers(1, 3),
@@ -45,5 +46,5 @@ def test_dropout_is_for_training_alone():
     noise.set([0], bags.sizes, 1)
     assert (head.eval().standardise(bags) == 1).all()
     dropped = head.train().standardise(bags)
-    assert set(dropped.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert 0.22 < (dropped == 0).float().mean() < 0.28
