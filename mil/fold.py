@@ -96,10 +96,10 @@ def _fit(
         slide_ids=cohort.slide_ids[fold.train],
     )
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, fold.repeat, fold.fold)))
+    head.eval()
     train_loss = head.fit(slides, cohort.positive, rng)
     if not math.isfinite(train_loss):
         raise RequestError(f"fold {fold.number + 1}: the loss of --head {config.head} is no longer a number")
-    head.eval()
     with torch.no_grad():
         logits = [head(pack([cohort.features[i].to(head.device)])).logits.double().cpu() for i in fold.val]
     labels = cohort.labels[fold.val]
