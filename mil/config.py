@@ -7,6 +7,7 @@ from tiling.command import setting
 
 TRACKERS = ("wandb",)
 LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
+MEMORIES = ("auto", "ram", "mapped")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -39,6 +40,8 @@ class TrainConfig:
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
+    memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
+    scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class TrainConfig:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory is {self.memory!r}, expected one of {', '.join(MEMORIES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _at_least("folds", self.folds, 2)
