@@ -36,6 +36,7 @@ class TrainConfig:
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
@@ -71,8 +72,9 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 to below 1")
+        for name in ("dropout", "instance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to below 1")
         if not 0 <= self.val_fraction <= 0.5:
             raise ValueError(f"val_fraction is {self.val_fraction}, expected 0 to 0.5")
 

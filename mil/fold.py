@@ -183,7 +183,11 @@ class _Training:
 
     def _forward(self, slides: Indices, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
         """Losses (M, B) and logits (M, B, C)."""
-        bags = pack([self._features[i] for i in slides]).to(self._device)
+        features, dropped = [self._features[i] for i in slides], self._config.instance_dropout
+        if train and dropped:
+            kept = [self._noise.instances(int(i), len(f), dropped, epoch) for i, f in zip(slides, features, strict=True)]
+            features = [f[rows.to(f.device)] for f, rows in zip(features, kept, strict=True)]
+        bags = pack(features).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         labels = self._labels[torch.from_numpy(slides)].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
