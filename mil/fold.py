@@ -185,8 +185,8 @@ class _Training:
         """Losses (M, B) and logits (M, B, C)."""
         features, dropped = [self._features[i] for i in slides], self._config.instance_dropout
         if train and dropped:
-            kept = [self._noise.instances(int(i), len(f), dropped, epoch) for i, f in zip(slides, features, strict=True)]
-            features = [f[rows.to(f.device)] for f, rows in zip(features, kept, strict=True)]
+            for at, (i, f) in enumerate(zip(slides.tolist(), features, strict=True)):
+                features[at] = f[self._noise.instances(i, len(f), dropped, epoch).to(f.device)]
         bags = pack(features).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         labels = self._labels[torch.from_numpy(slides)].to(self._device)
