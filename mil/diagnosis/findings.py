@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mil.diagnosis.domain_gap import find_domain_gap
 from mil.diagnosis.finding import Finding
 from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.normalisation import find_normalisation
 from mil.diagnosis.scale import find_scale
 
 
@@ -16,4 +18,8 @@ class Entry:
     share: float
 
 
-FINDINGS = (Entry("scale", "Scale", find_scale, 5),)
+FINDINGS = (
+    Entry("normalisation", "Normalisation", find_normalisation, 30),
+    Entry("domain-gap", "Distance from ImageNet", find_domain_gap, 30),
+    Entry("scale", "Scale", find_scale, 5),
+)

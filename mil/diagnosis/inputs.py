@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.embeddings import SlideStatistics, read_statistics
+from features.encoders import Encoder
 from mil.baseline import slide_means
 from mil.cohort import Cohort
 from mil.diagnosis.config import DiagnoseConfig
+from mil.diagnosis.encoder import Sample, embed_sample, load_own_encoder, sample_patches
 from mil.diagnosis.finding import MissingInput
 from mil.diagnosis.probe import Probe, linear_probe
 from mil.splits import Fold
@@ -58,6 +60,21 @@ class Inputs:
             return read_statistics(self.folder / f"{slide_id}.h5")
         except SlideError:  # features of another tool
             return None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The network that made the features. Raises MissingInput where its weights are not at hand."""
+        return load_own_encoder(self.cohort, self.config, self.folder)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Some patches of all slides. Raises MissingInput."""
+        return sample_patches(self.cohort, self.require_patches(), self.config.sample_patches)
+
+    @cached_property
+    def sample_features(self) -> NDArray[np.float32]:
+        """(n, D) of the sample's crops, as the encoder gives them. Raises MissingInput."""
+        return embed_sample(self.encoder, self.sample.crops(self.encoder), self.config.device)
 
     @property
     def sites(self) -> NDArray[np.str_] | None:

@@ -54,7 +54,7 @@ def _compare(inputs: Inputs) -> Finding:
         inputs.progress((i + 1) / (2 * len(inputs.scales)))
     scales = sorted([own, *others], key=lambda scale: scale.mpp)
     shared = np.logical_and.reduce([scale.slides for scale in scales])
-    folds = [_within(fold, shared) for fold in inputs.folds]
+    folds = [within(fold, shared) for fold in inputs.folds]
     draws, seed, cohort = inputs.config.bootstrap, inputs.seed, inputs.cohort
     probes = [linear_probe(cohort, folds, scale.means, draws, seed) for scale in scales]
     best = int(np.argmax([probe.auroc["value"] or 0 for probe in probes]))
@@ -103,7 +103,8 @@ def _mpp(cohort: Cohort) -> float:
     return np.nan if cohort.mpp is None else cohort.mpp
 
 
-def _within(fold: Fold, shared: NDArray[np.bool_]) -> Fold:
+def within(fold: Fold, shared: NDArray[np.bool_]) -> Fold:
+    """The fold without the slides that are not `shared` (S,)."""
     return replace(fold, **{part: (at := getattr(fold, part))[shared[at]] for part in ("train", "val", "test")})
 
 
