@@ -7,6 +7,7 @@ from mil.diagnosis.domain_gap import find_domain_gap
 from mil.diagnosis.finding import Finding
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.normalisation import find_normalisation
+from mil.diagnosis.patch_sheet import find_patches
 from mil.diagnosis.scale import find_scale
 
 
@@ -22,4 +23,5 @@ FINDINGS = (
     Entry("normalisation", "Normalisation", find_normalisation, 30),
     Entry("domain-gap", "Distance from ImageNet", find_domain_gap, 30),
     Entry("scale", "Scale", find_scale, 5),
+    Entry("patches", "Patches as the model sees them", find_patches, 5),
 )

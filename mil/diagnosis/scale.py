@@ -8,14 +8,18 @@ from numpy.typing import NDArray
 
 from mil.baseline import slide_means
 from mil.cohort import SCALE_RATIO, Cohort, load_cohort
-from mil.diagnosis.finding import Figure, Finding, MissingInput, Picture
+from mil.diagnosis.cell_size import cell_size_px
+from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.probe import Probe, linear_probe, probe_difference
+from mil.diagnosis.site_ratio import SiteRatio, site_ratios
 from mil.splits import Fold
 from mil.svg import Chart
 from tiling.errors import RequestError
 
 KEY, TITLE = "scale", "Scale"
+_MEASURED = 8  # patches a slide whose cells are measured
+_ODD, _SURELY = 1.3, 1.1  # ratio of cell sizes between sites that no tissue explains, and the end of its interval
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,69 @@ def find_scale(inputs: Inputs) -> Finding:
             "Tile all slides again with one --mpp and extract their features again: a cell must have one size.",
             {"largest scale over smallest": {"value": float(known.max() / known.min()), "low": None, "high": None}},
         )
-    if not inputs.scales:
+    cells = _cells_by_site(inputs)
+    wrong = [r for r in cells if r.beyond(_ODD, _SURELY)]
+    if wrong:
+        return _odd_site(wrong[0], cells)
+    if inputs.scales:
+        return replace(_compare(inputs), details=_cell_table(cells))
+    if not cells:
         raise MissingInput(
-            "Give --scales and one or more folders of features of the same slides, tiled with another --mpp."
+            "Give --scales and one or more folders of features of the same slides, tiled with another --mpp; and "
+            "--patches, with a column `site`, to see whether what is recorded as the scale is true."
         )
-    return _compare(inputs)
+    return Finding(
+        KEY,
+        TITLE,
+        "fine",
+        "Cells are of about the same size at all sites, so the recorded scales agree with the pictures.",
+        "Nothing to do. Give --scales and features of the same slides at another --mpp to see which scale is best.",
+        _cell_figures(cells),
+        details=_cell_table(cells),
+    )
+
+
+def _cells_by_site(inputs: Inputs) -> list[SiteRatio]:
+    """Size of cells in each site against the others; nothing without patches or sites."""
+    if inputs.patches is None or inputs.sites is None:
+        return []
+    sample = inputs.sample
+    sizes = np.full(len(inputs.cohort.slide_ids), np.nan)
+    for slide in np.unique(sample.slides):
+        rows = np.flatnonzero(sample.slides == slide)[:_MEASURED]
+        measured = [cell_size_px(sample.pixels[row]) for row in rows]
+        if np.isfinite(measured).any():
+            sizes[slide] = np.nanmedian(measured)
+    return site_ratios(sizes, inputs.sites, inputs.cohort.patient_ids, inputs.seed)
+
+
+def _odd_site(odd: SiteRatio, cells: list[SiteRatio]) -> Finding:
+    ratio = odd.ratio["value"] or np.nan
+    return Finding(
+        KEY,
+        TITLE,
+        "fault",
+        f"Cells of {odd.site} are {ratio:.2g} times as large as elsewhere, at the same recorded scale.",
+        f"Check the µm per pixel of {odd.site}: give the true one in the column mpp of the slide table, then tile "
+        f"and extract its slides again. The recorded scale seems to be off by about {max(ratio, 1 / ratio):.2g}.",
+        _cell_figures(cells),
+        details=_cell_table(cells),
+        evidence={"site": odd.site},
+    )
+
+
+def _cell_figures(cells: list[SiteRatio]) -> dict[str, Figure]:
+    return {f"size of cells in {r.site} over the others": r.ratio for r in cells[:3]}
+
+
+def _cell_table(cells: list[SiteRatio]) -> list[Details]:
+    rows = tuple(
+        (r.site, str(r.slides), f"{r.ratio['value']:.2f}", f"{r.ratio['low']:.2f} – {r.ratio['high']:.2f}")
+        for r in cells
+    )
+    return (
+        [Details("Size of cells by site", ("site", "slides", "over the others", "95 % interval"), rows)] if rows else []
+    )
 
 
 def _compare(inputs: Inputs) -> Finding:
