@@ -61,7 +61,8 @@ def find_normalisation(inputs: Inputs) -> Finding:
         )
     check = _reproduce(inputs, encoder) if inputs.patches is not None else None
     inputs.progress(0.2)
-    effect = _effect(inputs, encoder, colours) if inputs.patches is not None and colours is not None else None
+    right = check is not None and check.error <= _SAME
+    effect = _effect(inputs, encoder, colours) if right and colours is not None else None
     severity, verdict, remedy = _judge(encoder, recorded, stated, check, effect)
     numbers: dict[str, Figure] = {}
     if check is not None:

@@ -26,6 +26,9 @@ KEY, TITLE = "patches", "Patches as the model sees them"
 _SHOWN, _COLUMNS, _SIDE_PX, _GAP_PX = 16, 8, 144, 4
 _BLURRED = 4.0  # times less sharp than others; two scanners that are both in focus differ by 2
 _SURELY = 2.0
+_IN_FOCUS = (
+    0.9  # quantile of patches that stands for a slide: a slide in focus has sharp patches, whatever else is in it
+)
 
 
 def find_patches(inputs: Inputs) -> Finding:
@@ -52,7 +55,7 @@ def find_patches(inputs: Inputs) -> Finding:
         if np.isfinite(sharp[i])
     ]
     severity: Severity = "fine"
-    verdict, remedy = "Patches are about equally sharp everywhere; see for yourself below.", ""
+    verdict, remedy = "No site and no slide is far less sharp than the others; see for yourself below.", ""
     if blurred:
         worst = blurred[0]
         severity = "fault"
@@ -78,7 +81,7 @@ def find_patches(inputs: Inputs) -> Finding:
         pictures,
         [
             Details(
-                "Sharpness by slide, the least sharp first", ("slide", "median sharpness", "of the median"), tuple(rows)
+                "Sharpness by slide, the least sharp first", ("slide", "sharpness", "of the median slide"), tuple(rows)
             )
         ],
         {"blurred_sites": [r.site for r in blurred], "blurred_slides": alone, "folder": folder.name},
@@ -98,7 +101,7 @@ def _store(inputs: Inputs, number: int) -> PatchStore | None:
 
 def _sharpness(inputs: Inputs, number: int) -> float:
     store = _store(inputs, number)
-    return np.nan if store is None else max(float(np.median(store.sharpness)), 1e-6)
+    return np.nan if store is None else max(float(np.quantile(store.sharpness, _IN_FOCUS)), 1e-6)
 
 
 def _chosen(inputs: Inputs, usable: NDArray[np.bool_]) -> dict[str, list[tuple[int, int]]]:

@@ -1,5 +1,6 @@
 """Whether one site's slides differ from the others' in a positive measure, beyond chance between patients."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ _DRAWS = 1000
 
 @dataclass(frozen=True)
 class SiteRatio:
-    """The site's median over the other sites' median, with its interval over patients."""
+    """The site's median over that of the other sites' medians, with its interval over patients.
+
+    Each of the other sites counts once, so that one odd site among them does not make a usual one look odd.
+    """
 
     site: str
     slides: int
@@ -32,15 +36,18 @@ def site_ratios(
     there = np.isfinite(values) & (sites != "")
     values, sites, patients = values[there], sites[there], patients[there]
     weights = draw_weights(patients.tolist(), _DRAWS, seed) if len(values) else np.empty((0, 0))
+    names = sorted(set(sites))
+    if len(names) < 2:
+        return []
+    logs = np.stack([_weighted_medians(np.log(values[own]), weights[:, own]) for own in (sites == n for n in names)])
     found = []
-    for site in sorted(set(sites)):
-        own = sites == site
-        if own.all():
-            return []
-        logs = [_weighted_medians(np.log(values[part]), weights[:, part]) for part in (own, ~own)]
-        ratio = dict(interval(np.exp(logs[0] - logs[1])))
+    for i, name in enumerate(names):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any other site
+            others = np.nanmedian(np.delete(logs, i, axis=0), axis=0)
+        ratio = dict(interval(np.exp(logs[i] - others)))
         if ratio["value"] is not None:
-            found.append(SiteRatio(str(site), int(own.sum()), ratio))
+            found.append(SiteRatio(str(name), int((sites == name).sum()), ratio))
     return sorted(found, key=lambda r: -abs(np.log(r.ratio["value"] or 1)))
 
 
