@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   ruff, mypy, import direction
 # make bench   speed against baselines, measured in the same run
+# make accuracy   how well heads and settings do on labelled data (hours)
 # make bench-gpu  the same of what needs a CUDA GPU
 #
 # Each target makes .venv and installs what it needs by itself, once.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench bench-gpu clean
+.PHONY: demo test check bench accuracy bench-gpu clean
 
 demo: .venv/demo.done
 	$(BIN)/mil-demo --out demo
@@ -26,6 +27,9 @@ check: .venv/dev.done
 
 bench: .venv/dev.done
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+accuracy: .venv/dev.done
+	for script in tests/benchmarks/accuracy_*.py; do $(BIN)/python $$script || exit 1; done
 
 bench-gpu: .venv/dev.done
 	for script in tests/benchmarks/gpu_*.py; do $(BIN)/python $$script || exit 1; done

@@ -39,7 +39,8 @@ def pack(features: Sequence[Tensor]) -> Bags:
     sizes = [len(f) for f in features]
     if 0 in sizes:
         raise ValueError(f"bag {sizes.index(0)} of {len(sizes)} is empty")
-    return Bags(torch.cat(list(features)), torch.tensor([0, *sizes]).cumsum(0))
+    matrix = torch.cat(list(features)) if len(features) > 1 else features[0]  # a large bag is not copied
+    return Bags(matrix, torch.tensor([0, *sizes]).cumsum(0))
 
 
 def segment_softmax(scores: Tensor, sizes: list[int]) -> Tensor:

@@ -213,6 +213,9 @@ def _train_missing(
                 if fold.number in done:
                     display.fold_skipped(fold)
             if done.issuperset(fold.number for fold in group):
+                for fold in group:
+                    for epoch in run.read_history(out, fold.number).itertuples(index=False):
+                        tracker.epoch(fold, Epoch(*epoch))
                 continue
             trained = _train_group(cohort, group, config, device, out, display, tracker, plan)
             for fold, (checkpoint, history) in zip(group, trained, strict=True):

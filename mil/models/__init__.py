@@ -21,6 +21,7 @@ HEADS = {  # name of the head: module below mil.models
     "mean": "mean",
     "max": "max",
     "top-k": "top_k",
+    "bag-stats": "bag_stats",
     "patch-label-copy": "patch_label_copy",
     "needle": "needle",
 }

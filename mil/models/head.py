@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mil.bags import Bags, segment_softmax, segment_sum
+from mil.dropout import SlideDropout
 from mil.losses import Criterion
 from mil.models import HeadShape
+from mil.standardise import standardise
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape.dim_in))
         self.register_buffer("std", torch.ones(shape.dim_in))
+        self.input_dropout = nn.Dropout(shape.dropout)
 
     @abstractmethod
     def forward(self, bags: Bags) -> MilOutput: ...
@@ -40,9 +43,15 @@ class Head(nn.Module, ABC):
         return criterion(output.logits, labels)
 
     def standardise(self, bags: Bags) -> Tensor:
-        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std."""
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (bags.features.to(mean.dtype) - mean) / std
+        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std.
+
+        In training with dropout on them. No gradient goes back to the features.
+        """
+        mean, std, dropout = self.get_buffer("mean"), self.get_buffer("std"), self.input_dropout
+        if isinstance(dropout, SlideDropout):
+            return standardise(bags.features, mean, std, dropout.keep(bags.features), dropout.share)
+        dropped: Tensor = dropout(standardise(bags.features, mean, std))
+        return dropped
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,9 @@ class AttentionPooling(Head):
 
 
 def patch_embedding(shape: HeadShape) -> nn.Sequential:
-    """(ΣN, D) -> (ΣN, E): one linear layer with ReLU, with dropout before and after it."""
+    """(ΣN, D) -> (ΣN, E): one linear layer with ReLU and dropout; dropout before it is part of `standardise`."""
     return nn.Sequential(
-        nn.Dropout(shape.dropout),
+        nn.Identity(),  # the names of the weights count from here
         nn.Linear(shape.dim_in, shape.embed_dim),
         nn.ReLU(),
         nn.Dropout(shape.dropout),

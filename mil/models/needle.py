@@ -19,7 +19,7 @@ Here every patch first inherits its slide's label, but only as noisy pre-trainin
 The networks of the cross-fit are kept as an ensemble. All of this applies to two classes.
 
 Seen: 10 positive patches in 5,000, 100 training slides, slide shift 0.3, one cohort that chose nothing
-(tests/benchmarks/bench_needle.py): slide AUROC 1.000, patch AUROC 0.989, as the oracle's 1.000 and 1.000. While the
+(tests/benchmarks/accuracy_needle.py): slide AUROC 1.000, patch AUROC 0.989, as the oracle's 1.000 and 1.000. While the
 recipe was chosen, one stage alone gave slides 0.89 and two 1.00; with nearer clusters (distance 2.5) one gave 0.67, two
 0.77, three 0.91. A positive patch that the first stage leaves out cannot be won back and is ranked low.
 """

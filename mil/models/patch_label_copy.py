@@ -20,11 +20,10 @@ class PatchLabelCopy(Head):
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
-        self.dropout = nn.Dropout(shape.dropout)
         self.classify = nn.Linear(shape.dim_in, shape.n_classes)
 
     def forward(self, bags: Bags) -> MilOutput:
-        patch_logits = self.classify(self.dropout(self.standardise(bags)))  # (ΣN, C)
+        patch_logits = self.classify(self.standardise(bags))  # (ΣN, C)
         probabilities = patch_logits.softmax(1)
         tiny = torch.finfo(probabilities.dtype).tiny
         logits = segment_mean(probabilities, bags.sizes).clamp_min(tiny).log()  # (B, C)

@@ -105,8 +105,8 @@ def make_cohort(labels: Sequence[int], features: Sequence[np.ndarray]) -> Cohort
     tensors = tuple(torch.from_numpy(x) for x in features)
     return Cohort(
         slide_ids=ids, patient_ids=ids, labels=np.array(labels, dtype=np.int64), classes=("0", "1"), positive=1,
-        splits=None, features=tensors, coords_l0=(), infos=(), features_sha256="", labels_sha256="", warnings=(),
-        left_out={}, unreadable=(),
+        splits=None, sites=None, features=tensors, coords_l0=(), infos=(), features_sha256="", labels_sha256="",
+        warnings=(), left_out={}, unreadable=(),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,16 @@ def test_tracking_changes_no_byte(recorded, tmp_path, make_cohort):
     for name in ("provenance.json", "metrics.json", "predictions.csv", "report.html"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "runwandb" / name).read_bytes()
     assert _train(table, tmp_path / "run", track="wandb") == 0 and len(recorded) == 1  # complete: nothing to send
+
+
+def test_a_run_that_goes_on_sends_what_was_there_already(recorded, tmp_path, make_cohort):
+    table, out = make_cohort(tmp_path / "f", slides=16), tmp_path / "run"
+    for _ in range(2):
+        _train(table, out, track="wandb", parallel_models=1)
+        (out / "metrics.json").unlink()
+        shutil.rmtree(out / "fold-1")
+    first, second = (sorted(map(repr, sent.rows)) for sent in recorded)
+    assert first == second
 
 
 def test_a_run_that_fails_is_sent_as_failed(recorded, tmp_path, make_cohort, monkeypatch):

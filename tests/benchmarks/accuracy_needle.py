@@ -1,6 +1,6 @@
 """Slide and patch AUROC of heads where few of 5,000 patches are positive, beside an oracle that knows the patch labels.
 
-    python bench_needle.py [--heads needle …] [--slides 100] [--positives 10] [--shift 0.3] [--distance 4] [--seeds 200]
+    python accuracy_needle.py [--heads needle …] [--slides 100] [--positives 10] [--shift 0.3] [--distance 4] [--seeds 200]
 
 Twenty clusters in 64 dimensions, mixed in other proportions in each slide (Dirichlet 2); one further cluster at
 `distance` from one of them (deviation 0.8) is in positive slides only; `shift` moves all patches of a slide. Tested on
@@ -60,7 +60,7 @@ def oracle(cohort: Cohort, fold: Fold, positives: int) -> tuple[float, float]:
 
 
 def of_head(name: str, cohort: Cohort, fold: Fold, positives: int, seed: int) -> tuple[float, float]:
-    config = TrainConfig(head=name, epochs=10, seed=seed)
+    config = TrainConfig(head=name, epochs=30, seed=seed)
     plan = plan_training(cohort, [fold], config, CPU)
     [(checkpoint, _)] = train_folds(cohort, [fold], config, CPU, lambda *_: None, plan)
     head = load_head(checkpoint, CPU)

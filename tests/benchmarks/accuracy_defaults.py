@@ -1,0 +1,115 @@
+"""Are the default settings of train-mil good ones? Nested selection on MUSK1, Fox and any cohort of feature files.
+
+Each candidate differs from the defaults in one setting. Within the training part of each of 5 outer folds, 3 inner
+folds judge all candidates by log loss; the best is then trained on the outer training part and judged on the outer
+test part, beside the defaults. So the two outer figures are comparable and neither chose itself; if the nested choice
+is not better, the defaults stand. Nothing is stopped early (`val_fraction` 0).
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_training import DATA, load_bags
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mil.cohort import Cohort, load_cohort
+from mil.config import TrainConfig
+from mil.fold import train_folds
+from mil.plan import plan_training
+from mil.predict import load_head, predict_slide
+from mil.splits import Fold
+
+CPU = torch.device("cpu")
+OUTER, INNER = 5, 3
+CANDIDATES = {
+    "defaults": {},
+    "learning_rate 0.0003": {"learning_rate": 3e-4},
+    "learning_rate 0.003": {"learning_rate": 3e-3},
+    "epochs 50": {"epochs": 50},
+    "epochs 200": {"epochs": 200},
+    "batch_slides 2": {"batch_slides": 2},
+    "embed_dim 64": {"embed_dim": 64, "attention_dim": 32},
+    "embed_dim 256": {"embed_dim": 256, "attention_dim": 128},
+    "dropout 0": {"dropout": 0.0},
+    "dropout 0.5": {"dropout": 0.5},
+    "weight_decay 0.1": {"weight_decay": 0.1},
+    "label_smoothing 0.1": {"label_smoothing": 0.1},
+    "focal": {"loss": "focal"},
+    "generalised-cross-entropy": {"loss": "generalised-cross-entropy"},
+}
+
+
+def splits(cohort: Cohort) -> tuple[list[Fold], list[list[Fold]]]:
+    """The outer folds and, for each, its inner folds."""
+
+    def parts(among: np.ndarray, count: int, state: int) -> list[np.ndarray]:
+        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=state)
+        return [among[test] for _, test in splitter.split(among, cohort.labels[among], cohort.patient_ids[among])]
+
+    everyone, none = np.arange(len(cohort.labels)), np.array([], dtype=np.int64)
+    outer, inner = [], []
+    for k, test in enumerate(parts(everyone, OUTER, 0)):
+        train = np.setdiff1d(everyone, test)
+        outer.append(Fold(k, 0, k, train, none, test))
+        held_out = parts(train, INNER, k + 1)
+        inner.append([Fold(k, 1 + j, k, np.setdiff1d(train, own), none, own) for j, own in enumerate(held_out)])
+    return outer, inner
+
+
+def judge(cohort: Cohort, folds: list[Fold], config: TrainConfig) -> list[np.ndarray]:
+    """Probabilities (test, C) of each fold."""
+    plan = plan_training(cohort, folds, config, CPU)
+    trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
+    heads = [load_head(checkpoint, CPU) for checkpoint, _ in trained]
+    return [
+        np.stack([predict_slide(head, cohort.features[i], CPU).probabilities for i in fold.test])
+        for fold, head in zip(folds, heads, strict=True)
+    ]
+
+
+def figures(cohort: Cohort, folds: list[Fold], probabilities: list[np.ndarray]) -> tuple[float, float]:
+    """Log loss and AUROC of all folds' test slides together."""
+    labels = cohort.labels[np.concatenate([fold.test for fold in folds])]
+    scores = np.concatenate(probabilities)
+    return log_loss(labels, scores), roc_auc_score(labels, scores[:, 1])
+
+
+def bench(name: str, cohort: Cohort, head: str) -> None:
+    torch.set_num_threads(1)
+    outer, inner = splits(cohort)
+    base = TrainConfig(head=head, val_fraction=0.0)
+    outer_results, inner_losses = {}, {}
+    for candidate, settings in CANDIDATES.items():
+        folds = [*outer, *(fold for own in inner for fold in own)]
+        results = judge(cohort, folds, replace(base, **settings))
+        of_outer, rest = results[:OUTER], results[OUTER:]
+        of_inner = [rest[k * INNER : (k + 1) * INNER] for k in range(OUTER)]
+        outer_results[candidate] = of_outer
+        inner_losses[candidate] = [figures(cohort, f, r)[0] for f, r in zip(inner, of_inner, strict=True)]
+        loss, area = figures(cohort, folds[OUTER:], rest)
+        print(f"{name}, {candidate}: inner log loss {loss:.3f}, AUROC {area:.3f}", flush=True)
+    names = list(CANDIDATES)
+    chosen = [names[int(np.argmin([inner_losses[c][k] for c in names]))] for k in range(OUTER)]
+    for label, picks in (("defaults", ["defaults"] * OUTER), ("nested choice", chosen)):
+        loss, area = figures(cohort, outer, [outer_results[pick][k] for k, pick in enumerate(picks)])
+        print(f"{name}, {label}: outer log loss {loss:.3f}, AUROC {area:.3f}")
+    print(f"{name}, chosen: {', '.join(chosen)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--head", default="gated-abmil")
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--target", default="label")
+    arguments = parser.parse_args()
+    if arguments.features:
+        loaded = load_cohort(arguments.features, arguments.labels, arguments.target)
+        bench(arguments.features.name, loaded, arguments.head)
+    elif DATA.is_dir():
+        for data_set in ("musk1", "fox"):
+            bench(data_set, load_bags(data_set), arguments.head)
