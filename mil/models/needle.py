@@ -54,6 +54,7 @@ _STAGES = ((1.0, 800, 2048), (0.1, 1000, 512), (0.02, 600, 512))  # share of a s
 _KEPT_LEAST = 50  # patches of a slide that enter a stage, if it has them
 _LEARNING_RATE, _WEIGHT_DECAY = 3e-3, 1.0
 _INPUT_NOISE = 0.75  # in standard deviations within a prototype
+_NOISE_POOL = 1 << 22  # values; a step's noise is cut out of them at a random place
 _GCE_Q = 0.7  # 0 is cross-entropy, 1 the mean absolute error
 _TOP = (1, 2, 3, 5, 10, 20, 50, 100, 300, 1_000_000)
 _TRAINING_VALUES = 1 << 30  # most float16 values held for training (2 GiB); beyond it patches are sampled
@@ -72,6 +73,7 @@ class Needle(OwnRecipe):
         self.register_buffer("prototypes", torch.zeros(_PROTOTYPES, shape.dim_in))
         self.register_buffer("top", torch.ones((), dtype=torch.int64))
         self.register_buffer("stages", torch.ones((), dtype=torch.int64))
+        self.register_buffer("scales", torch.ones(len(_STAGES)))  # deviation of cross-fitted scores in each stage
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # slope and intercept of the positive's log odds
         self.register_buffer("positive", torch.ones((), dtype=torch.int64))
         self.cascade = nn.ModuleList(nn.ModuleList(_detector(shape.dim_in) for _ in range(_NETWORKS)) for _ in _STAGES)
@@ -106,14 +108,17 @@ class Needle(OwnRecipe):
         self._place_prototypes(slides, rng)
         cap = max(1, _TRAINING_VALUES // (len(labels) * self.get_buffer("mean").numel()))
         bags = [self._aligned(_sample(f, cap, rng).to(self.device)).half() for f in slides.features]
-        sizes = [len(bag) for bag in bags]
-        scores: list[list[Tensor]] = []
-        for networks, (share, steps, batch) in zip(self.cascade, _STAGES, strict=True):
-            if scores:
-                kept = [_survivors(s, share, size) for s, size in zip(scores[-1], sizes, strict=True)]
-                bags = [bag[i] for bag, i in zip(bags, kept, strict=True)]
-            scores.append(self._cross_fit(networks, bags, labels, parts, slides.slide_ids, (steps, batch), rng))
-        return self._calibrate(scores, labels)
+        stages: list[list[Tensor]] = []  # of each, the sum of scores so far of each slide's patches
+        for number, (share, *schedule) in enumerate(_STAGES):
+            kept = [_survivors(s, share) for s in stages[-1]] if stages else [torch.arange(len(bag)) for bag in bags]
+            if stages and all(len(i) == len(bag) for i, bag in zip(kept, bags, strict=True)):
+                break  # the same patches again would teach the same again
+            scores = self._cross_fit(self.cascade[number], bags, kept, labels, parts, slides.slide_ids, schedule, rng)
+            scale = torch.cat(scores).std(correction=0).clamp_min(_SMALLEST_STD)
+            self.get_buffer("scales")[number] = scale
+            before = stages[-1] if stages else [torch.zeros_like(s) for s in scores]
+            stages.append([b + s / scale for b, s in zip(before, scores, strict=True)])
+        return self._calibrate(stages, labels)
 
     def _aligned(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, D) without the slide's offset, standardised by the deviation within prototypes."""
@@ -122,15 +127,9 @@ class Needle(OwnRecipe):
         return x - _offset(x, prototypes) * (len(x) / (len(x) + _ALIGN_SHRINKAGE))
 
     def _patch_scores(self, x: Tensor) -> Tensor:
-        """Aligned (N, D) -> (N,). Patches that do not enter a stage rank below all that do."""
-        kept = torch.arange(len(x), device=x.device)
-        scores = of_kept = _ensemble(self.cascade[0], x)
-        for number in range(1, int(self.get_buffer("stages"))):
-            inside = _survivors(of_kept, _STAGES[number][0], len(x))
-            kept, before = kept[inside], of_kept[inside]
-            of_kept = _ensemble(self.cascade[number], x[kept])
-            scores = (scores - before.min() + of_kept.min()).index_copy(0, kept, of_kept)
-        return scores
+        """Aligned (N, D) -> (N,), the sum over stages of what each says in units of its own deviation."""
+        used = zip(self.cascade, self.get_buffer("scales"), strict=True)
+        return sum((_ensemble(n, x) / s for n, s in list(used)[: int(self.get_buffer("stages"))]), x.new_zeros(len(x)))
 
     def _two_classes(self, log_odds: Tensor) -> Tensor:
         """Log odds of the positive class (…,) -> logits (…, 2)."""
@@ -166,18 +165,28 @@ class Needle(OwnRecipe):
         self,
         networks: nn.Module,
         bags: list[Tensor],
+        kept: list[Tensor],
         labels: NDArray[np.int64],
         parts: list[NDArray[np.int64]],
         slide_ids: NDArray[np.str_],
-        schedule: tuple[int, int],
+        schedule: list[int],
         rng: np.random.Generator,
     ) -> list[Tensor]:
-        """Train one network for each part on the other parts; scores (N,) of each bag by one that did not see it."""
+        """Train one network for each part on the `kept` patches of the other parts.
+
+        Returns scores (N,) of all patches of each bag by a network that did not see the bag.
+        """
+        order = np.concatenate(parts)  # the patches of a part stand together
+        ends = np.cumsum([len(kept[i]) for i in order])
+        x = torch.cat([bags[i][kept[i].to(bags[i].device)] for i in order])
+        y = torch.from_numpy(np.repeat(labels[order], np.diff(ends, prepend=0))).to(x.device)
+        bounds = np.r_[0, ends[np.cumsum([len(part) for part in parts]) - 1]]
+        held_out = [(bounds[m % len(parts)], bounds[m % len(parts) + 1]) for m in range(_NETWORKS)]
+        bad = self._train(list(networks.children()), x, y, held_out, schedule, rng)
+        if len(bad):
+            _not_finite(sorted({str(i) for i in slide_ids[order[np.searchsorted(ends, bad, side="right")]]}))
         scores: list[Tensor] = [torch.empty(0)] * len(bags)
-        for number, network in enumerate(networks.children()):
-            part = parts[number % len(parts)]
-            seen = np.setdiff1d(np.arange(len(bags)), part)
-            self._train(network, [bags[i] for i in seen], labels[seen], slide_ids[seen], schedule, rng)
+        for network, part in zip(networks.children(), parts, strict=False):
             for i in part:
                 scores[i] = _score(network, bags[i])
                 if not scores[i].isfinite().all():
@@ -187,47 +196,62 @@ class Needle(OwnRecipe):
     @torch.enable_grad()
     def _train(
         self,
-        network: nn.Module,
-        bags: list[Tensor],
-        labels: NDArray[np.int64],
-        slide_ids: NDArray[np.str_],
-        schedule: tuple[int, int],
+        networks: list[nn.Module],
+        x: Tensor,
+        y: Tensor,
+        held_out: list[tuple[int, int]],
+        schedule: list[int],
         rng: np.random.Generator,
-    ) -> None:
+    ) -> NDArray[np.int64]:
+        """Train all networks in one pass, each on all patches but its own held-out rows; rows that break it, if any."""
+        first = np.array([start for start, _ in held_out])[:, None]
+        length = np.array([end - start for start, end in held_out])[:, None]
+        seen = len(x) - length  # (M, 1)
         steps, size = schedule
-        sizes = [len(bag) for bag in bags]
-        x = torch.cat(bags)
-        y = torch.from_numpy(labels).to(x.device).repeat_interleave(torch.tensor(sizes, device=x.device))
-        weights = self._balance(x, y)
-        size = min(size, max(32, len(x) // 8))
-        optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        size = min(size, max(32, int(seen.min()) // 8))
+        factor, nearest = self._balance(x, y, held_out)
+        weights = [nn.Parameter(torch.stack(same).detach()) for same in zip(*(n.parameters() for n in networks))]
+        hidden, hidden_bias, out, out_bias = weights
+        optimiser = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        shape = (len(networks), size, x.shape[1])
+        noise = torch.randn(_NOISE_POOL + math.prod(shape), device=x.device).mul_(_INPUT_NOISE)
+        network = torch.arange(len(networks), device=x.device).unsqueeze(1)
         for _ in range(steps):
-            at = torch.from_numpy(rng.integers(len(x), size=size)).to(x.device)
-            patches = x[at].float()
-            noisy = patches + _INPUT_NOISE * torch.randn_like(patches)
-            log_odds = network(noisy).squeeze(1)
+            drawn = rng.integers(seen, size=(len(networks), size))
+            at = torch.from_numpy(drawn + length * (drawn >= first)).to(x.device)  # (M, P)
+            start = int(rng.integers(_NOISE_POOL))
+            patches = x[at].float() + noise[start : start + math.prod(shape)].view(shape)  # (M, P, D)
+            embedded = torch.baddbmm(hidden_bias.unsqueeze(1), patches, hidden.transpose(1, 2)).relu()
+            log_odds = torch.baddbmm(out_bias.unsqueeze(1), embedded, out.transpose(1, 2)).squeeze(2)  # (M, P)
             right = torch.where(y[at] > 0, log_odds, -log_odds).sigmoid()
-            loss = (weights[at] * (1 - right**_GCE_Q) / _GCE_Q).mean()
+            loss = (factor[network, y[at], nearest[at]] * (1 - right**_GCE_Q) / _GCE_Q).mean(1).sum()
             if not math.isfinite(loss.item()):
-                bad = at[~right.isfinite()].cpu().numpy()
-                _not_finite(sorted({str(i) for i in slide_ids[np.searchsorted(np.cumsum(sizes), bad, side="right")]}))
+                rows: NDArray[np.int64] = at[~right.isfinite()].cpu().numpy()
+                return rows
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             decay.step()
+        with torch.no_grad():
+            for same, stacked in zip(zip(*(n.parameters() for n in networks)), weights, strict=True):
+                for parameter, value in zip(same, stacked, strict=True):
+                    parameter.copy_(value)
+        return np.empty(0, np.int64)
 
     @torch.no_grad()
-    def _balance(self, x: Tensor, y: Tensor) -> Tensor:
-        """Weights (N,) with which both classes weigh the same, and nearly the same in each prototype."""
+    def _balance(self, x: Tensor, y: Tensor, held_out: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Weights (M, 2, prototypes) with which both classes weigh the same to each network, and nearly the same in
+        each prototype; the nearest prototype (N,)."""
         nearest = torch.cat([_nearest(chunk.float(), self.get_buffer("prototypes")) for chunk in x.split(8192)])
-        counts = torch.zeros(2, _PROTOTYPES, device=x.device)
-        for label in (0, 1):
-            counts[label] = torch.bincount(nearest[y == label], minlength=_PROTOTYPES)
-        totals = counts.sum(1, keepdim=True)
+        cell = y * _PROTOTYPES + nearest
+        everything = torch.bincount(cell, minlength=2 * _PROTOTYPES)
+        own = torch.stack([torch.bincount(cell[a:b], minlength=2 * _PROTOTYPES) for a, b in held_out])
+        counts = (everything - own).float().view(-1, 2, _PROTOTYPES)
+        totals = counts.sum(2, keepdim=True)
         shares = (counts + 1) / totals
-        factor = (shares.mean(0) / shares).clamp(1 / _CLIP, _CLIP) * totals.sum() / (2 * totals)
-        return factor[y, nearest]
+        factor = (shares.mean(1, keepdim=True) / shares).clamp(1 / _CLIP, _CLIP)
+        return factor * totals.sum(1, keepdim=True) / (2 * totals), nearest
 
     def _calibrate(self, stages: list[list[Tensor]], labels: NDArray[np.int64]) -> float:
         best = (math.inf, 1, 1, 1.0, 0.0)
@@ -266,9 +290,9 @@ def _ensemble(networks: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([_score(network, x) for network in networks.children()]).mean(0)
 
 
-def _survivors(scores: Tensor, share: float, size: int) -> Tensor:
-    """Indices, rising, of the patches that enter the next stage: `share` of the slide's `size` patches."""
-    kept = min(len(scores), max(_KEPT_LEAST, round(share * size)))
+def _survivors(scores: Tensor, share: float) -> Tensor:
+    """Indices, rising, of the patches that enter the next stage."""
+    kept = min(len(scores), max(_KEPT_LEAST, round(share * len(scores))))
     return scores.topk(kept).indices.sort().values
 
 
@@ -283,10 +307,12 @@ def _nearest(x: Tensor, prototypes: Tensor) -> Tensor:
 
 def _offset(x: Tensor, prototypes: Tensor) -> Tensor:
     """(N, D) -> (D,), what to take off a slide so that its patches lie around the prototypes."""
-    offset = x.mean(0)
+    mean = offset = x.mean(0)
+    norms, products = prototypes.square().sum(1), x @ prototypes.T
     for _ in range(_ALIGN_STEPS):
-        moved = x - offset
-        offset = offset + (moved - prototypes[_nearest(moved, prototypes)]).mean(0)
+        nearest = (norms + 2 * prototypes @ offset - 2 * products).argmin(1)  # of x - offset
+        of_prototype = torch.bincount(nearest, minlength=len(prototypes)).to(x.dtype)
+        offset = mean - of_prototype @ prototypes / len(x)
     return offset
 
 
