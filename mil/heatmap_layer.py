@@ -57,8 +57,8 @@ def score_grid(
     A pixel is `downsample` level-0 pixels wide; the first one's top-left corner is `origin_l0` (x, y).
     A pixel that a patch covers by less than a half counts as one without, so an edge is off by half a pixel at most.
 
-    The area of a square in a pixel is the product of its cover along each axis; their differences are four points along each axis,
-    so the work is 16 points a patch and two cumulative sums, whatever the overlap.
+    The area of a square in a pixel is the product of its cover along each axis. Differences of cover are four points
+    along each axis, so the work is 16 points a patch and two cumulative sums, whatever the overlap.
     """
     height, width = shape
     starts = (coords_l0 - np.asarray(origin_l0)) / downsample
@@ -77,7 +77,8 @@ def score_grid(
 def _integrated(places: NDArray[np.int64], weights: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
     """(H, W) from differences along both axes of a grid two larger."""
     height, width = shape[0] + 2, shape[1] + 2
-    grid = np.bincount(places, weights.reshape(-1), height * width).reshape(height, width)
+    grid: NDArray[np.float64] = np.bincount(places, weights.reshape(-1), height * width).astype(np.float64, copy=False)
+    grid = grid.reshape(height, width)
     for axis in (0, 1):
         np.cumsum(grid, axis, out=grid)
     return grid[: shape[0], : shape[1]]

@@ -42,8 +42,8 @@ def patch_scores(
 ) -> PatchScores:
     """The scores of a slide's N patches.
 
-    of_class: one of the slide's classes; empty: the positive one, for more than two classes the predicted one. Attention
-        is the slide's own unless a class is named.
+    of_class: one of the slide's classes; empty: the positive one, for more than two classes the predicted one.
+        Attention is the slide's own unless a class is named.
     gradient: (N, C), the attribution of each class's logit, see mil.attribution.
     Raises RequestError for an unknown class, SlideError where the head does not give what is asked for.
     """
