@@ -34,6 +34,7 @@ def squares(slide: SlideAttention, scores: PatchScores, origin_l0: Origin = (0, 
     }
     warm = _warmth(scores)
     side, names = slide.patch_size_l0, list(measured)
+    classes = [{"name": f"{scores.kind} {step + 1} of 10", "color": _rgb((step + 0.5) / 10)} for step in range(10)]
     features = []
     for (x, y), level, values in zip(
         (slide.coords - origin_l0).tolist(), warm.tolist(), zip(*measured.values(), strict=True), strict=True
@@ -41,7 +42,7 @@ def squares(slide: SlideAttention, scores: PatchScores, origin_l0: Origin = (0, 
         ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
         properties = {
             "objectType": "detection",
-            "classification": {"name": f"{scores.kind} {level + 1} of 10", "color": _rgb((level + 0.5) / 10)},
+            "classification": classes[level],
             "measurements": dict(zip(names, values, strict=True)),
         }
         features.append(_feature({"type": "Polygon", "coordinates": [ring]}, properties))

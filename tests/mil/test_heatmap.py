@@ -39,6 +39,7 @@ from mil.patch_scores import PatchScores, patch_scores
 from mil.run import SlideAttention, attention_path, write_attention
 from mil.train import train_mil
 from tiling.artifact import slide_fingerprint
+from tiling.batch import run_batch
 from tiling.errors import SlideError
 from tiling.manifest import SlideRow
 
@@ -342,16 +343,18 @@ def test_faithfulness_knows_a_true_map_from_a_false_one(tmp_path):
     assert cohort["area"]["value"] == pytest.approx((true.areas.mean() + false.areas.mean()) / 2)
 
 
-def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort, write_features):
+def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort, write_features, monkeypatch):
+    in_this_process = lambda rows, work, *, workers, **rest: run_batch(rows, work, **rest)  # noqa: E731
+    monkeypatch.setattr("mil.heatmap.run_batch", in_this_process)
     table = make_cohort(tmp_path / "f", slides=16)
     run, out = tmp_path / "run", tmp_path / "out"
-    config = TrainConfig(target="diagnosis", folds=2, epochs=3, device="cpu")
+    config = TrainConfig(folds=2, epochs=3, device="cpu")
     slide = tmp_path / "s00.tif"
     tifffile.imwrite(slide, np.full((1024, 8192, 3), 200, np.uint8), photometric="rgb", tile=(256, 256))
     rng = np.random.default_rng(0)
     shape = {"width_l0": 8192, "height_l0": 1024, "slide_fingerprint": slide_fingerprint(slide)}
     write_features(tmp_path / "f", "s00", rng.normal(size=(20, 8)), **shape)
-    train_mil(tmp_path / "f", table, config, run, Console(quiet=True))
+    train_mil(tmp_path / "f", table, "diagnosis", run, config, console=Console(quiet=True))
     rows = [SlideRow("s00", path=slide, patient_id="p00")]
     settings = dict(formats=",".join(ENDINGS), score="gradient", faithfulness=True, device="cpu")
     assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out) == 0
