@@ -52,7 +52,8 @@ def covariates(inputs: Inputs) -> list[Covariate]:
 
 
 def _one_hot(values: NDArray[np.str_]) -> Floats:
-    return (values[:, None] == np.unique(values)).astype(float)
+    one_hot: Floats = (values[:, None] == np.unique(values)).astype(float)
+    return one_hot
 
 
 def _column(values: "pd.Series[str]") -> Floats:
