@@ -25,4 +25,10 @@ def _run() -> int:
     from features.extract import extract_features, find_stores
 
     patches, out = arguments.patches.absolute(), arguments.out.absolute()  # a Dask worker has another working folder
-    return extract_features(find_stores(patches, arguments.slides, config.part), config, patches, out)
+    return extract_features(
+        find_stores(patches, arguments.slides, config.part),
+        config,
+        patches,
+        out,
+        request=find_stores(patches, arguments.slides, "") if config.adapt_bn else (),
+    )

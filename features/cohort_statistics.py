@@ -7,7 +7,7 @@
     encoder_mean, encoder_std  what the encoder subtracts and divides by
     batch_norm                 absent without batch norms; else
         patches                how many were looked at
-        distance               mean of the layers' distances; absent, as these are, for random weights
+        distance               mean of the layers' distances; absent, as these are, for random weights and adapted norms
         layers                 name → distance
 
 A layer's distance is the root mean square, over its channels, of the 2-Wasserstein distance between two normal
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from features.adapted_norms import ADAPTED
 from features.embeddings import SlideStatistics, read_info, read_statistics
 from features.encoders import Encoder
 from features.statistics import norm_layers, norm_reference
@@ -27,7 +28,7 @@ from tiling.artifact import write_json
 from tiling.errors import SlideError
 
 FORMAT, VERSION = "slidemil-statistics", 1
-_EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant has a deviation of its root
+EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant has a deviation of its root
 
 
 def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
@@ -48,7 +49,7 @@ def _of(path: Path, encoder: Encoder) -> SlideStatistics | None:
 def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[str, Any]:
     """The content of `statistics.json`."""
     pixels = np.array([s.tissue_pixels for s in slides], np.float64)
-    mean, variance = _pooled(
+    mean, variance = pooled(
         pixels, np.stack([s.pixel_mean for s in slides]), np.stack([s.pixel_std**2 for s in slides])
     )
     content: dict[str, Any] = {
@@ -67,7 +68,7 @@ def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[s
     probed = [s for s in slides if s.norm_patches and s.norm_layers == layers]
     if encoder.unmerged is not None and probed:
         content["batch_norm"] = {"patches": sum(s.norm_patches for s in probed)}
-        if not encoder.weights.startswith("random"):
+        if not encoder.weights.startswith("random") and not encoder.weights.endswith(ADAPTED):
             content["batch_norm"] |= _distances(probed, encoder, layers)
     return content
 
@@ -75,20 +76,29 @@ def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[s
 def _distances(slides: list[SlideStatistics], encoder: Encoder, layers: dict[str, int]) -> dict[str, Any]:
     assert encoder.unmerged is not None
     patches = np.array([s.norm_patches for s in slides], np.float64)
-    mean, variance = _pooled(
+    mean, variance = pooled(
         patches,
         np.stack([s.norm_mean for s in slides], dtype=np.float64),
         np.stack([s.norm_var for s in slides], dtype=np.float64),
     )
     trained_mean, trained_variance = norm_reference(encoder.unmerged)
-    trained_std, std = np.sqrt(trained_variance + _EPSILON), np.sqrt(variance + _EPSILON)
-    squared = ((mean - trained_mean) ** 2 + (std - trained_std) ** 2) / trained_std**2  # (ΣC,)
-    ends = np.cumsum(list(layers.values()))[:-1]
-    by_layer = [float(np.sqrt(part.mean())) for part in np.split(squared, ends)]
-    return {"distance": float(np.nanmean(by_layer)), "layers": dict(zip(layers, by_layer, strict=True))}
+    distances = frechet_by_layer(mean, variance, trained_mean, trained_variance, layers).tolist()
+    return {"distance": float(np.nanmean(distances)), "layers": dict(zip(layers, distances, strict=True))}
 
 
-def _pooled(weights: Any, means: Any, variances: Any) -> tuple[Any, Any]:
+def frechet_by_layer(mean: Any, variance: Any, trained_mean: Any, trained_variance: Any, layers: dict[str, int]) -> Any:
+    """The distance (…, L) of each layer, of moments (…, ΣC) to those of the training (ΣC,)."""
+    trained_std, std = np.sqrt(trained_variance + EPSILON), np.sqrt(variance + EPSILON)
+    squared = ((mean - trained_mean) ** 2 + (std - trained_std) ** 2) / trained_std**2
+    return np.stack([np.sqrt(part.mean(-1)) for part in by_layer(squared, layers)], -1)
+
+
+def by_layer(values: Any, layers: dict[str, int]) -> list[Any]:
+    """values (…, ΣC) → L arrays (…, C)."""
+    return np.split(values, np.cumsum(list(layers.values()))[:-1], -1)
+
+
+def pooled(weights: Any, means: Any, variances: Any) -> tuple[Any, Any]:
     """Mean and variance (K,) of all that is in S groups of means and variances (S, K) and sizes (S,)."""
     mean = np.average(means, 0, weights)
     return mean, np.average(variances + (means - mean) ** 2, 0, weights)

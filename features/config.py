@@ -40,6 +40,12 @@ class FeatureConfig:
         "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`",
     )
     batch_size: int | Literal["auto"] = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
+    adapt_bn: bool = setting(
+        False, "give the network's batch norms the statistics of these slides (AdaBN); estimated once, kept in --out"
+    )
+    adapted_norms: str = setting(
+        "", "take the statistics of --adapt-bn from this adapted-norms.safetensors, for slides of a trained model"
+    )
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     overwrite: bool = setting(False, "replace outputs that were made with other settings")
@@ -49,5 +55,7 @@ class FeatureConfig:
             raise ValueError(f"--input-px is {self.input_px}, expected 0 or more pixels")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"--batch-size is {self.batch_size}, expected at least 1, or auto")
+        if self.adapt_bn and self.adapted_norms:
+            raise ValueError("--adapt-bn estimates statistics and --adapted-norms names a file of them; give one")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}, expected 0 or more")

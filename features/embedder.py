@@ -149,20 +149,11 @@ class Embedder:
     def _forward(self, lane: _Lane, pixels: Tensor, patches: PatchSource, batch: range) -> Embedded:
         images = pixels.permute(0, 3, 1, 2)  # n, 3, P, P in channels_last
         colours = pixel_sums(images, _tissue(patches, batch, lane.device))
-        prepared = self._prepare(images)
+        prepared = prepare(self.encoder, images, self.input_px(images.shape[-1]))
         with self._precision():
             features = lane.model(prepared)
             norms = _norms(lane.probe, prepared, batch)
         return Embedded(features.float().cpu().numpy(), colours, norms)
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """(n, 3, P, P) uint8 → what the network takes: resized, (value / 255 - mean) / std."""
-        side = self.input_px(images.shape[-1])
-        if side != images.shape[-1]:
-            how = InterpolationMode(self.encoder.interpolation)
-            images = transform.resize(images, [side, side], how, antialias=True)
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.encoder.mean, self.encoder.std))
-        return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
 
     def _precision(self) -> torch.autocast | nullcontext[None]:
         dtype = _AUTOCAST.get(self.precision)
@@ -199,6 +190,15 @@ class Embedder:
                 yield lane
         finally:
             self._lanes.put(lane)
+
+
+def prepare(encoder: Encoder, images: Tensor, side: int) -> Tensor:
+    """(n, 3, P, P) uint8 → (n, 3, side, side) float32 as the network takes it: resized, (value / 255 - mean) / std."""
+    if side != images.shape[-1]:
+        how = InterpolationMode(encoder.interpolation)
+        images = transform.resize(images, [side, side], how, antialias=True)
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std))
+    return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def _joined(parts: list[Embedded]) -> Embedded:

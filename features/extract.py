@@ -3,11 +3,13 @@
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.adapted_norms import FILE, adapt, keep_norms, read_norms
 from features.cohort_statistics import write_cohort_statistics
 from features.config import FeatureConfig
 from features.embedder import Embedder, exact_arithmetic
@@ -19,7 +21,7 @@ from features.embeddings import (
     stored_dtype,
     write_embeddings,
 )
-from features.encoders import load_encoder
+from features.encoders import Encoder, load_encoder
 from features.patch_source import PatchSource, patches_of
 from features.statistics import NO_PIXELS, norm_layers, slide_statistics
 from tiling.artifact import lock, require_same
@@ -47,8 +49,20 @@ def find_stores(patches: Path, table: str, part: str) -> list[SlideRow]:
     return select_part(rows, part) if part else rows
 
 
-def extract_features(rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path) -> int:
-    """Embed the stores `patches/<slide_id>.zarr` into `out`; return the exit code. Raises RequestError."""
+def extract_features(
+    rows: Sequence[SlideRow],
+    config: FeatureConfig,
+    patches: Path,
+    out: Path,
+    request: Sequence[SlideRow] = (),
+) -> int:
+    """Embed the stores `patches/<slide_id>.zarr` into `out`; return the exit code. Raises RequestError.
+
+    request: all slides, of which `rows` may be a part; batch norms are adapted to them (by default to `rows`).
+    """
+    if config.adapt_bn:
+        keep_norms(request or rows, _encoder(config), config, patches, out)
+        config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
     embedder = _embedder(config)
     encoder = embedder.encoder
     print(
@@ -93,7 +107,7 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
 def _embedder(config: FeatureConfig) -> Embedder:
     """One network a process, also in the workers of a Dask cluster."""
     return Embedder(
-        load_encoder(config.encoder, config.weights, config.seed),
+        _encoder(config),
         device=config.device,
         precision=config.precision,
         batch_size=config.batch_size,
@@ -101,6 +115,11 @@ def _embedder(config: FeatureConfig) -> Embedder:
         decode=config.decode,
         engine=config.engine,
     )
+
+
+def _encoder(config: FeatureConfig) -> Encoder:
+    encoder = load_encoder(config.encoder, config.weights, config.seed)
+    return adapt(encoder, read_norms(Path(config.adapted_norms))) if config.adapted_norms else encoder
 
 
 def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray[np.floating], SlideStatistics]:

@@ -91,7 +91,7 @@ class Display:
         text = (
             f"{self._name(fold)}  epoch {epoch.epoch}/{self._epochs}  train {epoch.train_loss:.3f}  "
             f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}  "
-            f"{_duration(self._seconds_left())} left"
+            f"{seconds_in_words(self._seconds_left())} left"
         )
         self._live.update(self._task, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
@@ -174,7 +174,7 @@ def _p_value(p: float | None) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def _duration(seconds: float) -> str:
+def seconds_in_words(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

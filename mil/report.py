@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix
 
 from mil import run
 from mil.metrics import Floats
+from mil.page import report_style, table
 from mil.report_charts import (
     calibration,
     calibration_bins,
@@ -28,7 +29,7 @@ from mil.report_charts import (
 )
 from mil.verdict import REMEDIES, Verdict, judge_all, judge_fold
 from tiling.artifact import write_text
-from tiling.qc_page import page_style, without_folders
+from tiling.qc_page import without_folders
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
 _FEW_PATIENTS = 20
@@ -99,7 +100,7 @@ def _page(provenance: Mapping[str, Any], metrics: Mapping[str, Any], sections: M
     facts += [(provenance["features"]["encoder"], "features")]
     summary = "".join(f"<li><b>{escape(str(value))}</b> {escape(name)}</li>" for value, name in facts)
     page = resources.files("mil").joinpath("report.html").read_text(encoding="utf-8")
-    filled = {"STYLE": page_style(), "TITLE": escape(title), "SUMMARY": summary, "LINKS": links, "BODY": body}
+    filled = {"STYLE": report_style(), "TITLE": escape(title), "SUMMARY": summary, "LINKS": links, "BODY": body}
     for name, text in filled.items():
         page = page.replace(f"__{name}__", text)
     return page
@@ -168,7 +169,7 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         ]
         for name in names
     ]
-    return _table(["", *(f"by {name}, 95 % interval" for name, _ in levels), "<!---->"], rows, last_left=True)
+    return table(["", *(f"by {name}, 95 % interval" for name, _ in levels), "<!---->"], rows, last_left=True)
 
 
 def _learning(histories: Mapping[int, pd.DataFrame], most_epochs: int, counts: Mapping[str, Any]) -> str:
@@ -230,7 +231,7 @@ def _by_class(figures: Mapping[str, Any], classes: Sequence[str]) -> str:
         return ""
     rows = [[escape(c), *(_cell(figures[name][c]) for name in names)] for c in classes]
     titles = [_title(name.removesuffix("_by_class")) for name in names]
-    return "<h3>By label</h3>" + _table(["", *map(escape, titles)], rows)
+    return "<h3>By label</h3>" + table(["", *map(escape, titles)], rows)
 
 
 def _slides(out: Path, slides: pd.DataFrame) -> str:
@@ -303,7 +304,7 @@ def _left_out(out: Path) -> str:
     if not len(failures):
         return "<p>No labelled slide was left out.</p>"
     rows = [[escape(slide), escape(without_folders(reason))] for slide, reason in failures.to_numpy().tolist()]
-    return f"<p>{len(rows)} labelled slide(s) are in no number of this page.</p>" + _table(
+    return f"<p>{len(rows)} labelled slide(s) are in no number of this page.</p>" + table(
         ["slide", "why"], rows, last_left=True
     )
 
@@ -317,7 +318,7 @@ def _by_fold(folds: Any) -> str:
         [f"{fold['repeat'] + 1}.{fold['fold'] + 1}", str(fold.get("rows", "")), *(_cell(fold[name]) for name in names)]
         for fold in folds
     ]
-    return _table(["repeat.fold", "slides", *(escape(_title(name)) for name in names)], rows)
+    return table(["repeat.fold", "slides", *(escape(_title(name)) for name in names)], rows)
 
 
 def _settings(provenance: Mapping[str, Any]) -> str:
@@ -353,23 +354,6 @@ def _calibration_said(positive: str | None) -> str:
         f"On the dotted line, of ten slides with probability 0.8 eight are {of}. Below the line the probabilities are "
         "too high, above it too low. A dot grows with its number of slides; its vertical line is the 95 % interval."
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], last_left: bool = False) -> str:
-    """Cells are HTML already. The first column is a heading."""
-    last = len(head) - 1
-
-    def kind(i: int) -> str:
-        return ' class="left wrap"' if last_left and i == last else ""
-
-    top = "".join(f'<th scope="col"{" class=left" if i == 0 else kind(i)}>{h}</th>' for i, h in enumerate(head))
-    body = "".join(
-        f'<tr><th scope="row" class="left">{row[0]}</th>'
-        + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="sheet fit"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _is_figure(value: Any) -> bool:

@@ -1,0 +1,27 @@
+"""Settings of diagnose-cohort."""
+
+from dataclasses import dataclass
+
+from tiling.command import setting
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Each field is a flag and a key of configs/diagnose.yaml. Raises ValueError for impossible values."""
+
+    positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    folds: int = setting(5, "folds of the cross-validation by patient behind every AUROC")
+    bootstrap: int = setting(1000, "draws of the patient-level bootstrap behind each interval")
+    permutations: int = setting(200, "shuffles of the labels behind each permutation p value")
+    weights: str = setting(
+        "default", "weights of the encoder of the features: default, or the .pth or .safetensors file that they name"
+    )
+    sample_patches: int = setting(1000, "patches that are embedded again, from all slides; the cost of --patches")
+    seed: int = setting(0, "seed of folds, samples, shuffles and bootstrap")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+
+    def __post_init__(self) -> None:
+        least = {"folds": 2, "bootstrap": 100, "permutations": 19, "sample_patches": 20, "seed": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {value}")

@@ -1,0 +1,60 @@
+"""What a finding is: a verdict in one sentence, the numbers behind it, pictures, and what to do about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Severity = Literal["fault", "look", "fine", "missing"]  # the worst first
+SEVERITIES: tuple[Severity, ...] = ("fault", "look", "fine", "missing")
+
+Figure = Mapping[str, float | None]  # {"value", "low", "high"} with a 95 % interval, or {"value", "p"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart as SVG text (mil.svg), or an image as the bytes of a PNG or JPEG file; exactly one of the two."""
+
+    title: str
+    caption: str  # plain text
+    svg: str = ""
+    image: bytes = b""
+    wide: bool = False  # takes the whole width of the page
+
+    def __post_init__(self) -> None:
+        assert bool(self.svg) != bool(self.image)
+
+
+@dataclass(frozen=True)
+class Details:
+    """A table of the evidence: plain text, one string a cell, the first column is a heading."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer. All texts are plain, without HTML.
+
+    numbers: by name in words; each has `value` and either `low` and `high` (95 % interval) or `p`. None is undefined.
+    evidence: further plain values for diagnosis.json alone (lists, dicts, numbers, text).
+    """
+
+    key: str
+    title: str
+    severity: Severity
+    verdict: str
+    remedy: str
+    numbers: Mapping[str, Figure] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+    details: Sequence[Details] = ()
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    error: str = ""  # why it could not be made, where it failed on odd data
+
+
+class MissingInput(Exception):
+    """Raised by a finding that cannot be made of what was given. The text says what to give, in one sentence."""
