@@ -31,7 +31,11 @@ class Bags:
         return bags.to(self.features.device)
 
     def to(self, device: torch.device) -> "Bags":
-        return Bags(self.features.to(device), self.offsets)
+        """On a GPU through pinned memory, so that the copy does not wait for work under way."""
+        features = self.features
+        if device.type == "cuda" and not features.is_cuda:
+            features = features.pin_memory()
+        return Bags(features.to(device, non_blocking=True), self.offsets)
 
 
 def pack(features: Sequence[Tensor]) -> Bags:

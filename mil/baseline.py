@@ -23,7 +23,7 @@ _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: small is strong
 
 def slide_means(cohort: Cohort) -> NDArray[np.float64]:
     """(S, D), the mean patch of each slide."""
-    return np.stack([features.double().mean(0).numpy() for features in cohort.features])
+    return cohort.moments[0]
 
 
 def baseline_predictions(cohort: Cohort, folds: Sequence[Fold], means: NDArray[np.float64]) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """A cohort: the feature files that have a label, joined with the label table and checked before any training.
 
-All features are held in memory as float16 (1,000 slides of 10,000 patches with D = 1,024: 20 GB).
+All features are held as float16 (1,000 slides of 10,000 patches with D = 1,024: 20 GB), see mil.feature_memory.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from features.embeddings import UNKNOWN, EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
+from mil.feature_memory import FeatureIntake
 from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
 _SHOWN_IDS = 8
+_BLOCK_ROWS = 2048  # patches that are float64 at a time
 SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
 
 
@@ -35,7 +38,7 @@ class Cohort:
     positive: int | None  # index into classes; None unless C = 2
     splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
     sites: NDArray[np.str_] | None  # (S,) hospital or scanner, empty where a row has none; None if no row has one
-    features: tuple[Tensor, ...]  # S of (N, D) float16
+    features: Sequence[Tensor]  # S of (N, D) float16
     coords_l0: tuple[NDArray[np.int64], ...]  # S of (N, 2), (x, y)
     infos: tuple[EmbeddingInfo, ...]
     features_sha256: str  # of ids, features and coords
@@ -55,6 +58,17 @@ class Cohort:
         """What is equal for all slides: how the features were made."""
         return encoder_identity(self.infos[0], self.features[0].shape[1])
 
+    @cached_property
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each slide and feature (S, D): the mean over patches, and the sum of squared deviations from it."""
+        means, squares = (np.empty((len(self.features), self.features[0].shape[1])) for _ in range(2))
+        for i, features in enumerate(self.features):
+            blocks = features.split(_BLOCK_ROWS)
+            mean = sum((block.double().sum(0) for block in blocks), torch.zeros(())) / len(features)
+            means[i] = mean.numpy()
+            squares[i] = sum(((block.double() - mean).square().sum(0) for block in blocks), torch.zeros(())).numpy()
+        return means, squares
+
 
 def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
     """The keys in which feature files must agree to be used together."""
@@ -62,13 +76,19 @@ def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
     return {**{key: getattr(info, key) for key in keys}, "dim": dim}
 
 
-def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> Cohort:
-    """Join feature files and label table. Raises RequestError with all faults that make training impossible."""
+def load_cohort(
+    folder: Path, table: Path, target: str, positive: str = "", memory: str = "ram", scratch: Path = Path()
+) -> Cohort:
+    """Join feature files and label table. Raises RequestError with all faults that make training impossible.
+
+    memory and scratch say where the features are held, see mil.feature_memory.
+    """
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
     rows = sorted(load_table(table, needs_path=False, target=target), key=lambda row: row.slide_id)
     _refuse_partial_split(rows, table)
-    loaded, unreadable, warnings, left_out = _read_features(folder, rows)
+    intake = FeatureIntake(memory, scratch)
+    loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
     if not loaded:
         raise RequestError(
             f"no slide of {table} has features in {folder}; is it the right folder, and do the ids agree? "
@@ -89,16 +109,17 @@ def load_cohort(folder: Path, table: Path, target: str, positive: str = "") -> C
         positive=(classes.index(positive) if positive else 1) if len(classes) == 2 else None,
         splits=np.array([row.split for row in kept]) if kept[0].split else None,
         sites=np.array([row.site for row in kept]) if any(row.site for row in kept) else None,
-        features=tuple(torch.from_numpy(e.features) for e in embeddings),
+        features=intake.features(),
         coords_l0=tuple(e.coords_l0 for e in embeddings),
         infos=tuple(e.info for e in embeddings),
-        features_sha256=_features_digest(kept, embeddings),
+        features_sha256=features_sha256,
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
         warnings=tuple(
             warnings
             + _label_warning(kept, target)
             + scale_warning([e.info.mpp for e in embeddings])
             + _unknown_warning(embeddings)
+            + intake.notice()
         ),
         left_out=left_out,
         unreadable=tuple(unreadable),
@@ -150,14 +171,17 @@ def _refuse_partial_split(rows: Sequence[SlideRow], table: Path) -> None:
 
 
 def _read_features(
-    folder: Path, rows: Sequence[SlideRow]
-) -> tuple[dict[str, Embeddings], dict[str, str], list[str], dict[str, str]]:
-    """Usable embeddings by slide id in float16, the unreadable, warnings, and why each other slide is left out."""
+    folder: Path, rows: Sequence[SlideRow], intake: FeatureIntake
+) -> tuple[dict[str, Embeddings], dict[str, str], list[str], dict[str, str], str]:
+    """Usable embeddings by slide id, whose features (0, D) `intake` has got in float16, in the order of the rows.
+
+    Then the unreadable, warnings, why each other slide is left out, and the sha256 of ids, features and coords.
+    """
     source = open_features(folder)
     present = source.paths
     loaded: dict[str, Embeddings] = {}
     unreadable: dict[str, str] = {}
-    empty, rounded = [], 0
+    empty, rounded, sha = [], 0, hashlib.sha256()
     for row in rows:
         if row.slide_id not in present:
             continue
@@ -167,9 +191,14 @@ def _read_features(
         except SlideError as error:
             unreadable[row.slide_id] = str(error)
             continue
-        if len(embeddings.features):
-            loaded[row.slide_id] = embeddings
-            rounded += not np.array_equal(embeddings.features, read.features)
+        features = embeddings.features
+        if len(features):
+            rounded += features is not read.features and not np.array_equal(features, read.features)
+            sha.update(f"{row.slide_id}:{features.shape};".encode())
+            sha.update(np.ascontiguousarray(features).data)
+            sha.update(np.ascontiguousarray(embeddings.coords_l0).data)
+            intake.add(features)
+            loaded[row.slide_id] = replace(embeddings, features=np.empty((0, features.shape[1]), np.float16))
         else:
             empty.append(row.slide_id)
     missing = [row.slide_id for row in rows if row.slide_id not in present]
@@ -184,7 +213,7 @@ def _read_features(
     if ignored:
         warnings.append(f"feature files without a label, ignored: {shown(sorted(ignored))}")
     left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}
-    return loaded, unreadable, warnings, left_out
+    return loaded, unreadable, warnings, left_out, sha.hexdigest()
 
 
 def in_float16(embeddings: Embeddings) -> Embeddings:
@@ -215,12 +244,3 @@ def _class_faults(classes: tuple[str, ...], positive: str, target: str, table: P
     if positive and positive not in classes:
         return [f"--positive {positive!r} is not a class of {target!r}; they are {', '.join(classes)}"]
     return []
-
-
-def _features_digest(rows: Sequence[SlideRow], embeddings: Sequence[Embeddings]) -> str:
-    sha = hashlib.sha256()
-    for row, e in zip(rows, embeddings, strict=True):
-        sha.update(f"{row.slide_id}:{e.features.shape};".encode())
-        sha.update(e.features.tobytes())
-        sha.update(e.coords_l0.tobytes())
-    return sha.hexdigest()

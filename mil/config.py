@@ -7,6 +7,7 @@ from tiling.command import setting
 
 TRACKERS = ("wandb",)
 LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
+MEMORIES = ("auto", "ram", "mapped")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -35,10 +36,13 @@ class TrainConfig:
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
+    memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
+    scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class TrainConfig:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory is {self.memory!r}, expected one of {', '.join(MEMORIES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _at_least("folds", self.folds, 2)
@@ -66,8 +72,9 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 to below 1")
+        for name in ("dropout", "instance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to below 1")
         if not 0 <= self.val_fraction <= 0.5:
             raise ValueError(f"val_fraction is {self.val_fraction}, expected 0 to 0.5")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _LEVELS = 256  # of a random byte
+_INSTANCES = 1 << 31  # a layer that no head has
 
 
 class Noise:
@@ -27,6 +28,12 @@ class Noise:
     def set(self, slides: Sequence[int], sizes: Sequence[int], epoch: int) -> None:
         """The bags of the next pass: their positions in the cohort and their numbers of patches."""
         self.slides, self.sizes, self.epoch = list(slides), list(sizes), epoch
+
+    def instances(self, slide: int, patches: int, dropped: float, epoch: int) -> Tensor:
+        """Which of a slide's patches stay when the share `dropped` is left out: rising indices, at least one."""
+        kept = max(1, round(patches * (1 - dropped)))
+        generator = np.random.Generator(np.random.SFC64((self.seed, epoch, slide, _INSTANCES)))
+        return torch.from_numpy(np.sort(generator.choice(patches, kept, replace=False, shuffle=False)))
 
     def keep(self, layer: int, width: int, rows: Sequence[int], share: float) -> Tensor:
         """(sum(rows), width) uint8 on the CPU; rows[i] rows are drawn for slide i, each entry 1 at `share`, else 0."""

@@ -25,6 +25,7 @@ from mil.calibration import calibrated, fit_temperature
 from mil.cohort import Cohort
 from mil.config import TrainConfig
 from mil.dropout import Noise, seed_dropout
+from mil.feature_memory import on_device
 from mil.metrics import choose_threshold, macro_auroc
 from mil.models import HeadShape, build_head
 from mil.models.head import Head, OwnRecipe, TrainingSlides
@@ -101,10 +102,10 @@ def _fit(
         slide_ids=cohort.slide_ids[fold.train],
     )
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, fold.repeat, fold.fold)))
+    head.eval()
     train_loss = head.fit(slides, cohort.positive, rng)
     if not math.isfinite(train_loss):
         raise RequestError(f"fold {fold.number + 1}: the loss of --head {config.head} is no longer a number")
-    head.eval()
     with torch.no_grad():
         logits = [head(pack([cohort.features[i].to(head.device)])).logits.double().cpu() for i in fold.val]
     labels = cohort.labels[fold.val]
@@ -141,6 +142,7 @@ class _Training:
         self._rows = list(self._stack.weights.detach())
         self._optimiser = self._fresh_optimiser()
         self._labels = torch.from_numpy(cohort.labels)
+        self._features = on_device(cohort.features, device)
         self._set_parts()
 
     def run(self, on_epoch: Callable[[Fold, Epoch], None]) -> None:
@@ -185,7 +187,11 @@ class _Training:
 
     def _forward(self, slides: Indices, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
         """Losses (M, B) and logits (M, B, C)."""
-        bags = pack([self._cohort.features[i].to(self._device, non_blocking=True) for i in slides])
+        features, dropped = [self._features[i] for i in slides], self._config.instance_dropout
+        if train and dropped:
+            for at, (i, f) in enumerate(zip(slides.tolist(), features, strict=True)):
+                features[at] = f[self._noise.instances(i, len(f), dropped, epoch).to(f.device)]
+        bags = pack(features).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         labels = self._labels[torch.from_numpy(slides)].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
@@ -288,7 +294,7 @@ def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShap
     seeds = np.random.SeedSequence((config.seed, fold.repeat, fold.fold))
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     head = build_head(config.head, shape)
-    _set_standardisation(head, [cohort.features[i] for i in fold.train])
+    _set_standardisation(head, cohort, fold.train)
     return head
 
 
@@ -323,14 +329,14 @@ def _table(history: Sequence[Epoch]) -> pd.DataFrame:
     return pd.DataFrame([asdict(epoch) for epoch in history])
 
 
-def _set_standardisation(head: Head, features: Sequence[Tensor]) -> None:
-    """Mean and standard deviation of each feature over all patches, in float64, slide by slide."""
-    patches = sum(len(f) for f in features)
-    mean = torch.stack([f.double().sum(0) for f in features]).sum(0) / patches  # (D,)
-    variance = torch.stack([(f.double() - mean).square().sum(0) for f in features]).sum(0) / patches
-    std = variance.sqrt()
-    head.get_buffer("mean").copy_(mean)
-    head.get_buffer("std").copy_(torch.where(std > _SMALLEST_STD, std, 1.0))
+def _set_standardisation(head: Head, cohort: Cohort, slides: Indices) -> None:
+    """Mean and standard deviation of each feature over all patches of the slides, in float64."""
+    means, squares = (moments[slides] for moments in cohort.moments)  # (S, D)
+    sizes = np.array([[len(cohort.features[i])] for i in slides])  # (S, 1)
+    mean = (sizes * means).sum(axis=0) / sizes.sum()
+    std = np.sqrt((squares + sizes * (means - mean) ** 2).sum(axis=0) / sizes.sum())
+    head.get_buffer("mean").copy_(torch.from_numpy(mean))
+    head.get_buffer("std").copy_(torch.from_numpy(np.where(std > _SMALLEST_STD, std, 1.0)))
 
 
 def _class_weights(labels: NDArray[np.int64], n_classes: int) -> Tensor:

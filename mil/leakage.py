@@ -113,7 +113,8 @@ def near_identical(features: Sequence[Tensor]) -> dict[Pair, float]:
 
 def _scale(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of evenly spaced patches of each slide; constant features count as 1."""
-    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)] for slide in features]).float()
+    # copies, since a view would hold the whole slide
+    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)].clone() for slide in features]).float()
     std = sample.std(0, unbiased=False)
     return sample.mean(0), torch.where(std > 1e-6, std, 1.0)
 

@@ -46,7 +46,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     trained_on = len(np.unique(np.concatenate([fold.train for fold in folds])))
     steps = math.ceil(max(len(fold.train) for fold in folds) / config.batch_slides)
     patches = float(np.mean([len(features) for features in cohort.features])) * trained_on / steps
-    features_in_step = patches * shape.dim_in
+    features_in_step = patches * (1 - config.instance_dropout) * shape.dim_in
     large = features_in_step > _LARGE_STEP
     size = config.parallel_models
     if not size and device.type == "cpu":

@@ -40,6 +40,7 @@ from tiling.errors import RequestError
 
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
+_ELSEWHERE = ("device", "positive", "track", "memory", "scratch")  # settings noted elsewhere, or without a say
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
 
@@ -68,7 +69,8 @@ def train_mil(
     _require_free(out)
     if patches is not None and not patches.is_dir():
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
-    cohort = load_cohort(features, labels, target, config.positive)
+    scratch = Path(config.scratch) if config.scratch else out.absolute().parent
+    cohort = load_cohort(features, labels, target, config.positive, config.memory, scratch)
     folds, noticed = _audited_folds(cohort, config)
     if compare:
         noticed += require_comparable(compare, cohort, folds)
@@ -157,7 +159,7 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "positive", "track")}
+    settings = {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE}
     if config.splits:
         settings["splits"] = hashlib.sha256(Path(config.splits).read_bytes()).hexdigest()  # not the path
     versions = package_versions()

@@ -147,6 +147,7 @@ def bench_large() -> None:
     rows = np.arange(LARGE_SLIDES)
     fold = Fold(0, 0, 0, train=rows[4:], val=rows[:4], test=rows[:4])
     compare(f"{len(fold.train)} large bags", cohort, [fold], config)
+    compare("half of their patches in each epoch", cohort, [fold], replace(config, instance_dropout=0.5))
 
 
 def bench_accuracy(name: str) -> None:

@@ -45,6 +45,23 @@ def test_softmax_of_huge_scores_is_finite():
     assert segment_softmax(torch.tensor([1e30, 0.0, -1e30, 1e30]), [2, 2]).tolist() == [1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("share", [1.0, 1000.0])
+def test_a_bag_of_one_beside_one_of_200000(share):
+    """float32 against numpy in float64: rounding does not grow with the bag."""
+    rng, sizes = np.random.default_rng(0), [1, 200_000, 1]
+    scores, values = rng.normal(size=sum(sizes)) * share, rng.normal(size=(sum(sizes), 3)) + 1
+    scores, values = scores.astype(np.float32), values.astype(np.float32)
+    attention = segment_softmax(torch.from_numpy(scores), sizes)
+    pooled = segment_sum(attention.unsqueeze(1) * torch.from_numpy(values), sizes)
+    mean = segment_mean(torch.from_numpy(values), sizes)
+    for bag, rows in enumerate(np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])):
+        weights = np.exp(scores[rows].astype(np.float64) - scores[rows].max())
+        weights /= weights.sum()
+        np.testing.assert_allclose(attention[rows], weights, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(pooled[bag], weights @ values[rows], rtol=1e-5)
+        np.testing.assert_allclose(mean[bag], values[rows].mean(axis=0, dtype=np.float64), rtol=1e-5)
+
+
 def test_an_empty_bag_is_refused():
     with pytest.raises(ValueError, match="bag 1 of 2 is empty"):
         pack([torch.zeros(2, 5), torch.zeros(0, 5)])

@@ -58,6 +58,17 @@ def test_the_planted_signal_is_found(trained):
     assert metrics["counts"]["slides"] == 40 and metrics["counts"]["patients"] == 20
 
 
+def test_a_head_with_its_own_recipe_finds_it_too(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr("mil.models.bag_stats._TREES", 20)
+    metrics = _train(planted, tmp_path / "run", head="bag-stats", folds=2)
+    assert metrics["slide"]["auroc"]["value"] > 0.8
+
+
+def test_a_head_that_cannot_be_stacked_trains_alone(tmp_path, make_cohort):
+    _train(make_cohort(tmp_path / "f", slides=16), tmp_path / "run", head="transmil", folds=2, epochs=2)
+    assert run.fold_numbers(tmp_path / "run") == [0, 1]
+
+
 def test_attention_is_on_the_planted_patches(trained, planted):
     out, _ = trained
     cohort = load_cohort(planted.parent, planted, "diagnosis")
