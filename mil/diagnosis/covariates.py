@@ -52,12 +52,13 @@ def covariates(inputs: Inputs) -> list[Covariate]:
 
 
 def _one_hot(values: NDArray[np.str_]) -> Floats:
-    return np.asarray(values[:, None] == np.unique(values), np.float64)
+    one_hot: Floats = (values[:, None] == np.unique(values)).astype(float)
+    return one_hot
 
 
 def _column(values: "pd.Series[str]") -> Floats:
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
-    return np.asarray(numbers[:, None]) if np.isfinite(numbers).all() else _one_hot(values.to_numpy(str))
+    return numbers[:, None] if np.isfinite(numbers).all() else _one_hot(values.to_numpy(str))
 
 
 def _sharpness(inputs: Inputs) -> Floats | None:

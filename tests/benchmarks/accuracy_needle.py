@@ -1,6 +1,6 @@
 """Slide and patch AUROC of heads where few of 5,000 patches are positive, beside an oracle that knows the patch labels.
 
-    python accuracy_needle.py [--heads needle …] [--slides 100] [--positives 10] [--shift 0.3] [--distance 4] [--seeds 1 2]
+    python accuracy_needle.py --heads needle [--slides 100] [--positives 10] [--shift 0.3] [--distance 4] [--seeds 7]
 
 Twenty clusters in 64 dimensions, mixed in other proportions in each slide (Dirichlet 2); one further cluster at
 `distance` from one of them (deviation 0.8) is in positive slides only; `shift` moves all patches of a slide. Tested on
