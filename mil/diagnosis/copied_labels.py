@@ -20,8 +20,8 @@ from mil.svg import Chart
 
 KEY, TITLE = "copied-labels", "Copied labels against MIL"
 HEADS = ("patch-label-copy", "mean", "gated-abmil")
-_PATCHES = 40_000  # in all that the heads are trained on
-_STEPS = 400
+_PATCHES = 25_000  # in all that the heads are trained on
+_STEPS = 150
 
 
 def find_copied_labels(inputs: Inputs) -> Finding:

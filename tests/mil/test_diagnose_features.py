@@ -123,10 +123,11 @@ def test_the_true_witness_rate_lies_inside_its_interval(build, rate, patches):
 
 
 def test_copied_labels_are_held_against_mil(build):
-    found = find_copied_labels(build("rare", 0.1, 60))
+    inputs = build("rare", 0.2, 40)
+    found = find_copied_labels(replace(inputs, folds=inputs.folds[:2]))
     assert found.numbers["gated-abmil: AUROC of slides"]["value"] > 0.8
     patch = found.numbers["patch-label-copy: accuracy of patches, by copied labels"]["value"]
-    assert 0.45 < patch < 0.7  # nine in ten copied labels of tumour slides are wrong
+    assert 0.45 < patch < 0.75  # four in five copied labels of tumour slides are wrong
     assert found.numbers["witness rate"]["high"] < 0.5
 
 
