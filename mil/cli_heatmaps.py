@@ -14,12 +14,12 @@ def _run() -> int:
     parser = parser_for(
         HeatmapConfig,
         "export-heatmaps",
-        "Draw the attention of a trained run over its slides (PNG, GeoJSON for QuPath).",
+        "Draw where a trained run looked, over its slides, for a browser, QuPath and OpenSlide.",
     )
     parser.add_argument("run", type=Path, help="run directory of train-mil")
     parser.add_argument("features", type=Path, help="folder of feature files, <slide_id>.h5")
     parser.add_argument("--slides", type=str, required=True, help="slide table (.csv), folder or glob of the slides")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the heatmaps, <slide_id>.png and .geojson")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the heatmaps, <slide_id>.png and so on")
     parser.add_argument("--slide-id", type=str, nargs="+", default=[], help="draw only these slides")
     arguments = parser.parse_args()
     config = config_from(HeatmapConfig, arguments)

@@ -54,6 +54,11 @@ class Epoch:
     stop_loss: float  # mean of the last validation losses, NaN while it is too early to keep an epoch
 
 
+def epoch_order(seed: int, epoch: int, slides: int) -> Indices:
+    """(S,) positions of all slides in the order in which this epoch, from 1, goes through them."""
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(slides))
+
+
 class _Model:
     """What is known of one model while it is trained."""
 
@@ -141,9 +146,8 @@ class _Training:
         self._set_parts()
 
     def run(self, on_epoch: Callable[[Fold, Epoch], None]) -> None:
-        everyone = np.arange(len(self._cohort.labels))
         for number in range(1, self._config.epochs + 1):
-            order = np.random.default_rng((self._config.seed, number)).permutation(everyone)
+            order = epoch_order(self._config.seed, number, len(self._cohort.labels))
             losses = np.zeros(len(self._models))
             for place, step in enumerate(np.array_split(order, self._steps)):
                 rate = self._learning_rate((number - 1) * self._steps + place)

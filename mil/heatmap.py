@@ -4,120 +4,177 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from features.interop.reader import open_features
-from mil.heatmap_config import HeatmapConfig
-from mil.heatmap_geojson import write_geojson
-from mil.heatmap_png import write_png
-from mil.run import SlideAttention, attention_path, describe_attention, read_attention, require_complete
-from tiling.artifact import lock, require_same, slide_fingerprint
+from mil import faithfulness, heatmap_html, heatmap_ometiff
+from mil.heatmap_config import ENDINGS, HeatmapConfig
+from mil.heatmap_csv import score_table
+from mil.heatmap_gallery import write_gallery
+from mil.heatmap_geojson import contours, squares, write_geojson
+from mil.heatmap_png import title, write_png
+from mil.patch_scores import PatchScores, default_class, patch_scores
+from mil.run import SlideAttention, attention_path, read_attention, read_training_slides, require_complete
+from tiling.artifact import atomic_file, lock, require_same, slide_fingerprint
 from tiling.batch import Outcome, run_batch
 from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow
+from tiling.openslide_reader import bounds_of
 from tiling.slide import Slide, open_slide
 
 if TYPE_CHECKING:
-    from mil.predict import Ensemble
+    from mil.heatmap_models import SlideModels
 
-VERSION = 1  # of what is drawn; raised when the same input gives another picture
+VERSION = 2  # of what is drawn; raised when the same input gives another picture
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """All that the forms of one slide are made of."""
+
+    row: SlideRow
+    slide: SlideAttention
+    scores: PatchScores
+    source: Slide
+    bounds_l0: tuple[int, int, int, int] | None  # of the scanner, where they are to be the frame
+    config: HeatmapConfig
+    provenance: dict[str, Any]
+
+    @property
+    def origin_l0(self) -> tuple[int, int]:
+        return self.bounds_l0[:2] if self.bounds_l0 else (0, 0)
 
 
 def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config: HeatmapConfig, out: Path) -> int:
-    """Write the chosen forms for every slide; return the exit code. Raises RequestError for an unfinished run.
+    """Write the chosen forms for every slide; return the exit code. RequestError for an unfinished run or its classes.
 
-    A slide that the run has tested gets its out-of-fold attention; any other gets the folds' ensemble.
+    A slide that the run has tested gets its out-of-fold scores; any other gets the folds' ensemble.
     """
-    require_complete(run)
-    work = functools.partial(_export, run=run, features=features, config=config, out=out)
+    provenance = require_complete(run)
+    classes = provenance["classes"]
+    if config.class_name and config.class_name not in classes:
+        raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")
+    known = read_training_slides(run)[1]
+    work = functools.partial(_export, run=run, features=features, config=config, out=out, known=known)
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
-    return run_batch(rows, work, out=out, verb="export-heatmaps", workers=workers)
+    code = run_batch(rows, work, out=out, verb="export-heatmaps", workers=workers)
+    if config.faithfulness:
+        faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
+    heatmap_html.write_index(out)
+    return code
 
 
-def _export(row: SlideRow, run: Path, features: Path, config: HeatmapConfig, out: Path) -> Outcome:
-    slide = _attention(run, features, row.slide_id, config.device)
+def _export(
+    row: SlideRow, run: Path, features: Path, config: HeatmapConfig, out: Path, known: dict[str, str]
+) -> Outcome:
+    models = functools.cache(lambda: _models(row, run, features, config))
+    path = attention_path(run, row.slide_id)
+    slide = read_attention(path) if path.exists() and config.fold < 0 else models().attention("")
     if not (slide.patch_size_l0 and slide.width_l0 and slide.height_l0):
         raise SlideError(
             f"{row.slide_id}: its features did not say how large a patch and the slide are in level-0 pixels, so they "
             "cannot be drawn; convert them with convert-features --to slidemil, and train on the result"
         )
     assert row.path is not None
-    provenance = {
-        "version": VERSION,
-        "opacity": config.opacity,
-        "attention": _digest(slide),
-        "slide file": slide_fingerprint(row.path),
-        "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
-    }
-    opened = open_slide(row.path)
+    fingerprint = slide_fingerprint(row.path)
+    expected = known.get(row.slide_id) or (models().embeddings.info.slide_fingerprint if not path.exists() else "")
+    source = open_slide(row.path)
     try:
-        if opened.level_sizes[0] != (slide.width_l0, slide.height_l0):
-            raise SlideError(
-                f"{row.path}: is {opened.level_sizes[0]} px, but the features came from a slide of "
-                f"{(slide.width_l0, slide.height_l0)} px; is this the same slide?"
-            )
-        written = [_write(form, opened, slide, row, config, provenance, out) for form in config.chosen_formats()]
+        _require_same_slide(row.path, source, slide, fingerprint, expected)
+        gradient = models().gradients() if config.score == "gradient" else None
+        scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient)
+        drawn = _Drawn(row, slide, scores, source, bounds_of(row.path) if config.qupath_bounds else None, config, {})
+        drawn.provenance.update(_provenance(drawn, fingerprint))
+        written = [_write(form, drawn, out) for form in config.chosen_formats()]
     finally:
-        opened.close()
+        source.close()
+    if config.faithfulness:
+        written.append(_measure(drawn, models, out))
     if not any(written):
         return Outcome(row.slide_id, "skipped", "already done")
     return Outcome(row.slide_id, "done", patches=len(slide.attention))
 
 
-def _write(
-    form: str,
-    opened: Slide,
-    slide: SlideAttention,
-    row: SlideRow,
-    config: HeatmapConfig,
-    provenance: dict[str, Any],
-    out: Path,
-) -> bool:
+def _models(row: SlideRow, run: Path, features: Path, config: HeatmapConfig) -> "SlideModels":
+    from mil.heatmap_models import slide_models  # torch only where a slide needs it
+
+    return slide_models(run, features, row.slide_id, row.patient_id, config.device, config.fold)
+
+
+def _require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
+    if source.level_sizes[0] != (slide.width_l0, slide.height_l0):
+        raise SlideError(
+            f"{path}: is {source.level_sizes[0]} px, but the features came from a slide of "
+            f"{(slide.width_l0, slide.height_l0)} px; is this the same slide?"
+        )
+    if expected and found != expected:
+        raise SlideError(
+            f"{path}: is another file than the one that the features of {slide.slide_id} came from (its fingerprint is "
+            f"{found[:12]}, expected {expected[:12]}); give the path of the very file that was tiled"
+        )
+
+
+def _provenance(drawn: _Drawn, fingerprint: str) -> dict[str, Any]:
+    row, config = drawn.row, drawn.config
+    return {
+        "version": VERSION,
+        "opacity": config.opacity,
+        "title": title(drawn.slide),
+        "score is": drawn.scores.meaning,
+        "fold": config.fold,
+        "frame": list(drawn.bounds_l0) if drawn.bounds_l0 else None,
+        "scores": hashlib.sha256(drawn.scores.values.tobytes()).hexdigest(),
+        "attention": _digest(drawn.slide),
+        "slide file": fingerprint,
+        "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
+    }
+
+
+def _write(form: str, drawn: _Drawn, out: Path) -> bool:
     """Write one form; False where the same is there already."""
-    path = out / f"{row.slide_id}.{form}"
+    path = out / f"{drawn.row.slide_id}{ENDINGS[form]}"
     with lock(path):
-        if path.exists() and not config.overwrite:
-            require_same(_read_provenance(path), provenance, path)
+        if path.exists() and not drawn.config.overwrite:
+            require_same(_read_provenance(form, path, drawn), drawn.provenance, path)
             return False
-        if form == "geojson":
-            write_geojson(path, slide, provenance)
-        else:
-            write_png(path, slide, opened, row.annotation, config.opacity, provenance)
+        _WRITERS[form](path, drawn)
     return True
 
 
-def _attention(run: Path, features: Path, slide_id: str, device: str) -> SlideAttention:
-    """Out of fold where the run has tested the slide, else from the folds' ensemble."""
-    path = attention_path(run, slide_id)
-    if path.exists():
-        return read_attention(path)
-    try:
-        embeddings = open_features(features).read(slide_id)
-        ensemble = _ensemble(run, device)
-        prediction, info = ensemble.predict(embeddings), embeddings.info
-    except RequestError as error:  # of this slide's features or of the device: the slides that were tested go on
-        raise SlideError(str(error)) from error
-    return describe_attention(
-        info,
-        embeddings.coords_l0,
-        attention=prediction.attention,
-        patch_logits=prediction.patch_logits,
-        probabilities=prediction.probabilities,
-        label="",
-        classes=ensemble.classes,
-        positive=ensemble.positive,
-    )
+def _write_csv(path: Path, drawn: _Drawn) -> None:
+    with atomic_file(path) as temporary:
+        score_table(drawn.slide, drawn.scores).to_csv(temporary, index=False)
 
 
-@functools.cache
-def _ensemble(run: Path, device: str) -> "Ensemble":
-    from mil.predict import load_ensemble  # torch only where a slide needs it
+_WRITERS: dict[str, Callable[[Path, _Drawn], None]] = {
+    "png": lambda path, d: write_png(
+        path, d.slide, d.scores, d.source, d.row.annotation, d.config.opacity, d.provenance
+    ),
+    "geojson": lambda path, d: write_geojson(path, squares(d.slide, d.scores, d.origin_l0), d.provenance),
+    "contours": lambda path, d: write_geojson(path, contours(d.slide, d.scores, d.origin_l0), d.provenance),
+    "ometiff": lambda path, d: heatmap_ometiff.write_ometiff(path, d.slide, d.scores, d.provenance, d.bounds_l0),
+    "csv": _write_csv,
+    "gallery": lambda path, d: write_gallery(path, d.slide, d.scores, d.source, d.provenance),
+    "html": lambda path, d: heatmap_html.write_page(path, d.slide, d.scores, d.source, d.provenance),
+}
 
-    return load_ensemble(run, device)
+
+def _measure(drawn: _Drawn, models: Callable[[], "SlideModels"], out: Path) -> bool:
+    """Write how faithful the score is; False where it was measured already, of the same scores."""
+    slide_id, digest = drawn.row.slide_id, drawn.provenance["scores"]
+    found = faithfulness.read_faithfulness(out / f"{slide_id}.faithfulness.json")
+    if found and not drawn.config.overwrite:
+        require_same({"scores": found["scores"]}, {"scores": digest}, out / f"{slide_id}.faithfulness.json")
+        return False
+    of_class = drawn.config.class_name or default_class(drawn.slide)
+    judge = models()
+    measured = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
+    faithfulness.write_slide(out, slide_id, drawn.scores.meaning, digest, measured)
+    return True
 
 
 def _digest(slide: SlideAttention) -> str:
@@ -128,12 +185,19 @@ def _digest(slide: SlideAttention) -> str:
     return sha.hexdigest()
 
 
-def _read_provenance(path: Path) -> dict[str, Any]:
+def _read_provenance(form: str, path: Path, drawn: _Drawn) -> dict[str, Any]:
     """What an existing heatmap says of its origin; empty if it was not made by this program."""
     try:
-        if path.suffix == ".png":
+        if form in ("png", "gallery"):
             with Image.open(path) as image:
                 return dict(json.loads(image.info.get("slidemil", "{}")))
+        if form == "ometiff":
+            return heatmap_ometiff.read_provenance(path)
+        if form == "html":
+            return heatmap_html.read_provenance(path)
+        if form == "csv":  # a table has no place for it: the very same table has the same origin
+            same = path.read_text(encoding="utf-8") == score_table(drawn.slide, drawn.scores).to_csv(index=False)
+            return drawn.provenance if same else {"scores": "others"}
         return dict(json.loads(path.read_text(encoding="utf-8")).get("slidemil", {}))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise SlideError(f"{path}: exists and cannot be read ({error}); remove it or use --overwrite") from error

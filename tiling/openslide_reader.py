@@ -65,3 +65,18 @@ def _mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
         return float(properties[openslide.PROPERTY_NAME_MPP_X]), float(properties[openslide.PROPERTY_NAME_MPP_Y])
     except (KeyError, ValueError):
         return None
+
+
+def bounds_of(path: Path) -> tuple[int, int, int, int] | None:
+    """Where the scanner saw tissue: x, y, width, height in level-0 pixels; None where the file does not say it.
+
+    QuPath shows only this part of a slide and counts pixels from its corner; this program counts from the slide's.
+    """
+    try:
+        with openslide.OpenSlide(path) as slide:
+            names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
+            sizes = (openslide.PROPERTY_NAME_BOUNDS_WIDTH, openslide.PROPERTY_NAME_BOUNDS_HEIGHT)
+            x, y, width, height = (int(slide.properties[name]) for name in (*names, *sizes))
+    except (openslide.OpenSlideError, OSError, KeyError, ValueError):
+        return None
+    return x, y, width, height

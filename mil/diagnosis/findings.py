@@ -3,12 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mil.diagnosis.copied_labels import find_copied_labels
 from mil.diagnosis.domain_gap import find_domain_gap
+from mil.diagnosis.duplicates import find_duplicates
 from mil.diagnosis.finding import Finding
+from mil.diagnosis.helpful_slides import find_helpful_slides
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.normalisation import find_normalisation
 from mil.diagnosis.patch_sheet import find_patches
 from mil.diagnosis.scale import find_scale
+from mil.diagnosis.shortcut import find_shortcut
+from mil.diagnosis.signal import find_signal
+from mil.diagnosis.training import find_training
+from mil.diagnosis.wrong_labels import find_wrong_labels
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,13 @@ class Entry:
 FINDINGS = (
     Entry("normalisation", "Normalisation", find_normalisation, 30),
     Entry("domain-gap", "Distance from ImageNet", find_domain_gap, 30),
+    Entry("duplicates", "Slides that are there twice", find_duplicates, 5),
+    Entry("signal", "Signal", find_signal, 20),
+    Entry("shortcut", "Shortcuts", find_shortcut, 20),
+    Entry("copied-labels", "Copied labels against MIL", find_copied_labels, 120),
+    Entry("training", "Training", find_training, 3),
+    Entry("wrong-labels", "Labels that may be wrong", find_wrong_labels, 5),
+    Entry("influence", "Which slides help or harm", find_helpful_slides, 30),
     Entry("scale", "Scale", find_scale, 5),
     Entry("patches", "Patches as the model sees them", find_patches, 5),
 )

@@ -1,0 +1,98 @@
+"""Finding: slides whose label may be wrong, from out-of-fold probabilities of the run, or of the linear probe."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mil import run
+from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
+from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.run_check import require_same_cohort
+from mil.diagnosis.suspects import confident_learning, wrong_share
+from mil.metrics import draw_weights, interval
+from mil.svg import Chart
+
+KEY, TITLE = "wrong-labels", "Labels that may be wrong"
+_SHOWN = 20
+_LEAST, _APART = 0.05, 2.0  # share of wrong labels, and distance of the classes, from which an alarm is given
+
+
+def find_wrong_labels(inputs: Inputs) -> Finding:
+    cohort, config = inputs.cohort, inputs.config
+    tables = {"linear probe": inputs.probe.predictions}
+    if inputs.run is not None:
+        require_same_cohort(inputs)
+        tables["run"] = run.read_predictions(inputs.run)
+    figures: dict[str, Figure] = {}
+    alarms = []
+    for name, table in tables.items():
+        slides, probabilities = _of_slides(inputs, table)
+        labels, patients = cohort.labels[slides], cohort.patient_ids[slides]
+        suspects = confident_learning(probabilities, labels)
+        weights = draw_weights(patients.tolist(), config.bootstrap, inputs.seed)
+        figures[f"suspicious slides, {name}"] = dict(interval(weights @ suspects.counted / weights.sum(axis=1)))
+        if cohort.positive is not None:
+            chance = np.clip(probabilities[:, cohort.positive], 1e-6, 1 - 1e-6)
+            truth = labels == cohort.positive
+            share, apart = wrong_share(np.log(chance / (1 - chance)), truth, patients, config.bootstrap, inputs.seed)
+            figures[f"estimated share of wrong labels, {name}"] = share
+            figures[f"distance of the classes in standard deviations, {name}"] = apart
+            if (share["low"] or 0) > _LEAST and (apart["value"] or 0) > _APART and (apart["low"] or 0) > 0:
+                alarms.append((name, share))
+    rows = tuple(
+        (
+            str(cohort.slide_ids[slides[i]]),
+            str(patients[i]),
+            cohort.classes[labels[i]],
+            cohort.classes[suspects.other[i]],
+            f"{suspects.margins[i]:+.2f}",
+        )
+        for i in suspects.order[:_SHOWN].tolist()
+    )
+    details = [Details("Most suspicious first", ("slide", "patient", "label", "looks like", "margin"), rows)]
+    severity: Severity = "look" if alarms else "fine"
+    if alarms:
+        name, share = alarms[-1]
+        verdict = (
+            f"About {share['value'] or 0:.0%} ({share['low']:.0%}–{share['high']:.0%}) of the labels look wrong: their "
+            f"slides lie where the other class does ({name})."
+        )
+        remedy = (
+            "Have the slides of the list looked at again, blinded, from the top; correct or leave out wrong ones. "
+            "After that --loss generalised-cross-entropy bears what is left."
+        )
+    else:
+        count = int(suspects.counted.sum())
+        verdict = f"No sign of many wrong labels; {count} slide(s) look like another class."
+        remedy = "If labels come from reports by hand, look at the top of the list all the same."
+    return Finding(
+        KEY,
+        TITLE,
+        severity,
+        verdict,
+        remedy,
+        figures,
+        [_chart(suspects.margins[suspects.order])],
+        details,
+        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": list(tables)[-1]},
+    )
+
+
+def _of_slides(inputs: Inputs, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Positions (n,) of the judged slides and their probabilities (n, C), means over repeats."""
+    columns = [f"prob_{name}" for name in inputs.cohort.classes]
+    means = table.assign(slide_id=table["slide_id"].astype(str)).groupby("slide_id")[columns].mean()
+    slides = np.flatnonzero(np.isin(inputs.cohort.slide_ids, means.index.to_numpy(str)))
+    return slides, means.loc[inputs.cohort.slide_ids[slides].tolist()].to_numpy(np.float64)
+
+
+def _chart(margins: NDArray[np.float64]) -> Picture:
+    ends = (0.0, float(len(margins)))
+    chart = Chart(ends, (-1, 1), (420, 300), ("slides, most suspicious first", "margin of the label"), whole_x=True)
+    chart.guide(ends, (0, 0))
+    chart.line(np.arange(len(margins)) + 0.5, margins, "c0")
+    caption = (
+        "Probability of the slide's own label less that of the best other class, out of fold. "
+        "Below 0 the model disagrees."
+    )
+    return Picture("Agreement of model and label", caption, chart.svg("Margin of each slide's label"))
