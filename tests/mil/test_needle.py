@@ -39,7 +39,9 @@ def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0):
 @pytest.fixture(autouse=True, scope="module")
 def fewer_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "_STAGES", ((1.0, 150, 1024), (0.1, 150, 256), (0.02, 100, 256)))
+        patch.setattr(recipe, "_FIRST", (1.0, 150, 1024))
+        patch.setattr(recipe, "_CYCLE", ((0.1, 150, 256), (0.02, 100, 256)))
+        patch.setattr(recipe, "_CYCLES", 2)
         yield
 
 
@@ -83,6 +85,16 @@ def test_order_of_patches_and_company_of_slides_change_nothing(fitted):
         assert of_bag.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+@torch.no_grad()
+def test_one_wide_network_gives_the_faded_mean_of_all():
+    head = build_head("needle", HeadShape(8, 2, 16, 8, 0.25))
+    stages = [recipe._new_detectors(8, torch.device("cpu")) for _ in range(3)]  # the latest first
+    head._keep(stages, recipe._Calibration(0.1, 3, 2.0, 1.0))
+    x = torch.randn(50, 8)
+    alone = [np.mean([stage.scores(m, x).numpy() for m in range(len(stage.hidden))], axis=0) for stage in stages]
+    np.testing.assert_allclose(head._patch_scores(x), alone[0] + alone[1] / 2 + alone[2] / 4, rtol=1e-4, atol=1e-6)
+
+
 def test_the_offset_is_the_shift_and_not_the_composition():
     rng = np.random.default_rng(0)
     centres = 3 * rng.standard_normal((6, 16))
@@ -104,7 +116,8 @@ def test_shuffled_labels_teach_nothing():
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_positive_class_may_come_first(monkeypatch):
-    monkeypatch.setattr(recipe, "_STAGES", ((1.0, 20, 256), (0.1, 20, 256)))
+    monkeypatch.setattr(recipe, "_FIRST", (1.0, 20, 256))
+    monkeypatch.setattr(recipe, "_CYCLE", ((0.1, 20, 256),))
     slides = _slides(16)
     a, b = _fitted(slides)[0].state_dict(), _fitted(slides)[0].state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
