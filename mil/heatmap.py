@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mil import faithfulness, heatmap_html, heatmap_ometiff
+from mil import faithfulness, heatmap_html, heatmap_ometiff, lesion_measures
 from mil.finer import make_finer
 from mil.heatmap_config import ENDINGS, HeatmapConfig
 from mil.heatmap_csv import score_table
@@ -68,6 +68,8 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
     code = run_batch(rows, work, out=out, verb="export-heatmaps", workers=workers)
     if config.faithfulness:
         faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
+    if config.lesions:
+        lesion_measures.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
     heatmap_html.write_index(out)
     return code
 
@@ -107,6 +109,8 @@ def _export(
         source.close()
     if config.faithfulness:
         written.append(_measure(drawn, models, out))
+    if config.lesions:
+        written.append(_measure_lesions(drawn, out))
     if not any(written):
         return Outcome(row.slide_id, "skipped", "already done")
     return Outcome(row.slide_id, "done", patches=len(slide.attention))
@@ -187,6 +191,21 @@ def _measure(drawn: _Drawn, models: Callable[[], "SlideModels"], out: Path) -> b
     judge = models()
     measured = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
     faithfulness.write_slide(out, slide_id, drawn.scores.meaning, digest, measured)
+    return True
+
+
+def _measure_lesions(drawn: _Drawn, out: Path) -> bool:
+    """A slide of another class than the score's has no lesion; one of this class without polygons is not measured."""
+    slide, of_class = drawn.slide, drawn.config.class_name or default_class(drawn.slide)
+    if drawn.row.annotation is None and slide.label in ("", of_class):
+        return False
+    path, digest = out / f"{slide.slide_id}{lesion_measures.ENDING}", drawn.provenance["scores"]
+    origin = {"scores": digest, "annotation": drawn.provenance["annotation"]}
+    found = lesion_measures.read_measures(path)
+    if found and not drawn.config.overwrite:
+        require_same({key: found.get(key) for key in origin}, origin, path)
+        return False
+    lesion_measures.write_slide(out, slide, drawn.scores, drawn.row.annotation, origin)
     return True
 
 
