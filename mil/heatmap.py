@@ -84,7 +84,7 @@ def _export(
     expected = known.get(row.slide_id) or (models().embeddings.info.slide_fingerprint if not path.exists() else "")
     source = open_slide(row.path)
     try:
-        _require_same_slide(row.path, source, slide, fingerprint, expected)
+        require_same_slide(row.path, source, slide, fingerprint, expected)
         gradient = models().gradients() if config.score == "gradient" else None
         scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient)
         drawn = _Drawn(row, slide, scores, source, bounds_of(row.path) if config.qupath_bounds else None, config, {})
@@ -105,7 +105,7 @@ def _models(row: SlideRow, run: Path, features: Path, config: HeatmapConfig) -> 
     return slide_models(run, features, row.slide_id, row.patient_id, config.device, config.fold)
 
 
-def _require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
+def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
     if source.level_sizes[0] != (slide.width_l0, slide.height_l0):
         raise SlideError(
             f"{path}: is {source.level_sizes[0]} px, but the features came from a slide of "
