@@ -96,7 +96,7 @@ def _export(
     expected = known.get(row.slide_id) or (models().embeddings.info.slide_fingerprint if not path.exists() else "")
     source = open_slide(row.path)
     try:
-        _require_same_slide(row.path, source, slide, fingerprint, expected)
+        require_same_slide(row.path, source, slide, fingerprint, expected)
         if finer is not None:  # the decision stays that of the run
             models = functools.cache(lambda: _models(row, run, finer, config))
             slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
@@ -122,7 +122,7 @@ def _models(row: SlideRow, run: Path, features: Path, config: HeatmapConfig) -> 
     return slide_models(run, features, row.slide_id, row.patient_id, config.device, config.fold)
 
 
-def _require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
+def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
     if source.level_sizes[0] != (slide.width_l0, slide.height_l0):
         raise SlideError(
             f"{path}: is {source.level_sizes[0]} px, but the features came from a slide of "
