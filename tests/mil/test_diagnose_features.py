@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mil.cohort import load_cohort
 from mil.config import TrainConfig
-from mil.diagnosis import copied_labels
+from mil.diagnosis import copied_labels, helpful_slides
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.copied_labels import find_copied_labels
 from mil.diagnosis.duplicates import find_duplicates
@@ -19,6 +19,7 @@ from mil.diagnosis.influence import influences
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.learning_curve import power_law
 from mil.diagnosis.ridge import aurocs_within_folds, kernel, out_of_fold, parts_of
+from mil.diagnosis.scale import find_scale
 from mil.diagnosis.shortcut import find_shortcut, holm
 from mil.diagnosis.signal import find_signal
 from mil.diagnosis.suspects import confident_learning
@@ -27,6 +28,7 @@ from mil.diagnosis.witness import witness_rate
 from mil.diagnosis.wrong_labels import find_wrong_labels
 from mil.run import read_history, read_splits
 from mil.splits import make_folds
+from tiling.errors import RequestError
 
 SLIDES, PATCHES, DIM = 64, 30, 12
 SEED = 77  # no threshold was chosen on it
@@ -157,9 +159,17 @@ def test_leaving_a_slide_out_equals_plain_training():
     assert np.isnan(changes[test]).all() and np.isnan(changes[:, train]).all()
 
 
-def test_the_clean_cohort_has_estimates_that_agree_with_retraining(clean):
-    agreement = find_helpful_slides(clean).numbers["rank agreement of estimate and retraining"]
-    assert agreement["value"] > 0.95 and agreement["low"] > 0.9
+def test_a_larger_cohort_is_estimated_and_the_estimate_agrees_with_retraining(clean, monkeypatch):
+    exact = find_helpful_slides(clean)
+    agreement = exact.numbers["rank agreement of estimate and retraining"]
+    assert agreement["value"] > 0.95 and agreement["low"] > 0.9 and exact.severity == "fine"
+    monkeypatch.setattr(helpful_slides, "_EXACT", SLIDES - 1)
+    monkeypatch.setattr(helpful_slides, "_SAMPLE", 20)
+    found = find_helpful_slides(clean)
+    assert exact.evidence["way"] == "left out by exact retraining" and found.evidence["way"] == "by influence functions"
+    assert found.evidence["harm"] != exact.evidence["harm"]  # but in the same order
+    assert pd.Series(found.evidence["harm"]).corr(pd.Series(exact.evidence["harm"]), method="spearman") > 0.95
+    assert found.numbers["rank agreement of estimate and retraining"]["value"] > 0.95
 
 
 def test_ridge_equals_the_normal_equations():
@@ -208,6 +218,24 @@ def test_shuffling_and_spikes():
     assert loss_spikes(losses) == []
     losses[11] += 0.8
     assert loss_spikes(losses) == [12]
+
+
+def test_the_scale_at_which_slides_are_told_apart_is_named(build, write_features, tmp_path):
+    inputs = build("rare", 0.0)
+    rng = np.random.default_rng(SEED)
+    for i, name in enumerate(inputs.cohort.slide_ids[:-4]):  # the coarse scale lacks four slides
+        bag = rng.normal(size=(8, DIM)) + 1.5 * inputs.cohort.labels[i]
+        write_features(tmp_path / "coarse", str(name), bag, mpp=1.0)
+        write_features(tmp_path / "other", str(name), bag, mpp=1.0, encoder="resnet18")
+    found = find_scale(replace(inputs, scales=(tmp_path / "coarse",)))
+    assert found.severity == "look" and "better at 1 µm/px than at 0.5 µm/px" in found.verdict
+    assert found.numbers["AUROC at 1 µm/px"]["low"] > 0.9 > found.numbers["AUROC at 0.5 µm/px"]["value"]
+    assert found.evidence["slides"] == SLIDES - 4 and "--mpp 1 " in found.remedy
+    good = build("rare", 0.5)
+    kept = find_scale(replace(good, scales=(inputs.folder,)))  # the same scale twice, once without signal
+    assert kept.severity == "fine" and kept.numbers["gain at the best scale"]["value"] == 0
+    with pytest.raises(RequestError, match="encoder is 'resnet18', expected 'resnet50'"):
+        find_scale(replace(inputs, scales=(tmp_path / "other",)))
 
 
 def test_training_is_read_from_a_run(clean, tmp_path):
