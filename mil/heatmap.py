@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from mil import faithfulness, heatmap_html, heatmap_ometiff
+from mil.finer import make_finer
 from mil.heatmap_config import ENDINGS, HeatmapConfig
 from mil.heatmap_csv import score_table
 from mil.heatmap_gallery import write_gallery
@@ -59,7 +60,10 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
     if config.class_name and config.class_name not in classes:
         raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")
     known = read_training_slides(run)[1]
-    work = functools.partial(_export, run=run, features=features, config=config, out=out, known=known)
+    finer = None
+    if config.finer > 1:
+        finer = make_finer(features, rows, config.finer, config.weights, config.device, config.workers, out / "finer")
+    work = functools.partial(_export, run=run, features=features, finer=finer, config=config, out=out, known=known)
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
     code = run_batch(rows, work, out=out, verb="export-heatmaps", workers=workers)
     if config.faithfulness:
@@ -69,7 +73,13 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
 
 
 def _export(
-    row: SlideRow, run: Path, features: Path, config: HeatmapConfig, out: Path, known: dict[str, str]
+    row: SlideRow,
+    run: Path,
+    features: Path,
+    finer: Path | None,
+    config: HeatmapConfig,
+    out: Path,
+    known: dict[str, str],
 ) -> Outcome:
     models = functools.cache(lambda: _models(row, run, features, config))
     path = attention_path(run, row.slide_id)
@@ -85,6 +95,9 @@ def _export(
     source = open_slide(row.path)
     try:
         _require_same_slide(row.path, source, slide, fingerprint, expected)
+        if finer is not None:  # the decision stays that of the run
+            models = functools.cache(lambda: _models(row, run, finer, config))
+            slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
         gradient = models().gradients() if config.score == "gradient" else None
         scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient)
         drawn = _Drawn(row, slide, scores, source, bounds_of(row.path) if config.qupath_bounds else None, config, {})

@@ -31,6 +31,8 @@ class HeatmapConfig:
     qupath_bounds: bool = setting(
         False, "count GeoJSON and OME-TIFF from the corner of the scanner's bounds, as QuPath does (MRXS)"
     )
+    finer: int = setting(1, "tile, embed and judge again in steps of a patch's side / this; 4 gives a smooth map")
+    weights: str = setting("", "for --finer: the file of the encoder's weights, unless these are its default ones")
     faithfulness: bool = setting(False, "measure whether the model's decision follows the score (deletion, insertion)")
     device: str = setting("auto", "device where a model runs again: auto, cpu, cuda")
     workers: int = setting(0, "slides drawn at the same time; 0: one per core")
@@ -44,6 +46,8 @@ class HeatmapConfig:
             raise ValueError(f"--opacity is {self.opacity}, expected more than 0 and at most 1")
         if self.attention_as != "raw" and self.score != "attention":
             raise ValueError(f"--attention-as {self.attention_as} goes with --score attention, found {self.score}")
+        if self.finer < 1:
+            raise ValueError(f"--finer is {self.finer}, expected 1 (as tiled) or more steps a patch")
         if self.workers < 0:
             raise ValueError(f"--workers is {self.workers}, expected 0 or more")
         if self.fold < -1:

@@ -25,6 +25,7 @@ def cohort(data, tmp_path_factory):
     return folder / "slides.csv"
 
 
+@pytest.mark.timeout(900)
 def test_from_images_to_heatmaps(cohort, command, tmp_path):
     patches, features, run, out = (tmp_path / name for name in ("patches", "features", "run", "heatmaps"))
 
@@ -53,6 +54,17 @@ def test_from_images_to_heatmaps(cohort, command, tmp_path):
         assert len(json.loads((out / f"{name}.geojson").read_text())["features"]) == 12
     again = do("export-heatmaps", run, features, "--slides", cohort, "--out", out, "--slide-id", *some)
     assert "3 skipped" in again.stdout
+
+    finer = ["--finer", "2", "--formats", "csv", "--out", tmp_path / "finer", "--slide-id", some[0]]
+    do("export-heatmaps", run, features, "--slides", cohort, *finer)
+    do("export-heatmaps", run, features, "--slides", cohort, *finer[2:4], "--out", out, "--slide-id", some[0])
+    tables = (
+        pd.read_csv(folder / f"{some[0]}.csv").set_index(["x_l0", "y_l0"]) for folder in (out, tmp_path / "finer")
+    )
+    coarse, fine = tables
+    assert (len(coarse), len(fine)) == (12, 35) and set(coarse.index) < set(fine.index)
+    same = fine.loc[coarse.index]  # the very patches of the coarse map, embedded among others
+    assert (same["logit_malignant"] - coarse["logit_malignant"]).abs().max() < 0.02
 
     do("predict-mil", run, features, "--out", tmp_path / "predictions.csv")
     ensemble = pd.read_csv(tmp_path / "predictions.csv")

@@ -1,0 +1,276 @@
+"""The slide viewer: its tiles against means of level-0 pixels, what it refuses, and the page in a browser."""
+
+import http.client
+import io
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from matplotlib import colormaps
+from PIL import Image
+from rich.console import Console
+
+from mil.config import TrainConfig
+from mil.run import attention_path, read_attention, write_attention
+from mil.slide_server import rows_to_view, serve
+from mil.slide_tiles import read_tile, zooms
+from mil.train import train_mil
+from tiling.errors import RequestError
+from tiling.slide import open_slide
+
+WIDTH, HEIGHT, SIDE = 4750, 3100, 512
+CORNERS = [(x, y) for y in range(37, HEIGHT - SIDE, SIDE) for x in range(101, WIDTH - SIDE, SIDE)]
+MARKED = CORNERS.index((101 + 3 * SIDE, 37 + 2 * SIDE))
+WARMEST = np.array(colormaps["inferno"](255)[:3]) * 255
+
+
+def _write_slide(path, size, corner, levels=1):
+    """Bright noise, black in one square alone; further levels are means of 3 × 3 pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(240, 256, (size[1], size[0], 3), dtype=np.uint8)
+    x, y = corner
+    pixels[y : y + SIDE, x : x + SIDE] = 0
+    with tifffile.TiffWriter(path) as tif:
+        level = pixels
+        for number in range(levels):
+            more = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"} if number == 0 else {"subfiletype": 1}
+            tif.write(level, photometric="rgb", tile=(256, 256), compression="zlib", **more)
+            whole = level[: len(level) // 3 * 3, : level.shape[1] // 3 * 3].astype(float)
+            level = whole.reshape(whole.shape[0] // 3, 3, -1, 3, 3).mean((1, 3)).round().astype(np.uint8)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_cohort, write_features):
+    """A trained run whose slide s00 is a file, with the marked patch scored highest; s01's file is damaged."""
+    folder = tmp_path_factory.mktemp("viewer")
+    table = make_cohort(folder / "f", slides=16)
+    _write_slide(folder / "s00.tif", (WIDTH, HEIGHT), CORNERS[MARKED])
+    (folder / "s01.svs").write_bytes(b"not a slide")
+    shape = {"width_l0": WIDTH, "height_l0": HEIGHT, "patch_size_l0": SIDE}
+    write_features(folder / "f", "s00", np.random.default_rng(0).normal(size=(len(CORNERS), 8)), **shape)
+    config = TrainConfig(folds=2, epochs=2, device="cpu")
+    train_mil(folder / "f", table, "diagnosis", folder / "run", config, console=Console(quiet=True))
+    scores = np.linspace(-1, 0, len(CORNERS))
+    scores[MARKED] = 3
+    path = attention_path(folder / "run", "s00")
+    logits = np.stack([-scores, scores], 1).astype(np.float32) / 2
+    write_attention(path, replace(read_attention(path), coords=np.array(CORNERS), patch_logits=logits))
+    x, y = CORNERS[MARKED]
+    ring = [[x, y], [x + SIDE, y], [x + SIDE, y + SIDE], [x, y + SIDE], [x, y]]
+    region = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    (folder / "s00.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
+    rows = pd.read_csv(table)
+    rows["path"] = [f"{folder}/s00.tif", f"{folder}/s01.svs"] + [""] * (len(rows) - 2)
+    rows["annotation"] = [f"{folder}/s00.geojson"] + [""] * (len(rows) - 1)
+    rows.to_csv(folder / "slides.csv", index=False)
+    return folder / "run", folder / "slides.csv"
+
+
+@pytest.fixture(scope="module")
+def server(run):
+    server = serve(run[0], rows_to_view(run[0], str(run[1])), 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(server, path, method="GET", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    headers = {name.capitalize(): value for name, value in headers.items()}
+    connection.putrequest(method, path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_tiles_are_means_of_level_zero_pixels(tmp_path, levels):
+    width, height = 1387, 1011
+    pixels = _write_slide(tmp_path / "s.tif", (width, height), (301, 237), levels).astype(float)
+    slide = open_slide(tmp_path / "s.tif")
+    for zoom in range(zooms((width, height))):
+        step, tiles = 256 * 2**zoom, []
+        for y in range(0, height, step):
+            tiles.append(np.hstack([read_tile(slide, zoom, x // step, y // step) for x in range(0, width, step)]))
+        found = np.vstack(tiles)
+        inside = pixels[: height >> zoom << zoom, : width >> zoom << zoom]
+        mean = inside.reshape(height >> zoom, 2**zoom, width >> zoom, 2**zoom, 3).mean((1, 3))
+        difference = np.abs(found[: height >> zoom, : width >> zoom] - mean)
+        if levels == 1 or zoom < 2:
+            assert difference.max() <= (1 if zoom else 0)  # rounded when read smaller, and at the end
+        else:  # a coarser level is a mean already, whose pixels hold the edges of the square
+            assert difference.mean() < 1.5 and np.median(difference) < 1
+        assert (found[-(-height // 2**zoom) :] == 255).all() and (found[:, -(-width // 2**zoom) :] == 255).all()
+    slide.close()
+
+
+def test_layers_cover_exactly_the_marked_square_at_every_zoom(server):
+    view = server.view("s00")
+    assert list(view.layers)[:3] == ["logit of tumour", "logit of normal", "attention"]
+    x, y = CORNERS[MARKED]
+    for zoom in range(zooms((WIDTH, HEIGHT))):
+        step = 256 * 2**zoom
+        rows = range(-(-HEIGHT // step))
+        picture = np.vstack([np.hstack([view.tile(0, zoom, c, r) for c in range(-(-WIDTH // step))]) for r in rows])
+        warm = np.abs(picture[..., :3].astype(float) - WARMEST).max(2) <= 2
+        found = np.nonzero(warm & (picture[..., 3] > 0))
+        for edge, l0 in zip((found[1].min(), found[1].max() + 1, found[0].min(), found[0].max() + 1),
+                            (x, x + SIDE, y, y + SIDE), strict=True):  # fmt: skip
+            assert abs(edge * 2**zoom - l0) <= 2**zoom
+        covered = np.nonzero(picture[..., 3])
+        assert abs(covered[1].min() * 2**zoom - 101) <= 2**zoom and abs(covered[0].min() * 2**zoom - 37) <= 2**zoom
+
+
+def test_what_is_served(server):
+    status, body = ask(server, "/slides.json")
+    slides = {slide["id"]: slide for slide in json.loads(body)}
+    assert status == 200 and len(slides) == 16
+    assert slides["s00"]["label"] == "normal" and slides["s00"]["of"] == "tumour"
+    assert slides["s00"]["loss"] == pytest.approx(-np.log(1 - slides["s00"]["probability"]))
+    described = json.loads(ask(server, "/slides/s00.json")[1])
+    assert described["size"] == [WIDTH, HEIGHT] and described["layers"][0]["ticks"][-1] == "3"
+    first = described["layers"][0]["top"][0]
+    assert (first["x"], first["y"]) == CORNERS[MARKED]
+    patch = np.asarray(Image.open(io.BytesIO(ask(server, f"/patches/s00/{first['index']}.jpg")[1])))
+    assert patch.max() < 30  # the black square and nothing else
+    status, body = ask(server, "/slides/s01.json")
+    assert status == 422 and b"s01.svs" in body
+    status, body = ask(server, "/slides/s05.json")
+    assert status == 422 and b"its path is empty" in body
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/slides.json", {"host": "evil.example"}, 403),
+        ("/slides.json", {"host": "localhost:1"}, 403),
+        ("/slides.json", {"origin": "http://evil.example"}, 403),
+        ("/slides.json", {"origin": "null"}, 403),
+        ("/../provenance.json", {}, 404),
+        ("/slides/../s00.json", {}, 404),
+        ("/slides/...json", {}, 404),
+        ("/slides/%2e%2e.json", {}, 404),
+        ("//etc/passwd", {}, 404),
+        ("/slides/unknown.json", {}, 404),
+        ("/tiles/s00/0/9999999/0.jpg", {}, 404),
+        ("/tiles/s00/99/0/0.jpg", {}, 404),
+        ("/tiles/s00/0/-1/0.jpg", {}, 404),
+        ("/tiles/s00/0/99999999999999999999/0.jpg", {}, 404),
+        ("/layers/s00/999/0/0/0.png", {}, 404),
+        ("/layers/s00/0/0/9999999/0.png", {}, 404),
+        ("/layers/s00/999/bar.png", {}, 404),
+        ("/patches/s00/999999999.jpg", {}, 404),
+    ],
+)
+def test_what_is_refused(server, path, headers, status):
+    assert ask(server, path, **headers)[0] == status
+    assert ask(server, "/slides.json")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_nothing_but_get(server, method):
+    assert ask(server, "/slides.json", method)[0] == 405
+
+
+def test_it_listens_on_this_machine_alone_and_says_what_is_wrong(server, run):
+    assert server.server_address[0] == "127.0.0.1"
+    with pytest.raises(RequestError, match=f"--port {server.server_port}: cannot be used"):
+        serve(run[0], [], server.server_port)
+    with pytest.raises(RequestError, match="no column 'path'"):
+        rows_to_view(run[0], str(run[0].parent / "f" / "labels.csv"))
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    """The page in headless Chromium, and what its console said."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        message = "Chromium is not installed; install your distribution's package to test the viewer's page"
+        pytest.fail(message) if os.environ.get("SLIDE_MIL_REQUIRE_DATA") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 800})
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"{server.address}#s00")
+        page.wait_for_selector("#top img")
+        page.wait_for_load_state("networkidle")
+        yield page, said
+        browser.close()
+
+
+def _picture(page):
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(400)  # tiles fade in
+    picture = page.locator("#map").screenshot()
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(float)
+
+
+def _box(found):
+    rows, columns = np.nonzero(found)
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def test_the_page_zooms_toggles_and_finds_the_highest_patch(page):
+    page, said = page
+    assert "s00" in page.inner_text("#title") and page.locator("#slides li").count() == 16
+    page.evaluate("document.querySelectorAll('.leaflet-control').forEach(control => { control.hidden = true; })")
+    page.fill("#opacity", "100")
+    page.uncheck("#annotated")
+    warm = np.abs(_picture(page) - WARMEST).max(2) < 40
+    page.keyboard.press("m")
+    assert not page.is_checked("#shown")
+    black = _picture(page).max(2) < 60  # the tissue alone
+    assert np.abs(_box(warm) - _box(black)).max() <= 1
+    x, y = CORNERS[MARKED]
+    corners = page.evaluate(f"[[{y}, {x}], [{y + SIDE}, {x + SIDE}]].map(p => map.latLngToContainerPoint(p))")
+    expected = [corners[0]["x"], corners[0]["y"], corners[1]["x"], corners[1]["y"]]
+    assert np.abs(_box(black) - expected).max() <= 1.5
+
+    page.check("#shown")
+    before = page.evaluate("map.getZoom()")
+    page.locator("#map").focus()
+    page.keyboard.press("+")
+    page.wait_for_timeout(600)
+    assert page.evaluate("map.getZoom()") > before
+    page.keyboard.press("0")
+    page.wait_for_timeout(600)
+    assert page.evaluate("map.getZoom()") == pytest.approx(before)
+
+    page.locator("#top button").first.click()
+    page.wait_for_timeout(1500)
+    centre = page.evaluate("map.getCenter()")
+    assert (centre["lng"], centre["lat"]) == pytest.approx((x + SIDE / 2, y + SIDE / 2), abs=2)
+    page.uncheck("#shown")
+    marked = _box(_picture(page).max(2) < 60)
+    assert np.abs((marked[:2] + marked[2:]) / 2 - (650 - 270 - 10, 400)).max() < 40  # in the middle of the map
+    page.select_option("#layer", "attention")
+    assert "attention" in page.inner_text("#meaning")
+    assert said == []
+
+
+def test_the_page_says_why_a_slide_cannot_be_shown(page):
+    page, said = page
+    page.locator("#slides button", has_text="s01").click()
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "s01.svs" in page.inner_text("#problem")
+    page.locator("#slides button", has_text="s00").click()
+    page.wait_for_selector("#problem", state="hidden")
+    assert all("422" in line for line in said)
