@@ -65,6 +65,7 @@ class _Model:
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
         self.history: list[Epoch] = []
+        self.worst_step: list[Indices] = []  # of each epoch, the slides of the step with the highest loss
         self.best_epoch, self.best_loss = 0, math.inf
         self.best: tuple[dict[str, Tensor], NDArray[np.float64]] | None = None  # state; probabilities (val, C)
 
@@ -87,7 +88,7 @@ def train_folds(
         _fit(heads[0], cohort, models[0], config, on_epoch)
     else:
         _Training(cohort, models, heads, config, device, plan).run(on_epoch)
-    return [(_checkpoint(model, cohort, config, plan.shape), _table(model.history)) for model in models]
+    return [(_checkpoint(model, cohort, config, plan.shape), _table(model, cohort)) for model in models]
 
 
 def _fit(
@@ -148,10 +149,17 @@ class _Training:
     def run(self, on_epoch: Callable[[Fold, Epoch], None]) -> None:
         for number in range(1, self._config.epochs + 1):
             order = epoch_order(self._config.seed, number, len(self._cohort.labels))
-            losses = np.zeros(len(self._models))
+            losses, worst = np.zeros(len(self._models)), np.full(len(self._models), -np.inf)
+            worst_steps = [order[:0]] * len(self._models)
             for place, step in enumerate(np.array_split(order, self._steps)):
                 rate = self._learning_rate((number - 1) * self._steps + place)
-                losses += self._step(step, rate, number)
+                of_step, own = self._step(step, rate, number), self._in_train[:, step]
+                losses += of_step
+                means = np.divide(of_step, own.sum(axis=1), out=np.full(len(own), -np.inf), where=own.any(axis=1))
+                for row in np.flatnonzero(means > worst):
+                    worst[row], worst_steps[row] = means[row], step[own[row]]
+            for model, slides in zip(self._models, worst_steps, strict=True):
+                model.worst_step.append(slides)
             train_losses = losses / self._in_train.sum(axis=1)
             first_rate = self._learning_rate((number - 1) * self._steps)
             stopped = self._judge_epoch(number, first_rate, train_losses, on_epoch)
@@ -325,8 +333,11 @@ def _calibrate(
     return temperature, choose_threshold(calibrated(probabilities, temperature)[:, positive], labels == positive)
 
 
-def _table(history: Sequence[Epoch]) -> pd.DataFrame:
-    return pd.DataFrame([asdict(epoch) for epoch in history])
+def _table(model: _Model, cohort: Cohort) -> pd.DataFrame:
+    table = pd.DataFrame([asdict(epoch) for epoch in model.history])
+    if model.worst_step:
+        table["worst_step"] = [" ".join(cohort.slide_ids[slides]) for slides in model.worst_step]
+    return table
 
 
 def _set_standardisation(head: Head, cohort: Cohort, slides: Indices) -> None:

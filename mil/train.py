@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,8 @@ def _train_missing(
                     display.fold_skipped(fold)
             if done.issuperset(fold.number for fold in group):
                 for fold in group:
-                    for epoch in run.read_history(out, fold.number).itertuples(index=False):
+                    history = run.read_history(out, fold.number)[[field.name for field in fields(Epoch)]]
+                    for epoch in history.itertuples(index=False):
                         tracker.epoch(fold, Epoch(*epoch))
                 continue
             trained = _train_group(cohort, group, config, device, out, display, tracker, plan)

@@ -98,8 +98,11 @@ def _judge(cohort: Cohort, best: str, gain: Difference, rate: WitnessRate | None
         value, low, high = (rate.rate[key] or 0.0 for key in ("value", "low", "high"))
         name = cohort.classes[cohort.positive]
         noisy = (
-            f" About {value:.0%} ({low:.0%}–{high:.0%}) of the patches of {name!r} slides look unlike those of other "
+            f" About {value:.0%} ({low:.0%}–{high:.0%}) of the patches of {name} slides look unlike those of other "
             f"slides, so about {1 - value:.0%} of the labels copied onto them are wrong."
+            if low > 0
+            else f" At most {high:.0%} of the patches of {name} slides look unlike those of other slides, so at least "
+            f"{1 - high:.0%} of the labels copied onto them are wrong."
         )
     if gain.low > 0 and gain.value >= 0.02:
         return (
@@ -129,7 +132,7 @@ def _rate_chart(rate: WitnessRate) -> Picture:
     chart.line(grid, negative, "c0")
     chart.line(grid, positive, "c1")
     caption = (
-        "Patches of negative slides (first colour) and of positive slides (second), out of fold. The lower the second "
-        "lies under the first, the more patches of positive slides are of another kind."
+        "Patches of negative slides (blue) and of positive slides (orange), out of fold. The lower orange lies under "
+        "blue, the more patches of positive slides are of another kind."
     )
     return Picture("Patches of positive and negative slides", caption, chart.svg("Distribution of patch scores"))

@@ -7,7 +7,7 @@ from typing import Literal
 Severity = Literal["fault", "look", "fine", "missing"]  # the worst first
 SEVERITIES: tuple[Severity, ...] = ("fault", "look", "fine", "missing")
 
-Figure = Mapping[str, float | None]  # {"value", "low", "high"} with a 95 % interval, or {"value", "p"}
+Figure = Mapping[str, float | None]  # {"value"} with "low" and "high", a 95 % interval, or "p", or all of these
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Details:
 class Finding:
     """One answer. All texts are plain, without HTML.
 
-    numbers: by name in words; each has `value` and either `low` and `high` (95 % interval) or `p`. None is undefined.
+    numbers: by name in words; each has `value` with `low` and `high` (95 % interval), `p`, or both. None is undefined.
     evidence: further plain values for diagnosis.json alone (lists, dicts, numbers, text).
     """
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 
 from mil.diagnosis.finding import Details, Figure, Finding, Picture
 from mil.diagnosis.influence import influences
@@ -54,7 +54,8 @@ def find_helpful_slides(inputs: Inputs) -> Finding:
     agreement = _agreement(_mean_harm(retrained, weights[:1])[both, 0], _mean_harm(estimated, weights[:1])[both, 0])
     worst, best = order[:_SHOWN], order[::-1][:_SHOWN]
     bounds = {int(i): _interval(changes[i], weights, losses) for i in (*worst, *best)}
-    harmful = [i for i in worst.tolist() if (bounds[i]["low"] or 0) > 0 and harm[i] >= _HARM]
+    surely = norm.isf(0.025 / count)  # the worst of many is high by chance (Bonferroni)
+    harmful = [i for i in worst.tolist() if harm[i] >= max(_HARM, surely * _error(changes[i], weights, losses))]
     way = "left out by exact retraining" if exact.all() else "by influence functions"
     name = str(cohort.slide_ids[worst[0]])
     if harmful:
@@ -98,6 +99,11 @@ def _mean_harm(changes: Floats, weights: Floats) -> Floats:
 def _interval(changes: Floats, weights: Floats, losses: Floats) -> Figure:
     """Harm of one slide, changes (S,), as part of the loss, over the judged patients."""
     return dict(interval(_mean_harm(changes[None], weights)[0] / np.nanmean(losses)))
+
+
+def _error(changes: Floats, weights: Floats, losses: Floats) -> float:
+    """Standard error of `_interval`."""
+    return float(np.nanstd(_mean_harm(changes[None], weights[1:])[0] / np.nanmean(losses)))
 
 
 def _agreement(first: Floats, second: Floats) -> Figure:

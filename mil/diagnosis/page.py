@@ -2,8 +2,9 @@
 
 CONTRACT diagnosis.json: format, version, target, encoder (of the features), counts, and `findings`, a list in the order
 of the page, each with key, title, severity (fault, look, fine or missing), verdict, remedy, numbers (name → value with
-low and high, or with p; null where undefined), details (title, columns, rows of text), evidence and error (empty unless
-the finding failed). The page holds its pictures itself, loads from disk alone and has neither a time nor a path in it.
+low and high, p, or both; null where undefined), details (title, columns, rows of text), evidence and error (empty
+unless the finding failed). The page holds its pictures itself, loads from disk alone and has neither a time nor a path
+in it.
 """
 
 import base64
@@ -92,7 +93,8 @@ def _counts(inputs: Inputs) -> dict[str, Any]:
 def _short(findings: Sequence[Finding]) -> str:
     """The whole diagnosis in one list, the worst first."""
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
-    lead = ", ".join(f"{n} {_SAID[severity]}" for severity, n in counts.items() if n)
+    said = {**_SAID, "fault": "faults" if counts["fault"] > 1 else "fault", "look": "to look at"}
+    lead = ", ".join(f"{n} {said[severity]}" for severity, n in counts.items() if n)
     rows = "".join(
         f'<li>{_tag(f)}<div><a href="#{f.key}">{escape(f.title)}</a><p>{escape(f.verdict)}</p></div></li>'
         for f in findings
@@ -121,12 +123,14 @@ def _tag(of: Finding) -> str:
 def _number(name: str, figure: Figure) -> str:
     value, low, high, p = (figure.get(key) for key in ("value", "low", "high", "p"))
     shown = "–" if value is None or not math.isfinite(value) else _short_number(value)
-    more = ""
+    more = []
     if low is not None and high is not None:
-        more = f"{_short_number(low)} – {_short_number(high)}"
-    elif p is not None:
-        more = "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f'<div class="number"><span>{escape(name)}</span><b>{shown}</b><span>{more}</span></div>'
+        more.append(f"{_short_number(low)} – {_short_number(high)}")
+    elif p is None and value is not None and value == round(value):
+        shown = f"{value:,.0f}"  # a count
+    if p is not None:
+        more.append("p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}")
+    return f'<div class="number"><span>{escape(name)}</span><b>{shown}</b><span>{", ".join(more)}</span></div>'
 
 
 def _short_number(value: float) -> str:

@@ -1,6 +1,7 @@
 """Finding: did training go well? Learning curves, spikes, shuffling, and what the run gets right and wrong."""
 
 import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,9 @@ def find_training(inputs: Inputs) -> Finding:
         numbers["neighbours of one class in the loader's order"] = {"value": shuffled, "p": p}
     several = sum(len(found) > 0 for found in spikes.values())
     severity: Severity = "fine" if name == "fine" or own_recipe else "look"
-    said = "The head is fitted at once, without epochs." if own_recipe else f"Training: {name}."
+    said = "The head is fitted at once, without epochs." if own_recipe else _said(list(verdicts.values()))
     if several and not own_recipe:
-        said += f" The loss of {several} fold(s) spikes."
+        said += f" The training loss of {several} fold(s) spikes; the table of learning curves names the slides."
     if not own_recipe:
         said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
     return Finding(
@@ -58,17 +59,23 @@ def find_training(inputs: Inputs) -> Finding:
         TITLE,
         severity,
         said,
-        "Nothing to do." if own_recipe else REMEDIES[name],
+        "Nothing to do." if own_recipe else f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}",
         numbers,
         [*([] if own_recipe else _curves(histories, verdicts, settings["epochs"])), *_strips(inputs, predictions)],
-        [_buckets(inputs, predictions), *([] if own_recipe else [_folds(verdicts, spikes)])],
+        [_buckets(inputs, predictions), *([] if own_recipe else [_folds(verdicts, spikes, histories)])],
         {
             "verdicts": {k: vars(v) for k, v in verdicts.items()},
             "spikes": spikes,
-            "spikes_note": "a run stores losses by epoch, so the slides of the step that spiked are not known; all "
-            "slides of the training part were in that epoch",
+            "spike_slides": {k: _spike_slides(histories[k], found) for k, found in spikes.items()},
         },
     )
+
+
+def _said(verdicts: list[Verdict]) -> str:
+    """The verdicts in one sentence, the most frequent first."""
+    counts = Counter(verdict.name for verdict in verdicts).most_common()
+    folds = "; ".join(f"{name} in {count}" for name, count in counts)
+    return f"Learning curves of {len(verdicts)} fold(s): {folds}." if len(counts) > 1 else f"Training: {counts[0][0]}."
 
 
 def loss_spikes(losses: NDArray[np.float64]) -> list[int]:
@@ -102,7 +109,7 @@ def shuffling(labels: NDArray[np.int64], seed: int, epochs: int) -> tuple[float,
 
 def _curves(histories: dict[int, pd.DataFrame], verdicts: dict[int, Verdict], epochs: int) -> list[Picture]:
     highest = loss_axis(list(histories.values()))
-    caption = "Loss by epoch, training (first colour) and validation (second); the dot is the epoch that was kept."
+    caption = "Loss by epoch, training (blue) and validation (orange); the dot is the epoch that was kept."
     return [
         Picture(
             f"Fold {k + 1}: {verdicts[k].name}", caption, learning_curve(history, highest, epochs, verdicts[k].said)
@@ -111,9 +118,21 @@ def _curves(histories: dict[int, pd.DataFrame], verdicts: dict[int, Verdict], ep
     ]
 
 
-def _folds(verdicts: dict[int, Verdict], spikes: dict[int, list[int]]) -> Details:
-    rows = tuple((str(k + 1), v.name, v.said, ", ".join(map(str, spikes[k])) or "none") for k, v in verdicts.items())
-    return Details("Learning curves", ("fold", "verdict", "why", "spikes in epochs"), rows)
+def _spike_slides(history: pd.DataFrame, spikes: list[int]) -> dict[int, list[str]]:
+    """By epoch, the slides of the step with the highest loss; nothing for runs that did not keep them."""
+    if "worst_step" not in history:
+        return {}
+    slides = history.set_index("epoch")["worst_step"].astype(str)
+    return {epoch: slides[epoch].split() for epoch in spikes}
+
+
+def _folds(verdicts: dict[int, Verdict], spikes: dict[int, list[int]], histories: dict[int, pd.DataFrame]) -> Details:
+    def said(k: int) -> str:
+        slides = _spike_slides(histories[k], spikes[k])
+        return "; ".join(f"{epoch}: {' '.join(slides.get(epoch, []))}".rstrip(": ") for epoch in spikes[k]) or "none"
+
+    rows = tuple((str(k + 1), v.name, v.said, said(k)) for k, v in verdicts.items())
+    return Details("Learning curves", ("fold", "verdict", "why", "spikes in epochs, slides of the worst step"), rows)
 
 
 def _buckets(inputs: Inputs, predictions: pd.DataFrame) -> Details:

@@ -5,40 +5,51 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mil import run
+from mil.cohort import Cohort
 from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.ridge import parts_of
 from mil.diagnosis.run_check import require_same_cohort
-from mil.diagnosis.suspects import confident_learning, wrong_share
-from mil.metrics import draw_weights, interval
+from mil.diagnosis.suspects import cleaned_probabilities, confident_learning, wrong_share
+from mil.metrics import draw_weights, interval, macro_auroc
 from mil.svg import Chart
 
 KEY, TITLE = "wrong-labels", "Labels that may be wrong"
 _SHOWN = 20
-_LEAST, _APART = 0.05, 2.0  # share of wrong labels, and distance of the classes, from which an alarm is given
+_LEAST, _APART = 0.05, 1.25  # lower ends of share and distance of classes from which it is an alarm
 
 
 def find_wrong_labels(inputs: Inputs) -> Finding:
+    """The order is that of the run or of the linear probe, whichever agrees better with the labels (AUROC)."""
     cohort, config = inputs.cohort, inputs.config
-    tables = {"linear probe": inputs.probe.predictions}
+    plain, cleaned = cleaned_probabilities(inputs.means, cohort.labels, cohort.patient_ids, parts_of(inputs.folds))
+    judged = {"linear probe": (plain, cleaned)}
     if inputs.run is not None:
         require_same_cohort(inputs)
-        tables["run"] = run.read_predictions(inputs.run)
+        of_run = _of_run(inputs, run.read_predictions(inputs.run))
+        judged["run"] = (of_run, of_run)
     figures: dict[str, Figure] = {}
     alarms = []
-    for name, table in tables.items():
-        slides, probabilities = _of_slides(inputs, table)
+    for name, (ranked, second) in judged.items():
+        slides = np.flatnonzero(np.isfinite(ranked).all(axis=1))
         labels, patients = cohort.labels[slides], cohort.patient_ids[slides]
-        suspects = confident_learning(probabilities, labels)
         weights = draw_weights(patients.tolist(), config.bootstrap, inputs.seed)
-        figures[f"suspicious slides, {name}"] = dict(interval(weights @ suspects.counted / weights.sum(axis=1)))
+        counted = confident_learning(ranked[slides], labels).counted
+        figures[f"slides that look like another class, {name}"] = dict(
+            interval(weights @ counted / weights.sum(axis=1))
+        )
         if cohort.positive is not None:
-            chance = np.clip(probabilities[:, cohort.positive], 1e-6, 1 - 1e-6)
+            chance = np.clip(second[slides, cohort.positive], 1e-6, 1 - 1e-6)
             truth = labels == cohort.positive
             share, apart = wrong_share(np.log(chance / (1 - chance)), truth, patients, config.bootstrap, inputs.seed)
             figures[f"estimated share of wrong labels, {name}"] = share
             figures[f"distance of the classes in standard deviations, {name}"] = apart
-            if (share["low"] or 0) > _LEAST and (apart["value"] or 0) > _APART and (apart["low"] or 0) > 0:
+            if (share["low"] or 0) > _LEAST and (apart["low"] or 0) > _APART:
                 alarms.append((name, share))
+    by = max(judged, key=lambda name: _agreement(cohort, judged[name][0]))
+    slides = np.flatnonzero(np.isfinite(judged[by][0]).all(axis=1))
+    labels, patients = cohort.labels[slides], cohort.patient_ids[slides]
+    suspects = confident_learning(judged[by][0][slides], labels)
     rows = tuple(
         (
             str(cohort.slide_ids[slides[i]]),
@@ -74,16 +85,21 @@ def find_wrong_labels(inputs: Inputs) -> Finding:
         figures,
         [_chart(suspects.margins[suspects.order])],
         details,
-        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": list(tables)[-1]},
+        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": by},
     )
 
 
-def _of_slides(inputs: Inputs, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Positions (n,) of the judged slides and their probabilities (n, C), means over repeats."""
+def _of_run(inputs: Inputs, table: pd.DataFrame) -> NDArray[np.float64]:
+    """Probabilities (S, C), means over repeats; NaN for slides that no fold tested."""
     columns = [f"prob_{name}" for name in inputs.cohort.classes]
     means = table.assign(slide_id=table["slide_id"].astype(str)).groupby("slide_id")[columns].mean()
-    slides = np.flatnonzero(np.isin(inputs.cohort.slide_ids, means.index.to_numpy(str)))
-    return slides, means.loc[inputs.cohort.slide_ids[slides].tolist()].to_numpy(np.float64)
+    return means.reindex(inputs.cohort.slide_ids.tolist()).to_numpy(np.float64)
+
+
+def _agreement(cohort: Cohort, probabilities: NDArray[np.float64]) -> float:
+    there = np.isfinite(probabilities).all(axis=1)
+    weights = np.ones((1, int(there.sum())))
+    return float(macro_auroc(probabilities[there], cohort.labels[there], weights, cohort.positive)[0])
 
 
 def _chart(margins: NDArray[np.float64]) -> Picture:

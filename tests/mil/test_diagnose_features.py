@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mil.cohort import load_cohort
 from mil.config import TrainConfig
+from mil.diagnosis import copied_labels, helpful_slides
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.copied_labels import find_copied_labels
 from mil.diagnosis.duplicates import find_duplicates
@@ -18,15 +19,19 @@ from mil.diagnosis.influence import influences
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.learning_curve import power_law
 from mil.diagnosis.ridge import aurocs_within_folds, kernel, out_of_fold, parts_of
+from mil.diagnosis.scale import find_scale
 from mil.diagnosis.shortcut import find_shortcut, holm
 from mil.diagnosis.signal import find_signal
 from mil.diagnosis.suspects import confident_learning
 from mil.diagnosis.training import find_training, loss_spikes, shuffling
 from mil.diagnosis.witness import witness_rate
 from mil.diagnosis.wrong_labels import find_wrong_labels
+from mil.run import read_history, read_splits
 from mil.splits import make_folds
+from tiling.errors import RequestError
 
 SLIDES, PATCHES, DIM = 64, 30, 12
+SEED = 77  # no threshold was chosen on it
 Build = Callable[..., Inputs]
 
 
@@ -36,7 +41,7 @@ def build(tmp_path_factory, write_features) -> Build:
 
     def make(fault: str = "", witness: float = 0.5, patches: int = PATCHES) -> Inputs:
         folder = tmp_path_factory.mktemp(fault or "clean")
-        rng = np.random.default_rng(3)
+        rng = np.random.default_rng(SEED)
         truth = np.arange(SLIDES) % 2
         label = truth.copy()
         site = (
@@ -62,6 +67,8 @@ def build(tmp_path_factory, write_features) -> Build:
         table["patient_id"] = table["slide_id"].str.replace("s", "p")
         table["diagnosis"] = np.array(["normal", "tumour"])[label]
         table["site"] = np.array(["A", "B", "C", "D"])[site]
+        table["scanner"], table["stain"] = rng.choice(["X", "Y"], (2, SLIDES))  # several that do not go with the label
+        table["jpeg_quality"], table["batch"] = rng.integers(70, 95, SLIDES), rng.integers(0, 5, SLIDES)
         table.to_csv(folder / "labels.csv", index=False)
         cohort = load_cohort(folder, folder / "labels.csv", "diagnosis")
         folds = tuple(make_folds(cohort, TrainConfig()))
@@ -87,7 +94,7 @@ def test_the_clean_cohort_raises_no_alarm(clean):
 def test_no_signal_is_found_where_labels_are_shuffled(build):
     found = find_signal(build("permuted"))
     assert found.severity == "fault" and "No signal" in found.verdict
-    assert found.numbers["chance of as much with shuffled labels"]["p"] > 0.05
+    assert found.numbers["AUROC of the best of average, spread and extremes"]["p"] > 0.05
 
 
 def test_a_site_that_goes_with_the_label_is_found(build):
@@ -122,7 +129,8 @@ def test_the_true_witness_rate_lies_inside_its_interval(build, rate, patches):
     assert found["low"] <= rate <= found["high"] and found["high"] - found["low"] < 0.4
 
 
-def test_copied_labels_are_held_against_mil(build):
+def test_copied_labels_are_held_against_mil(build, monkeypatch):
+    monkeypatch.setattr(copied_labels, "_STEPS", 60)
     inputs = build("rare", 0.2, 40)
     found = find_copied_labels(replace(inputs, folds=inputs.folds[:2]))
     assert found.numbers["gated-abmil: AUROC of slides"]["value"] > 0.8
@@ -151,9 +159,17 @@ def test_leaving_a_slide_out_equals_plain_training():
     assert np.isnan(changes[test]).all() and np.isnan(changes[:, train]).all()
 
 
-def test_the_clean_cohort_has_estimates_that_agree_with_retraining(clean):
-    agreement = find_helpful_slides(clean).numbers["rank agreement of estimate and retraining"]
-    assert agreement["value"] > 0.95 and agreement["low"] > 0.9
+def test_a_larger_cohort_is_estimated_and_the_estimate_agrees_with_retraining(clean, monkeypatch):
+    exact = find_helpful_slides(clean)
+    agreement = exact.numbers["rank agreement of estimate and retraining"]
+    assert agreement["value"] > 0.95 and agreement["low"] > 0.9 and exact.severity == "fine"
+    monkeypatch.setattr(helpful_slides, "_EXACT", SLIDES - 1)
+    monkeypatch.setattr(helpful_slides, "_SAMPLE", 20)
+    found = find_helpful_slides(clean)
+    assert exact.evidence["way"] == "left out by exact retraining" and found.evidence["way"] == "by influence functions"
+    assert found.evidence["harm"] != exact.evidence["harm"]  # but in the same order
+    assert pd.Series(found.evidence["harm"]).corr(pd.Series(exact.evidence["harm"]), method="spearman") > 0.95
+    assert found.numbers["rank agreement of estimate and retraining"]["value"] > 0.95
 
 
 def test_ridge_equals_the_normal_equations():
@@ -204,13 +220,40 @@ def test_shuffling_and_spikes():
     assert loss_spikes(losses) == [12]
 
 
+def test_the_scale_at_which_slides_are_told_apart_is_named(build, write_features, tmp_path):
+    inputs = build("rare", 0.0)
+    rng = np.random.default_rng(SEED)
+    for i, name in enumerate(inputs.cohort.slide_ids[:-4]):  # the coarse scale lacks four slides
+        bag = rng.normal(size=(8, DIM)) + 1.5 * inputs.cohort.labels[i]
+        write_features(tmp_path / "coarse", str(name), bag, mpp=1.0)
+        write_features(tmp_path / "other", str(name), bag, mpp=1.0, encoder="resnet18")
+    found = find_scale(replace(inputs, scales=(tmp_path / "coarse",)))
+    assert found.severity == "look" and "better at 1 µm/px than at 0.5 µm/px" in found.verdict
+    assert found.numbers["AUROC at 1 µm/px"]["low"] > 0.9 > found.numbers["AUROC at 0.5 µm/px"]["value"]
+    assert found.evidence["slides"] == SLIDES - 4 and "--mpp 1 " in found.remedy
+    good = build("rare", 0.5)
+    kept = find_scale(replace(good, scales=(inputs.folder,)))  # the same scale twice, once without signal
+    assert kept.severity == "fine" and kept.numbers["gain at the best scale"]["value"] == 0
+    with pytest.raises(RequestError, match="encoder is 'resnet18', expected 'resnet50'"):
+        find_scale(replace(inputs, scales=(tmp_path / "other",)))
+
+
 def test_training_is_read_from_a_run(clean, tmp_path):
     from mil.train import train_mil
 
     config = TrainConfig(epochs=12, folds=2, bootstrap=100, head="mean")
     train_mil(clean.folder, clean.table, "diagnosis", tmp_path / "run", config)
     inputs = replace(clean, run=tmp_path / "run")
+    history = read_history(tmp_path / "run", 1)
+    slides = history["worst_step"][6].split()
+    train = read_splits(tmp_path / "run").query("fold == 1 and split == 'train'")["slide_id"]
+    assert 0 < len(slides) < len(train) and set(slides) <= set(train) and history["worst_step"].nunique() > 6
+    history.loc[6, "train_loss"] += 1
+    history.to_csv(tmp_path / "run/fold-1/history.csv", index=False)
     found = find_training(inputs)
+    assert found.evidence["spike_slides"] == {0: {}, 1: {7: slides}} and "1 fold(s) spikes" in found.verdict
     assert found.numbers["recall of tumour"]["value"] > 0.7 and len(found.pictures) == 2
     assert sum(int(row[2]) for row in found.details[0].rows) == SLIDES
-    assert find_wrong_labels(inputs).evidence["by"] == "run"
+    wrong = find_wrong_labels(inputs)
+    assert wrong.evidence["by"] == "linear probe"  # whose AUROC is 1, above the run's
+    assert wrong.numbers["slides that look like another class, run"]["value"] < 0.2
