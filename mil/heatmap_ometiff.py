@@ -10,6 +10,7 @@ import math
 import struct
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import tifffile
@@ -53,7 +54,9 @@ def write_ometiff(
     mpp = slide.mpp_l0 * downsample
     known = not math.isnan(mpp)
     size = {"PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
-    metadata = {"axes": "YXS", "Name": scores.meaning, "Description": json.dumps(provenance, sort_keys=True)}
+    origin = json.dumps(provenance, sort_keys=True)
+    same = str(uuid5(NAMESPACE_URL, origin))  # the same map has the same bytes
+    metadata = {"axes": "YXS", "Name": scores.meaning, "Description": origin, "UUID": same}
     options: dict[str, Any] = {
         "photometric": "rgb",
         "tile": (_TILE_PX, _TILE_PX),

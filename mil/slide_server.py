@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from importlib.metadata import distribution
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -26,7 +25,7 @@ from tiling.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_slides, load_table
 
 LOOPBACK = "127.0.0.1"
-_LEAFLET = Path(str(distribution("xstatic-leaflet").locate_file("xstatic/pkg/leaflet/data")))
+_LEAFLET = resources.files("js_lib_leaflet") / "static/js_lib_leaflet"  # with its licence; needs no Django
 _OWN = resources.files("mil")
 _FILES = {
     "/": ("text/html", _OWN / "viewer.html"),

@@ -219,6 +219,8 @@ def test_every_level_of_the_ome_tiff_shows_the_marked_patch_where_it_is(tmp_path
 def test_the_ome_xml_is_valid(tmp_path, marked):
     slide, _ = marked
     write_ometiff(tmp_path / "s.ome.tiff", slide, patch_scores(slide, "logit"), {})
+    write_ometiff(tmp_path / "again.ome.tiff", slide, patch_scores(slide, "logit"), {})
+    assert (tmp_path / "again.ome.tiff").read_bytes() == (tmp_path / "s.ome.tiff").read_bytes()
     pixels = ome_types.from_tiff(tmp_path / "s.ome.tiff", validate=True).images[0].pixels
     assert (pixels.size_x, pixels.size_y, pixels.physical_size_x) == (157, 107, pytest.approx(0.2527 * 64))
 
