@@ -88,6 +88,8 @@ def write_cohort(folder: Path, patient_of: Mapping[str, str], score: str) -> Non
     if areas:
         weights = draw_weights(patients, _DRAWS, 0)  # (1 + draws, slides)
         area = interval(weights @ np.array(areas) / weights.sum(1))
+        if len(set(patients)) == 1:  # says nothing of other patients
+            area = {**area, "low": None, "high": None}
         write_json(folder / "faithfulness.json", {"score": score, "area": area, "slides": len(areas)})
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mil import faithfulness, heatmap_html, heatmap_ometiff
+from mil import faithfulness, heatmap_html, heatmap_ometiff, lesion_measures
 from mil.finer import make_finer
 from mil.heatmap_config import ENDINGS, HeatmapConfig
 from mil.heatmap_csv import score_table
@@ -68,6 +68,8 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
     code = run_batch(rows, work, out=out, verb="export-heatmaps", workers=workers)
     if config.faithfulness:
         faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
+    if config.lesions:
+        lesion_measures.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
     heatmap_html.write_index(out)
     return code
 
@@ -94,7 +96,7 @@ def _export(
     expected = known.get(row.slide_id) or (models().embeddings.info.slide_fingerprint if not path.exists() else "")
     source = open_slide(row.path)
     try:
-        _require_same_slide(row.path, source, slide, fingerprint, expected)
+        require_same_slide(row.path, source, slide, fingerprint, expected)
         if finer is not None:  # the decision stays that of the run
             models = functools.cache(lambda: _models(row, run, finer, config))
             slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
@@ -107,6 +109,8 @@ def _export(
         source.close()
     if config.faithfulness:
         written.append(_measure(drawn, models, out))
+    if config.lesions:
+        written.append(_measure_lesions(drawn, out))
     if not any(written):
         return Outcome(row.slide_id, "skipped", "already done")
     return Outcome(row.slide_id, "done", patches=len(slide.attention))
@@ -118,7 +122,7 @@ def _models(row: SlideRow, run: Path, features: Path, config: HeatmapConfig) -> 
     return slide_models(run, features, row.slide_id, row.patient_id, config.device, config.fold)
 
 
-def _require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
+def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
     if source.level_sizes[0] != (slide.width_l0, slide.height_l0):
         raise SlideError(
             f"{path}: is {source.level_sizes[0]} px, but the features came from a slide of "
@@ -187,6 +191,21 @@ def _measure(drawn: _Drawn, models: Callable[[], "SlideModels"], out: Path) -> b
     judge = models()
     measured = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
     faithfulness.write_slide(out, slide_id, drawn.scores.meaning, digest, measured)
+    return True
+
+
+def _measure_lesions(drawn: _Drawn, out: Path) -> bool:
+    """A slide of another class than the score's has no lesion; one of this class without polygons is not measured."""
+    slide, of_class = drawn.slide, drawn.config.class_name or default_class(drawn.slide)
+    if drawn.row.annotation is None and slide.label in ("", of_class):
+        return False
+    path, digest = out / f"{slide.slide_id}{lesion_measures.ENDING}", drawn.provenance["scores"]
+    origin = {"scores": digest, "annotation": drawn.provenance["annotation"]}
+    found = lesion_measures.read_measures(path)
+    if found and not drawn.config.overwrite:
+        require_same({key: found.get(key) for key in origin}, origin, path)
+        return False
+    lesion_measures.write_slide(out, slide, drawn.scores, drawn.row.annotation, origin)
     return True
 
 

@@ -34,6 +34,9 @@ class HeatmapConfig:
     finer: int = setting(1, "tile, embed and judge again in steps of a patch's side / this; 4 gives a smooth map")
     weights: str = setting("", "for --finer: the file of the encoder's weights, unless these are its default ones")
     faithfulness: bool = setting(False, "measure whether the model's decision follows the score (deletion, insertion)")
+    lesions: bool = setting(
+        False, "measure the map against the polygons in the table's column annotation: patch AUROC, FROC, Dice"
+    )
     device: str = setting("auto", "device where a model runs again: auto, cpu, cuda")
     workers: int = setting(0, "slides drawn at the same time; 0: one per core")
     overwrite: bool = setting(False, "replace heatmaps that were made differently")

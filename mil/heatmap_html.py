@@ -16,6 +16,7 @@ from mil.faithfulness import read_faithfulness
 from mil.heatmap_gallery import extremes, patch_picture, said
 from mil.heatmap_layer import colour_scale, render, score_grid
 from mil.heatmap_png import title
+from mil.lesion_measures import read_measures
 from mil.patch_scores import PatchScores
 from mil.run import SlideAttention
 from tiling.artifact import write_text
@@ -85,9 +86,12 @@ def write_index(out: Path) -> None:
     if not slides:
         return
     cards = "\n".join(_card(out, slide_id, made) for slide_id, made in slides.items())
-    cohort = read_faithfulness(out / "faithfulness.json")
+    cohort, lesions = read_faithfulness(out / "faithfulness.json"), read_measures(out / "lesions.json")
     page = _template("heatmap_index.html").replace("%COUNT%", f"{len(slides):,} slide{'s' * (len(slides) > 1)}")
-    write_text(out / "index.html", page.replace("%FAITHFUL%", _verdict(cohort)).replace("%CARDS%", cards))
+    write_text(
+        out / "index.html",
+        page.replace("%FAITHFUL%", _verdict(cohort)).replace("%LESIONS%", _lesions(lesions)).replace("%CARDS%", cards),
+    )
 
 
 def _card(out: Path, slide_id: str, made: dict[str, Any]) -> str:
@@ -112,10 +116,21 @@ def _verdict(found: dict[str, Any] | None) -> str:
     if not found or found["area"]["value"] is None:
         return ""
     area = found["area"]
-    says = (
-        "the decision follows the score" if (area["low"] or 0) > 0 else "not shown that the decision follows the score"
-    )
+    if area["low"] is None:
+        return f"Faithfulness {area['value']:+.2f} (0 is chance; no interval from one patient)."
+    says = "the decision follows the score" if area["low"] > 0 else "not shown that the decision follows the score"
     return f"Faithfulness {area['value']:+.2f} ({area['low']:+.2f} to {area['high']:+.2f}; 0 is chance): {says}."
+
+
+def _lesions(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    auroc = found["patch_auroc"]
+    spread = "" if auroc["low"] is None else f" ({auroc['low']:.2f} to {auroc['high']:.2f})"
+    return (
+        f"Against {found['lesions']} lesions in {found['slides']} slides: patch AUROC {auroc['value']:.2f}{spread}, "
+        f'<a href="lesions.png">FROC score</a> {found["froc_score"]:.2f}, best Dice {found["dice"]:.2f}.'
+    )
 
 
 def _template(name: str) -> str:

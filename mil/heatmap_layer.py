@@ -65,7 +65,7 @@ def score_grid(
     x_at, x_of = _steps(starts[:, 0], patch_size_l0 / downsample, width)
     y_at, y_of = _steps(starts[:, 1], patch_size_l0 / downsample, height)
     places = (y_at[:, :, None] * (width + 2) + x_at[:, None, :]).reshape(-1)
-    areas = (y_of[:, :, None] * x_of[:, None, :]).reshape(len(starts), -1)
+    areas = (y_of[:, :, None] * x_of[:, None, :]).reshape(len(starts), 16)
     covered = _integrated(places, areas, shape)
     total = _integrated(places, areas * np.asarray(values, np.float64)[:, None], shape)
     shown = covered >= 0.5 - _UNCOVERED

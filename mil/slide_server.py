@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from importlib.metadata import distribution
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ _HEADERS = {
 }
 _TILES_KEPT = 1024  # some 40 MB
 _VIEWS_KEPT = 4
+_TILES_AT_ONCE = 4  # more would only wait for the processor, and hold memory
 
 
 def rows_to_view(run: Path, slides: str) -> list[SlideRow]:
@@ -84,6 +86,7 @@ class SlideServer(ThreadingHTTPServer):
         self.open_slides = OpenSlides({row.slide_id: row.path for row in rows})
         self.view = lru_cache(_VIEWS_KEPT)(self._view)
         self.tile = lru_cache(_TILES_KEPT)(self._tile)
+        self._turns = BoundedSemaphore(_TILES_AT_ONCE)
         super().__init__((LOOPBACK, port), _Handler)
 
     @property
@@ -106,12 +109,15 @@ class SlideServer(ThreadingHTTPServer):
         if found := _TILE.fullmatch(path):
             return "image/jpeg", self.tile(found[1], *map(int, found.groups()[1:]))
         if found := _LAYER.fullmatch(path):
-            return "image/png", encoded(self.view(found[1]).tile(*map(int, found.groups()[1:])))
+            view = self.view(found[1])
+            with self._turns:
+                return "image/png", encoded(view.tile(*map(int, found.groups()[1:])))
         if found := _BAR.fullmatch(path):
             return "image/png", encoded(colour_bar(list(self.view(found[1]).layers.values())[int(found[2])]))
         if found := _PATCH.fullmatch(path):
-            with self.open_slides.use(found[1]) as source:
-                return "image/jpeg", encoded(np.asarray(self.view(found[1]).patch(source, int(found[2]))))
+            view = self.view(found[1])
+            with self._turns, self.open_slides.use(found[1]) as source:
+                return "image/jpeg", encoded(np.asarray(view.patch(source, int(found[2]))))
         raise LookupError(path)
 
     def _view(self, slide_id: str) -> SlideView:
@@ -119,7 +125,7 @@ class SlideServer(ThreadingHTTPServer):
             return slide_view(self.run, self.rows[slide_id], source)
 
     def _tile(self, slide_id: str, zoom: int, column: int, row: int) -> bytes:
-        with self.open_slides.use(slide_id) as source:
+        with self._turns, self.open_slides.use(slide_id) as source:
             return encoded(read_tile(source, zoom, column, row))
 
 
@@ -139,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, *self.server.answer(self.path))
         except LookupError:
             self._send(404, "text/plain", b"no such thing here\n")
-        except SlideError as error:
+        except (SlideError, RequestError) as error:
             self._send(422, "text/plain; charset=utf-8", f"{error}\n".encode())
         except OSError as error:  # the disk of the slides or of the run is gone
             self._send(500, "text/plain; charset=utf-8", f"{self.path}: {error}\n".encode())

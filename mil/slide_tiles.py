@@ -16,7 +16,7 @@ from tiling.slide import REDUCTIONS, Pixels, Slide, open_slide
 
 TILE_PX = 256
 _NEARLY = 1.01  # a level that is coarser by less is fine enough
-_BLOCK_PX = 2048  # read at once, so that memory stays small where a slide has no pyramid
+_BLOCK_PX = 1024  # read at once, so that memory stays small where a slide has no pyramid
 
 
 def zooms(size_l0: tuple[int, int]) -> int:

@@ -1,10 +1,9 @@
 """What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
 
 import io
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mil.heatmap import require_same_slide
 from mil.heatmap_gallery import extremes, patch_picture, said
 from mil.heatmap_layer import colour_scale, render, score_grid
 from mil.patch_scores import PatchScores, default_class, patch_scores
-from mil.run import SlideAttention, attention_path, read_attention, read_predictions, require_complete
+from mil.run import (
+    SlideAttention,
+    attention_path,
+    read_attention,
+    read_predictions,
+    read_training_slides,
+    require_complete,
+)
 from mil.slide_tiles import TILE_PX, zooms
+from tiling.artifact import slide_fingerprint
+from tiling.errors import SlideError
+from tiling.geojson import read_polygons
 from tiling.manifest import SlideRow
+from tiling.openslide_reader import bounds_of
 from tiling.slide import Slide
 
 _TOP = 12
@@ -29,22 +40,23 @@ def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
     """id, label, prediction, probability `of` a class and loss (-log of the label's probability) of each slide.
 
     The class is the positive one, for more than two classes the predicted one. Probabilities are means over the repeats
-    that tested the slide; all but the id is null for other slides.
+    that tested the slide; all but id and label, as the table has it, is null for other slides.
     """
     provenance, predictions = require_complete(run), read_predictions(run)
     classes, positive = provenance["classes"], provenance["positive"]
     tested = dict(list(predictions.groupby("slide_id")))
     listed = []
     for row in rows:
-        entry: dict[str, Any] = dict.fromkeys(("label", "prediction", "of", "probability", "loss"))
+        entry: dict[str, Any] = dict.fromkeys(("prediction", "of", "probability", "loss"))
+        label = row.labels.get(provenance["target"]) or None
         if row.slide_id in tested:
             found = tested[row.slide_id]
             probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
             label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
             of = positive or prediction
-            entry = {"label": label, "prediction": prediction, "of": of, "probability": probability[of],
-                     "loss": -math.log(max(probability[label], 1e-12))}  # fmt: skip
-        listed.append({"id": row.slide_id, **entry})
+            loss = -math.log(max(probability[label], 1e-12))
+            entry = {"prediction": prediction, "of": of, "probability": probability[of], "loss": loss}
+        listed.append({"id": row.slide_id, "label": label, **entry})
     return listed
 
 
@@ -55,33 +67,34 @@ class SlideView:
     row: SlideRow
     size_l0: tuple[int, int]
     mpp: float | None
-    slide: SlideAttention | None
-    why: str
+    bounds_l0: tuple[int, int, int, int] | None  # where the scanner saw tissue: x, y, width, height
+    slide: SlideAttention | None = None
+    why: str = ""
 
     @cached_property
-    def layers(self) -> dict[str, PatchScores]:
-        """The log-odds of each class, that of the default class first, attention, and what else the head has."""
+    def layers(self) -> dict[tuple[str, str], PatchScores]:
+        """By score and class: the log-odds of each, the default class first, attention, and what else the head has."""
         if (slide := self.slide) is None:
             return {}
         first = default_class(slide)
         names = sorted(slide.classes, key=lambda name: name != first)
-        layers = {f"logit of {n}": patch_scores(slide, "logit", n) for n in names}
-        layers["attention"] = patch_scores(slide, "attention")
+        layers = {("patch log-odds", n): patch_scores(slide, "logit", n) for n in names}
+        layers["attention", ""] = patch_scores(slide, "attention")
         if slide.contributions is not None:
-            layers |= {f"contribution to {n}": patch_scores(slide, "contribution", n) for n in names}
+            layers |= {("contribution", n): patch_scores(slide, "contribution", n) for n in names}
         if slide.class_attention is not None:
-            layers |= {f"attention for {n}": patch_scores(slide, "attention", n) for n in names}
+            layers |= {("attention of a class", n): patch_scores(slide, "attention", n) for n in names}
         return layers
 
     def description(self) -> dict[str, Any]:
-        """What the page needs to know, as JSON."""
-        annotation = self.row.annotation
+        """What the page needs to know, as JSON. Raises SlideError where the annotation cannot be read."""
+        polygons = read_polygons(self.row.annotation) if self.row.annotation else []
         view: dict[str, Any] = {"id": self.row.slide_id, "size": self.size_l0, "tile": TILE_PX, "mpp": self.mpp}
-        view |= {"zooms": zooms(self.size_l0), "why": self.why, "layers": []}
-        view["annotation"] = json.loads(annotation.read_text(encoding="utf-8")) if annotation else None
+        view |= {"zooms": zooms(self.size_l0), "why": self.why, "layers": [], "bounds": self.bounds_l0}
+        view["annotation"] = [[ring.tolist() for ring in polygon] for polygon in polygons]
         if self.slide is not None:
             view["side"] = self.slide.patch_size_l0
-            view["layers"] = [_describe(name, scores, self.slide) for name, scores in self.layers.items()]
+            view["layers"] = [_describe(*name, scores, self.slide) for name, scores in self.layers.items()]
         return view
 
     def tile(self, layer: int, zoom: int, column: int, row: int) -> NDArray[np.uint8]:
@@ -106,19 +119,22 @@ class SlideView:
 
 
 def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
-    """The scores of a slide, if the run tested it and `source` is as large as what was tiled."""
-    size, path = source.level_sizes[0], attention_path(run, row.slide_id)
+    """The scores of a slide, if the run tested it and `source` is the very file that was tiled."""
+    assert row.path is not None
+    path = attention_path(run, row.slide_id)
     mpp = row.mpp or (sum(source.mpp) / 2 if source.mpp else None)
+    view = SlideView(row, source.level_sizes[0], mpp, bounds_of(row.path))
     if not path.exists():
-        return SlideView(row, size, mpp, None, "The run did not test this slide, so there is no map.")
+        return replace(view, why="The run did not test this slide, so there is no map.")
     slide = read_attention(path)
     if not slide.patch_size_l0:
-        return SlideView(row, size, mpp, None, "Its features do not say how large a patch is, so there is no map.")
-    if (slide.width_l0, slide.height_l0) != size:
-        tiled = f"{slide.width_l0} × {slide.height_l0} px"
-        why = f"Its features came from a slide of {tiled}, this one has {size[0]} × {size[1]}: is it the same slide?"
-        return SlideView(row, size, mpp, None, why)
-    return SlideView(row, size, mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide, "")
+        return replace(view, why="Its features do not say how large a patch is, so there is no map.")
+    try:
+        expected = read_training_slides(run)[1].get(row.slide_id, "")
+        require_same_slide(row.path, source, slide, slide_fingerprint(row.path) if expected else "", expected)
+    except SlideError as error:
+        return replace(view, why=f"There is no map: {error}")
+    return replace(view, mpp=mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide=slide)
 
 
 def colour_bar(scores: PatchScores) -> NDArray[np.uint8]:
@@ -138,13 +154,14 @@ def encoded(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(name: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:
+def _describe(score: str, of_class: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:
     scale = colour_scale(scores)
     middle = float(scale.norm().inverse(0.5))
     top = extremes(scores, _TOP).top.tolist()
     corners = slide.coords.tolist()
     return {
-        "name": name,
+        "score": score,
+        "class": of_class,
         "meaning": scores.meaning,
         "ticks": [said(scale.low), said(middle), said(scale.high)],
         "top": [{"index": i, "score": said(scores.values[i]), "x": corners[i][0], "y": corners[i][1]} for i in top],

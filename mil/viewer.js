@@ -1,7 +1,7 @@
 "use strict";
 // The slide as tiles, the scores as a layer of tiles over it. Coordinates of the map are (y, x) in level-0 pixels.
-const OVERZOOM = 3, get = id => document.getElementById(id), make = (tag, more) => Object.assign(document.createElement(tag), more);
-let slides = [], shown = null, map = null, layer = null, outlines = null, mark = null;
+const OVERZOOM = 3, STILL = matchMedia("(prefers-reduced-motion: reduce)"), get = id => document.getElementById(id), make = (tag, more) => Object.assign(document.createElement(tag), more);
+let slides = [], asked = null, shown = null, at = 0, map = null, layer = null, outlines = null, mark = null;
 
 const Scale = L.Control.Scale.extend({
   _updateMetric(px) {  // Leaflet passes how many level-0 pixels the longest bar stands for
@@ -25,20 +25,31 @@ function matrixCrs(zooms) {  // at zoom 0 the slide is one tile, at the last one
 }
 
 function tiles(path, more) {
-  const last = shown.zooms - 1, [width, height] = shown.size;
-  return L.tileLayer(path, {tileSize: shown.tile, minZoom: 0, maxNativeZoom: last, maxZoom: last + OVERZOOM, zoomReverse: true,
-    zoomOffset: -OVERZOOM, bounds: [[0, 0], [height, width]], noWrap: true, ...more});
+  // A screen with more than one pixel per CSS pixel gets tiles of half the size, one zoom finer.
+  const last = shown.zooms - 1, [width, height] = shown.size, dense = devicePixelRatio > 1.5 && last > 0 ? 1 : 0;
+  return L.tileLayer(path, {tileSize: shown.tile >> dense, minZoom: 0, maxNativeZoom: last - dense, maxZoom: last + OVERZOOM, zoomReverse: true,
+    zoomOffset: -OVERZOOM - dense, bounds: [[0, 0], [height, width]], noWrap: true, ...more});
 }
 
-function patchBounds(patch) { return L.latLngBounds([patch.y, patch.x], [patch.y + shown.side, patch.x + shown.side]); }
+function bounds(x, y, width, height) { return L.latLngBounds([y, x], [y + height, x + width]); }
 
-function whole() { map.fitBounds([[0, 0], [shown.size[1], shown.size[0]]]); }
+function home() { return bounds(...shown.bounds ?? [0, 0, ...shown.size]); }
 
-function showLayer() {
+function whole() { map.flyToBounds(home(), {duration: .5, animate: !STILL.matches}); }  // also in the midst of a zoom
+
+function showLayer(number) {
   if (layer) layer.remove();
-  const at = get("layer").selectedIndex, found = shown.layers[at], path = `layers/${shown.id}/${at}`;
+  at = number;
+  const found = shown.layers[at], path = `layers/${shown.id}/${at}`;
   layer = tiles(`${path}/{z}/{x}/{y}.png`, {opacity: get("opacity").value / 100, zIndex: 2, className: "heat"});
   if (get("shown").checked) layer.addTo(map);
+  get("score").value = found.score;
+  get("classes").replaceChildren(...shown.layers.flatMap((other, number) => {
+    if (!other.class || other.score !== found.score) return [];
+    const chip = make("button", {type: "button", className: "chip", textContent: other.class, onclick: () => showLayer(number)});
+    chip.setAttribute("aria-pressed", number === at);
+    return [chip];
+  }));
   get("meaning").textContent = found.meaning;
   get("bar").src = `${path}/bar.png`;
   get("ticks").replaceChildren(...found.ticks.map(textContent => make("span", {textContent})));
@@ -53,46 +64,53 @@ function showLayer() {
 
 function flyTo(patch, button) {
   for (const other of get("top").children) other.setAttribute("aria-pressed", other === button);
-  const bounds = patchBounds(patch);
+  const place = bounds(patch.x, patch.y, shown.side, shown.side), line = {fill: false, interactive: false, lineJoin: "miter"};
   if (mark) mark.remove();
-  mark = L.rectangle(bounds, {color: "#00e0a0", weight: 3, fill: false, interactive: false}).addTo(map);
-  map.flyToBounds(bounds.pad(1), {duration: .8});
+  mark = L.layerGroup([L.rectangle(place, {...line, color: "#fff", weight: 6}), L.rectangle(place, {...line, color: "#0a7d55", weight: 2})]).addTo(map);
+  map.flyToBounds(place.pad(1), {duration: .8, animate: !STILL.matches});
 }
 
-async function open(id) {
+async function openSlide(id) {
+  asked = id;
   problem("");
   for (const button of document.querySelectorAll("#slides button")) {
     button.setAttribute("aria-current", button.dataset.id === id);
-    if (button.dataset.id === id) button.scrollIntoView({block: "nearest"});
+    const scrolls = get("slides").scrollHeight > get("slides").clientHeight;  // in a narrow window the whole page does
+    if (button.dataset.id === id && scrolls) button.scrollIntoView({block: "nearest"});
   }
   let found;
-  try { found = await fetched(`slides/${id}.json`); } catch (error) { return problem(error.message); }
+  try { found = await fetched(`slides/${id}.json`); } catch (error) { found = {id, layers: [], why: error.message}; }
+  if (id !== asked) return;  // another slide was chosen meanwhile
   if (map) map.remove();
-  shown = found; layer = outlines = mark = null;
+  const before = shown?.layers[at];
+  shown = found; map = layer = outlines = mark = null;
+  document.title = `${id} – slidemil viewer`;
+  history.replaceState(null, "", `#${id}`);
+  describe(slides.find(slide => slide.id === id));
+  if (!shown.size) return problem(shown.why);
   const last = shown.zooms - 1;
   map = L.map("map", {crs: matrixCrs(shown.zooms), minZoom: 0, maxZoom: last + OVERZOOM, zoomSnap: 0, zoomDelta: .5, wheelPxPerZoomLevel: 120, attributionControl: true});
   map.attributionControl.setPrefix('<a href="https://leafletjs.com">Leaflet</a>');
   map.on("zoomend", () => get("map").classList.toggle("sharp", map.getZoom() > last + .5));
-  whole();
+  map.fitBounds(home());
   tiles(`tiles/${id}/{z}/{x}/{y}.jpg`, {zIndex: 1, className: "tissue"}).on("tileerror", () => problem("A part of the slide cannot be read; is the file damaged?")).addTo(map);
   new Scale({imperial: false, maxWidth: 160}).addTo(map);
-  if (shown.annotation) outlines = L.geoJSON(shown.annotation, {style: {color: "#00a060", weight: 2, fill: false}, interactive: false});
+  L.rectangle(bounds(0, 0, ...shown.size), {color: "#888", weight: 1, fill: false, interactive: false}).addTo(map);
+  const rings = shown.annotation.map(polygon => polygon.map(ring => ring.map(([x, y]) => [y, x])));
+  if (rings.length) outlines = L.polygon(rings, {color: "#00a060", weight: 2.5, fill: false, interactive: false});
   if (outlines && get("annotated").checked) outlines.addTo(map);
-  describe(slides.find(slide => slide.id === id));
-  if (shown.layers.length) showLayer();
-  document.title = `${id} – slidemil viewer`;
-  history.replaceState(null, "", `#${id}`);
+  const same = shown.layers.findIndex(other => other.score === before?.score && other.class === before?.class);
+  if (shown.layers.length) showLayer(Math.max(same, 0));
 }
 
 function describe(slide) {
   get("title").textContent = slide.id;
-  get("said").textContent = slide.label === null ? "" : `Labelled ${slide.label}, predicted ${slide.prediction}: probability of ${slide.of} ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}.`;
-  get("why").textContent = shown.why;
+  get("said").textContent = slide.prediction === null ? "" : `Labelled ${slide.label}, predicted ${slide.prediction}: probability of ${slide.of} ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}.`;
+  get("why").textContent = shown.size ? shown.why : "";
   get("controls").hidden = !shown.layers.length;
-  get("outlines").hidden = !shown.annotation;
-  const before = get("layer").selectedIndex;
-  get("layer").replaceChildren(...shown.layers.map(({name}) => make("option", {textContent: name})));
-  get("layer").selectedIndex = Math.min(Math.max(before, 0), shown.layers.length - 1);
+  get("outlines").hidden = !shown.annotation?.length;
+  const scores = [...new Set(shown.layers.map(({score}) => score))];
+  get("score").replaceChildren(...scores.map(textContent => make("option", {textContent})));
 }
 
 function list() {
@@ -103,11 +121,11 @@ function list() {
     const row = make("li"), button = make("button", {type: "button"});
     button.dataset.id = slide.id;
     button.append(make("b", {textContent: slide.id, title: slide.id}));
-    if (slide.label !== null && slide.label !== slide.prediction) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
-    const said = slide.label === null ? "not tested by this run" : `${slide.label}, P(${slide.of}) ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}`;
+    if (slide.prediction !== null && slide.label !== slide.prediction) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
+    const said = slide.prediction === null ? [slide.label, "not tested by this run"].filter(Boolean).join(", ") : `${slide.label}, P(${slide.of}) ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}`;
     button.append(make("small", {textContent: said}));
-    button.setAttribute("aria-current", shown !== null && shown.id === slide.id);
-    button.onclick = () => open(slide.id);
+    button.setAttribute("aria-current", asked === slide.id);
+    button.onclick = () => openSlide(slide.id);
     row.append(button);
     return row;
   }));
@@ -115,8 +133,8 @@ function list() {
 
 function step(by) {
   const ids = [...document.querySelectorAll("#slides button")].map(button => button.dataset.id);
-  const next = ids[ids.indexOf(shown && shown.id) + by];
-  if (next) open(next);
+  const next = ids[ids.indexOf(asked) + by];
+  if (next) openSlide(next);
 }
 
 function toggleMap(on) {
@@ -125,18 +143,24 @@ function toggleMap(on) {
 }
 
 get("find").oninput = get("order").onchange = list;
-get("layer").onchange = showLayer;
+get("score").onchange = () => showLayer(shown.layers.findIndex(({score}) => score === get("score").value));
 get("opacity").oninput = () => layer && layer.setOpacity(get("opacity").value / 100);
+function fade(by) { get("opacity").value = +get("opacity").value + by; get("opacity").oninput(); }
+function nextClass() {
+  const chips = [...get("classes").children];
+  chips[(chips.findIndex(chip => chip.getAttribute("aria-pressed") === "true") + 1) % chips.length]?.click();
+}
 get("shown").onchange = () => toggleMap(get("shown").checked);
 get("annotated").onchange = () => outlines && (get("annotated").checked ? outlines.addTo(map) : outlines.remove());
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT/.test(event.target.tagName) && event.target.type !== "checkbox") return;
-  const act = {m: () => toggleMap(!get("shown").checked), 0: whole, n: () => step(1), p: () => step(-1)}[event.key];
-  if (act && (shown || event.key === "n")) { act(); event.preventDefault(); }
+  const act = {n: () => step(1), p: () => step(-1)}[event.key] ?? (!map ? null : /^[1-9]$/.test(event.key) ? () => get("top").children[event.key - 1]?.click() :
+    {0: whole, m: () => toggleMap(!get("shown").checked), c: nextClass, "[": () => fade(-10), "]": () => fade(10)}[event.key]);
+  if (act) { act(); event.preventDefault(); }
 });
 (async () => {
   try { slides = await fetched("slides.json"); } catch (error) { return problem(error.message); }
   list();
-  const asked = decodeURIComponent(location.hash.slice(1)), first = document.querySelector("#slides button");
-  if (slides.some(({id}) => id === asked)) open(asked); else if (first) open(first.dataset.id);
+  const wanted = decodeURIComponent(location.hash.slice(1)), first = document.querySelector("#slides button");
+  if (slides.some(({id}) => id === wanted)) openSlide(wanted); else if (first) openSlide(first.dataset.id);
 })();

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import ome_types
 import openslide
 import pandas as pd
 import pytest
@@ -216,7 +217,6 @@ def test_every_level_of_the_ome_tiff_shows_the_marked_patch_where_it_is(tmp_path
 
 
 def test_the_ome_xml_is_valid(tmp_path, marked):
-    ome_types = pytest.importorskip("ome_types")
     slide, _ = marked
     write_ometiff(tmp_path / "s.ome.tiff", slide, patch_scores(slide, "logit"), {})
     pixels = ome_types.from_tiff(tmp_path / "s.ome.tiff", validate=True).images[0].pixels

@@ -17,11 +17,13 @@ from PIL import Image
 from rich.console import Console
 
 from mil.config import TrainConfig
+from mil.heatmap_layer import score_grid
 from mil.run import attention_path, read_attention, write_attention
 from mil.slide_server import rows_to_view, serve
 from mil.slide_tiles import read_tile, zooms
 from mil.train import train_mil
-from tiling.errors import RequestError
+from tiling.artifact import slide_fingerprint
+from tiling.errors import RequestError, SlideError
 from tiling.slide import open_slide
 
 WIDTH, HEIGHT, SIDE = 4750, 3100, 512
@@ -40,7 +42,7 @@ def _write_slide(path, size, corner, levels=1):
         level = pixels
         for number in range(levels):
             more = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"} if number == 0 else {"subfiletype": 1}
-            tif.write(level, photometric="rgb", tile=(256, 256), compression="zlib", **more)
+            tif.write(level, photometric="rgb", tile=(256, 256), **more)
             whole = level[: len(level) // 3 * 3, : level.shape[1] // 3 * 3].astype(float)
             level = whole.reshape(whole.shape[0] // 3, 3, -1, 3, 3).mean((1, 3)).round().astype(np.uint8)
     return pixels
@@ -54,6 +56,7 @@ def run(tmp_path_factory, make_cohort, write_features):
     _write_slide(folder / "s00.tif", (WIDTH, HEIGHT), CORNERS[MARKED])
     (folder / "s01.svs").write_bytes(b"not a slide")
     shape = {"width_l0": WIDTH, "height_l0": HEIGHT, "patch_size_l0": SIDE}
+    shape["slide_fingerprint"] = slide_fingerprint(folder / "s00.tif")
     write_features(folder / "f", "s00", np.random.default_rng(0).normal(size=(len(CORNERS), 8)), **shape)
     config = TrainConfig(folds=2, epochs=2, device="cpu")
     train_mil(folder / "f", table, "diagnosis", folder / "run", config, console=Console(quiet=True))
@@ -120,19 +123,58 @@ def test_tiles_are_means_of_level_zero_pixels(tmp_path, levels):
 
 def test_layers_cover_exactly_the_marked_square_at_every_zoom(server):
     view = server.view("s00")
-    assert list(view.layers)[:3] == ["logit of tumour", "logit of normal", "attention"]
+    assert list(view.layers)[:3] == [("patch log-odds", "tumour"), ("patch log-odds", "normal"), ("attention", "")]
     x, y = CORNERS[MARKED]
     for zoom in range(zooms((WIDTH, HEIGHT))):
         step = 256 * 2**zoom
-        rows = range(-(-HEIGHT // step))
-        picture = np.vstack([np.hstack([view.tile(0, zoom, c, r) for c in range(-(-WIDTH // step))]) for r in rows])
-        warm = np.abs(picture[..., :3].astype(float) - WARMEST).max(2) <= 2
-        found = np.nonzero(warm & (picture[..., 3] > 0))
-        for edge, l0 in zip((found[1].min(), found[1].max() + 1, found[0].min(), found[0].max() + 1),
-                            (x, x + SIDE, y, y + SIDE), strict=True):  # fmt: skip
-            assert abs(edge * 2**zoom - l0) <= 2**zoom
-        covered = np.nonzero(picture[..., 3])
-        assert abs(covered[1].min() * 2**zoom - 101) <= 2**zoom and abs(covered[0].min() * 2**zoom - 37) <= 2**zoom
+        columns, rows = (range(max(0, at // step - 1), min(-(-end // step), (at + SIDE) // step + 2))
+                         for at, end in ((x, WIDTH), (y, HEIGHT)))  # fmt: skip
+        picture = np.vstack([np.hstack([view.tile(0, zoom, c, r) for c in columns]) for r in rows])
+        warm = (np.abs(picture[..., :3].astype(float) - WARMEST).max(2) <= 2) & (picture[..., 3] > 0)
+        left, top, right, bottom = _box(warm) * 2**zoom + np.array([columns[0], rows[0]] * 2) * step
+        assert np.abs(np.array([left - x, top - y, right - x - SIDE, bottom - y - SIDE])).max() <= 2**zoom
+        first = _box(view.tile(0, zoom, 0, 0)[..., 3])[:2] * 2**zoom
+        assert np.abs(first - np.array([101, 37])).max() <= 2**zoom
+
+
+def _view_of(run, tmp_path, **changes):
+    """s00 as a table shows it whose row differs; files are named from the table's folder."""
+    table = pd.read_csv(run[1]).head(1).assign(**changes)
+    table.to_csv(tmp_path / "slides.csv", index=False)
+    server = serve(run[0], rows_to_view(run[0], str(tmp_path / "slides.csv")), 0)
+    server.server_close()
+    return server.view("s00")
+
+
+def test_another_file_of_the_same_size_gets_no_map(run, tmp_path):
+    other = (run[1].parent / "s00.tif").read_bytes() + b"scanned again"
+    (tmp_path / "s00.tif").write_bytes(other)
+    assert _view_of(run, tmp_path).why == ""
+    view = _view_of(run, tmp_path, path="s00.tif")
+    assert "another file" in view.why and view.layers == {} and view.description()["size"] == (WIDTH, HEIGHT)
+
+
+def test_maps_keep_their_place_where_the_scanner_saw_a_part_only(run, tmp_path, monkeypatch):
+    whole = _view_of(run, tmp_path)
+    monkeypatch.setattr("mil.slide_views.bounds_of", lambda path: (1000, 500, 3000, 2000))
+    part = _view_of(run, tmp_path)
+    assert part.description()["bounds"] == (1000, 500, 3000, 2000) and part.size_l0 == whole.size_l0
+    assert (part.tile(0, 1, 3, 2) == whole.tile(0, 1, 3, 2)).all() and part.tile(0, 1, 3, 2)[..., 3].any()
+
+
+def test_an_annotation_that_is_none_is_named(run, tmp_path):
+    (tmp_path / "a.geojson").write_text("[")
+    with pytest.raises(SlideError, match=r"a\.geojson: not a GeoJSON file"):
+        _view_of(run, tmp_path, annotation="a.geojson").description()
+
+
+def test_a_slide_without_patches_has_empty_maps(run, tmp_path):
+    view = _view_of(run, tmp_path)
+    seen = replace(view.slide, attention=view.slide.attention[:0], coords=view.slide.coords[:0],
+                   patch_logits=view.slide.patch_logits[:0], contributions=None)  # fmt: skip
+    empty = replace(view, slide=seen)
+    assert not empty.tile(0, 4, 0, 0).any() and empty.description()["layers"][0]["top"] == []
+    assert np.isnan(score_grid(seen.coords, np.zeros(0), SIDE, (4, 5), 2.0)).all()
 
 
 def test_what_is_served(server):
@@ -160,6 +202,7 @@ def test_what_is_served(server):
         ("/slides.json", {"host": "localhost:1"}, 403),
         ("/slides.json", {"origin": "http://evil.example"}, 403),
         ("/slides.json", {"origin": "null"}, 403),
+        ("/slides.json", {"origin": "https://localhost"}, 403),
         ("/../provenance.json", {}, 404),
         ("/slides/../s00.json", {}, 404),
         ("/slides/...json", {}, 404),
@@ -216,8 +259,17 @@ def page(server):
         browser.close()
 
 
+def _until(page, condition):
+    """Wait for JavaScript to be true. The page forbids the evaluation that Playwright's own wait uses."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"not within 10 s: {condition}")
+
+
 def _picture(page):
-    page.wait_for_load_state("networkidle")
+    _until(page, "document.querySelectorAll('.leaflet-tile:not(.leaflet-tile-loaded)').length === 0")
     page.wait_for_timeout(400)  # tiles fade in
     picture = page.locator("#map").screenshot()
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(float)
@@ -248,11 +300,9 @@ def test_the_page_zooms_toggles_and_finds_the_highest_patch(page):
     before = page.evaluate("map.getZoom()")
     page.locator("#map").focus()
     page.keyboard.press("+")
-    page.wait_for_timeout(600)
-    assert page.evaluate("map.getZoom()") > before
+    _until(page, f"map.getZoom() > {before} + .1")
     page.keyboard.press("0")
-    page.wait_for_timeout(600)
-    assert page.evaluate("map.getZoom()") == pytest.approx(before)
+    _until(page, f"Math.abs(map.getZoom() - {before}) < 1e-6")
 
     page.locator("#top button").first.click()
     page.wait_for_timeout(1500)
@@ -261,8 +311,14 @@ def test_the_page_zooms_toggles_and_finds_the_highest_patch(page):
     page.uncheck("#shown")
     marked = _box(_picture(page).max(2) < 60)
     assert np.abs((marked[:2] + marked[2:]) / 2 - (650 - 270 - 10, 400)).max() < 40  # in the middle of the map
-    page.select_option("#layer", "attention")
-    assert "attention" in page.inner_text("#meaning")
+    page.locator("#classes button", has_text="normal").click()
+    assert "normal" in page.inner_text("#meaning") and page.inner_text("#ticks span:last-child") == "1"
+    page.keyboard.press("c")
+    assert "tumour" in page.inner_text("#meaning") and page.inner_text("#ticks span:last-child") == "3"
+    page.keyboard.press("[")
+    assert page.input_value("#opacity") == "90"
+    page.select_option("#score", "attention")
+    assert "attention" in page.inner_text("#meaning") and page.locator("#classes button").count() == 0
     assert said == []
 
 
@@ -270,7 +326,33 @@ def test_the_page_says_why_a_slide_cannot_be_shown(page):
     page, said = page
     page.locator("#slides button", has_text="s01").click()
     page.wait_for_selector("#problem:not([hidden])")
-    assert "s01.svs" in page.inner_text("#problem")
-    page.locator("#slides button", has_text="s00").click()
-    page.wait_for_selector("#problem", state="hidden")
+    assert "s01.svs" in page.inner_text("#problem") and page.inner_text("#title") == "s01"
+    assert page.locator(".leaflet-tile").count() == 0 and page.is_hidden("#controls")
+    page.locator("#slides button", has_text="s05").click()
+    page.locator("#slides button", has_text="s00").click()  # before the answer for s05 has come
+    _until(page, "document.getElementById('title').textContent === 's00' && map !== null")
+    page.wait_for_timeout(500)
+    assert page.inner_text("#title") == "s00" and page.is_hidden("#problem") and page.is_visible("#controls")
     assert all("422" in line for line in said)
+
+
+def test_the_page_on_a_narrow_dense_touch_screen(server, page):
+    device = {"viewport": {"width": 400, "height": 800}, "device_scale_factor": 2, "has_touch": True}
+    context = page[0].context.browser.new_context(**device)
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.address}#s00")
+    page.wait_for_selector("#top img")
+    assert page.evaluate("scrollY") == 0
+    page.locator("#top button").first.tap()
+    page.wait_for_timeout(1500)
+    page.uncheck("#shown")
+    page.uncheck("#annotated")
+    page.evaluate("mark.remove(); document.querySelectorAll('.leaflet-control').forEach(c => { c.hidden = true; })")
+    left, top, right, bottom = _box(_picture(page).max(2) < 60)
+    assert any("/tiles/s00/1/" in url for url in asked)  # without a dense screen zoom 2 is the finest here
+    middle = page.locator("#map").bounding_box()
+    assert abs((left + right) / 2 - middle["width"]) <= 3 and abs((top + bottom) / 2 - middle["height"]) <= 3
+    assert abs((right - left) - (bottom - top)) <= 2 < 200 < right - left
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    context.close()
