@@ -99,6 +99,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, statistics: SlideStatis
     with atomic_hdf5(path) as file:
         chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
+        file.flush()  # chunks are placed now, or when Python drops the data set: the same bytes in any thread
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
         file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info))
         coords_data.attrs.update(

@@ -93,6 +93,7 @@ def write_content(path: Path, content: Content) -> None:
             chunks = (min(max(len(values), 1), _CHUNK_ROWS), max(values.shape[1], 1))
             growing = (None, *values.shape[1:])
             file.create_dataset(name, data=values, chunks=chunks, maxshape=growing, track_times=False)
+            file.flush()  # places chunks now: the same bytes whenever Python drops the data set
         for name, attributes in content.attributes.items():
             (file[name] if name else file).attrs.update(attributes)
 

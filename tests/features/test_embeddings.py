@@ -9,7 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
-from features.embeddings import EmbeddingInfo, Embeddings, read_embeddings, read_info, stored_dtype, write_embeddings
+from features.embeddings import (
+    EmbeddingInfo,
+    Embeddings,
+    SlideStatistics,
+    read_embeddings,
+    read_info,
+    stored_dtype,
+    write_embeddings,
+)
 from tiling.errors import SlideError
 
 GOLDEN = Path(__file__).parent.parent / "golden/features-v1.h5"
@@ -114,3 +122,18 @@ def test_nan_and_infinity_are_never_written(tmp_path, bad):
     with pytest.raises(SlideError, match="NaN or infinity"):
         write_embeddings(tmp_path / "s.h5", Embeddings(features, COORDS, INFO))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bytes_do_not_depend_on_when_python_drops_a_data_set(tmp_path, monkeypatch):
+    create, kept = h5py.Group.create_dataset, []
+
+    def keep(*arguments, **settings):
+        kept.append(create(*arguments, **settings))
+        return kept[-1]
+
+    statistics = SlideStatistics(9, np.zeros(3), np.ones(3), 1, {"norm": 4}, np.zeros(4), np.ones(4))
+    write_embeddings(tmp_path / "dropped.h5", Embeddings(FEATURES, COORDS, INFO), statistics)
+    monkeypatch.setattr(h5py.Group, "create_dataset", keep)
+    write_embeddings(tmp_path / "kept.h5", Embeddings(FEATURES, COORDS, INFO), statistics)
+    assert len(kept) == 6
+    assert (tmp_path / "kept.h5").read_bytes() == (tmp_path / "dropped.h5").read_bytes()

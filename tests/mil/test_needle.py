@@ -39,9 +39,10 @@ def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0):
 @pytest.fixture(autouse=True, scope="module")
 def fewer_steps():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_NETWORKS", 4)
         patch.setattr(recipe, "_FIRST", (1.0, 150, 1024))
         patch.setattr(recipe, "_CYCLE", ((0.1, 150, 256), (0.02, 100, 256)))
-        patch.setattr(recipe, "_CYCLES", 2)
+        patch.setattr(recipe, "_CYCLES", 1)
         yield
 
 
