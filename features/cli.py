@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from features.config import FeatureConfig
-from tiling.command import config_from, parser_for, run_command
+from tiling.jobs.command import config_from, parser_for, run_command
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tiling.command import setting
+from tiling.jobs.command import setting
 
 
 @dataclass(frozen=True)

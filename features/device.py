@@ -2,7 +2,7 @@
 
 import torch
 
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,27 +9,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features.adapted_norms import FILE, adapt, keep_norms, read_norms
-from features.cohort_statistics import write_cohort_statistics
 from features.config import FeatureConfig
-from features.embedder import Embedder, exact_arithmetic
-from features.embeddings import (
-    EmbeddingInfo,
-    Embeddings,
-    SlideStatistics,
-    read_info,
-    stored_dtype,
-    write_embeddings,
-)
+from features.embed.pipe import Embedder, exact_arithmetic
 from features.encoders import Encoder, load_encoder
+from features.encoders.norms import norm_layers
+from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
 from features.patch_source import PatchSource, patches_of
-from features.statistics import NO_PIXELS, norm_layers, slide_statistics
-from tiling.artifact import lock, require_same
-from tiling.batch import Outcome, run_batch
-from tiling.errors import RequestError, SlideError
-from tiling.manifest import SlideRow, load_table, select_part
-from tiling.patches import PatchStore
-from tiling.workers import alive
+from features.statistics.adapted_norms import FILE, adapt, keep_norms, read_norms
+from features.statistics.cohort import write_cohort_statistics
+from features.statistics.slide import NO_PIXELS, slide_statistics
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.locks import lock
+from tiling.jobs.provenance import require_same
+from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.workers import alive
+from tiling.manifest import SlideRow, largest_first, load_table, select_part
+from tiling.store.patches import PatchStore
 
 _SLIDES_AT_ONCE = 2  # while one is opened or written, the other keeps the devices busy
 
@@ -73,7 +68,7 @@ def extract_features(
     work = functools.partial(extract_slide, config=config, patches=patches, out=out)
     with exact_arithmetic(embedder):
         code = run_batch(
-            rows,
+            largest_first(rows) if config.scheduler else rows,
             work,
             out=out,
             verb="extract-features",

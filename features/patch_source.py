@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.errors import SlideError
-from tiling.patches import PatchStore
-from tiling.reference import patches_of_slide
-from tiling.slide import Pixels
+from tiling.jobs.errors import SlideError
+from tiling.slides.slide import Pixels
+from tiling.store.patches import PatchStore
+from tiling.store.reference import patches_of_slide
 
 Indices = Sequence[int]
 

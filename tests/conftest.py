@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SLIDE_MIL_DATA", ROOT.parent / "shared" / "data"))
 
 

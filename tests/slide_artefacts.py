@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
-from tiling.phantom import Phantom, PhantomSpec
+from tiling.phantom.phantom import Phantom, PhantomSpec
 
 MPP = 8.0
 PENS = {  # transmitted colour of a full stroke

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tiling.command import config_from, parser_for, run_command
 from tiling.config import TilingConfig
+from tiling.jobs.command import config_from, parser_for, run_command
 
 
 def main() -> None:

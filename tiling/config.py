@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tiling.command import setting
-from tiling.manifest import MPP_MAX, MPP_MIN
+from tiling.jobs.command import setting
+from tiling.slides.slide import MPP_MAX, MPP_MIN
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
+from tiling.slides.files import slide_files
+from tiling.slides.slide import MPP_MAX, MPP_MIN
 
 VERSION = "1"
-MPP_MIN, MPP_MAX = 0.05, 20.0
 SPLITS = ("train", "val", "test")
 _RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "mask", "format_version")
 _ID = re.compile(r"[A-Za-z0-9._-]+")
@@ -243,3 +244,15 @@ def _raise_faults(source: str | Path, faults: list[str]) -> None:
         shown = "\n  ".join(faults[:_SHOWN_FAULTS])
         more = f"\n  … and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise RequestError(f"{source}: {len(faults)} fault(s)\n  {shown}{more}")
+
+
+def largest_first(rows: Sequence[SlideRow]) -> list[SlideRow]:
+    """Rows by the size of their slide files, so that the last one to end is a small one; files that are gone last."""
+    return sorted(rows, key=_bytes, reverse=True)
+
+
+def _bytes(row: SlideRow) -> int:
+    try:
+        return sum(file.stat().st_size for file in slide_files(row.path)) if row.path else 0
+    except OSError:
+        return 0

@@ -12,25 +12,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.artifact import lock, package_versions, require_same, slide_fingerprint
-from tiling.batch import Outcome, run_batch
 from tiling.config import TilingConfig
-from tiling.grid import Scale, choose_scale, covered_fraction, patch_grid, read_patch
-from tiling.manifest import SlideRow
-from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
-from tiling.qc_page import write_qc_page
-from tiling.qc_picture import write_qc
-from tiling.quality import sharpness
-from tiling.slide import NO_SUBSAMPLING, Slide, open_slide
-from tiling.threads import ordered_map
-from tiling.thumbnail import Thumbnail, mask_downsample, read_thumbnail
-from tiling.tissue import TissueMap, map_tissue
-from tiling.user_mask import read_user_mask
-from tiling.workers import alive, cores
-
-
-def store_path(out: Path, slide_id: str) -> Path:
-    return out / f"{slide_id}.zarr"
+from tiling.grid.corners import covered_fraction, patch_grid
+from tiling.grid.resample import read_patch
+from tiling.grid.scale import Scale, choose_scale
+from tiling.jobs.locks import lock
+from tiling.jobs.provenance import package_versions, require_same
+from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.threads import ordered_map
+from tiling.jobs.workers import alive, cores
+from tiling.manifest import SlideRow, largest_first
+from tiling.qc.page import write_qc_page
+from tiling.qc.picture import write_qc
+from tiling.slides.files import slide_fingerprint
+from tiling.slides.opening import open_slide
+from tiling.slides.slide import NO_SUBSAMPLING, Slide
+from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, store_path, write_store
+from tiling.tissue.sharpness import sharpness
+from tiling.tissue.thumbnail import Thumbnail, mask_downsample, read_thumbnail
+from tiling.tissue.tissue import TissueMap, map_tissue
+from tiling.tissue.user_mask import read_user_mask
 
 
 def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
@@ -38,7 +39,7 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> in
     work = functools.partial(tile_slide, config=config, out=out)
     workers = config.workers or len(os.sched_getaffinity(0))
     code = run_batch(
-        rows,
+        largest_first(rows),
         work,
         out=out,
         verb="tile-slides",

@@ -12,15 +12,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tiling.artifact import digest, lock
-from tiling.batch import Outcome, run_batch
 from tiling.config import TilingConfig
-from tiling.errors import RequestError, SlideError
-from tiling.manifest import SlideRow
-from tiling.patches import NOT_IN_VERSION_1, PICTURES, SCORES, PatchStore
-from tiling.pipeline import store_path
-from tiling.shards import PATCHES_PER_SHARD
-from tiling.workers import alive
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.locks import lock
+from tiling.jobs.provenance import digest
+from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.workers import alive
+from tiling.manifest import SlideRow, largest_first
+from tiling.store.patches import NOT_IN_VERSION_1, PICTURES, SCORES, PatchStore, store_path
+from tiling.store.shards import PATCHES_PER_SHARD
 
 _AT_ONCE = 16  # patches in memory
 
@@ -30,7 +30,7 @@ def verify_stores(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> 
     if not out.is_dir():
         raise RequestError(f"{out}: no such folder; expected the --out folder of an earlier run")
     code = run_batch(
-        rows,
+        largest_first(rows),
         functools.partial(verify_slide, out=out),
         out=out,
         verb="verify",

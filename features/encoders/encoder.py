@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from features.encoders.norms import has_batch_norms
 from features.encoders.weights import state_sha256
-from features.statistics import has_batch_norms
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 Triple = tuple[float, float, float]
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from features.encoders.encoder import Encoder, Triple, freeze
 from features.encoders.weights import StateDict, read_weights, set_weights
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 PREFIX = "timm:"
 _HUB = "hf-hub:"

@@ -33,7 +33,7 @@ from torchvision.models import WeightsEnum
 
 from features.encoders.encoder import Encoder, freeze
 from features.encoders.weights import StateDict, set_weights
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 _DENSENET_OLD_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _RANGE = 0.2, 1000.0  # of the standard deviation of features: float16 holds them well

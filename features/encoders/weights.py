@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 StateDict = Mapping[str, Tensor]
 _SHOWN_FAULTS = 10

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from features.encoders.encoder import Encoder
 from features.encoders.timm_zoo import PREFIX, load_lite0, load_timm
 from features.encoders.torchvision_zoo import BACKBONES, load_torchvision
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 
 GROUP = "slidemil.encoders"  # of entry points
 

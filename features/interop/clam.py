@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embeddings import Embeddings
+from features.feature_file import Embeddings
 from features.interop.description import ORIGIN, Description, Found, joined, origin_text, with_origin
 from features.interop.layout_file import (
     Content,
@@ -31,8 +31,9 @@ from features.interop.layout_file import (
     require_rows,
     write_content,
 )
-from tiling.artifact import atomic_file, lock
-from tiling.errors import SlideError
+from tiling.jobs.atomic import atomic_file
+from tiling.jobs.errors import SlideError
+from tiling.jobs.locks import lock
 
 H5_FOLDER, PT_FOLDER = "h5_files", "pt_files"
 

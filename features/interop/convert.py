@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from features.convert_config import ConvertConfig
-from features.embeddings import Embeddings
+from features.feature_file import Embeddings
 from features.interop.clam import with_patches
+from features.interop.config import ConvertConfig
 from features.interop.description import Description, Found, embeddings, joined, require
 from features.interop.layout_file import Layout
 from features.interop.reader import LAYOUTS, FeatureFolder
-from tiling.artifact import lock
-from tiling.batch import Outcome, run_batch
-from tiling.errors import RequestError, SlideError
-from tiling.grid import choose_scale
+from tiling.grid.scale import choose_scale
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.locks import lock
+from tiling.jobs.slide_loop import Outcome, run_batch
 from tiling.manifest import SlideRow, load_table, select_part
-from tiling.slide import open_slide
+from tiling.slides.opening import open_slide
 
 
 def find_slides(source: FeatureFolder, table: str, part: str) -> list[SlideRow]:

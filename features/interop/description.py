@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embeddings import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
-from tiling.artifact import check_format
-from tiling.errors import SlideError
+from features.feature_file import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
+from tiling.jobs.errors import SlideError
+from tiling.jobs.provenance import check_format
 
 ORIGIN = "slidemil"  # attribute of a foreign file that was converted from ours: a JSON text
 FLAGS = {

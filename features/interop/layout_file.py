@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embeddings import Embeddings
+from features.feature_file import Embeddings
 from features.interop.description import Found
-from tiling.artifact import atomic_file
-from tiling.errors import SlideError
+from tiling.jobs.atomic import atomic_file
+from tiling.jobs.errors import SlideError
 
 _CHUNK_ROWS = 1024
 Attributes = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Our own feature files, seen as one layout among the others. The contract is in features.embeddings."""
+"""Our own feature files, seen as one layout among the others. The contract is in features.feature_file."""
 
 import math
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from features.embeddings import Embeddings, read_embeddings, write_embeddings
+from features.feature_file import Embeddings, read_embeddings, write_embeddings
 from features.interop.description import Found, described
 from features.interop.layout_file import require_rows
 

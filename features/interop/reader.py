@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.embeddings import Embeddings, read_embeddings
+from features.feature_file import Embeddings, read_embeddings
 from features.interop.clam import H5_FOLDER, PT_FOLDER, Clam
 from features.interop.description import Found, as_found
 from features.interop.layout_file import Layout, opened
 from features.interop.native import Native
 from features.interop.stamp import Stamp
 from features.interop.trident import FOLDER_PREFIX, Trident
-from tiling.errors import RequestError, SlideError
+from tiling.jobs.errors import RequestError, SlideError
 
 # In the order in which a file is asked; CLAM's is the one with nothing special about it.
 _ALL: tuple[Layout, ...] = (Native(), Stamp(), Trident(), Clam())

@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from features.embeddings import EmbeddingInfo, Embeddings
+from features.feature_file import EmbeddingInfo, Embeddings
 from features.interop.clam import whole_numbers
 from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
 from features.interop.layout_file import Content, content_differences, data_set, opened, require_rows, write_content

@@ -1,1 +1,1 @@
-"""Why is validation accuracy stuck? One finding a file, each a number, a picture, a verdict and a remedy."""
+"""diagnose-cohort: why validation accuracy is stuck. May import training and below."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tiling.command import setting
+from tiling.jobs.command import setting
 
 
 @dataclass(frozen=True)

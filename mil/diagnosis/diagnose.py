@@ -11,17 +11,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mil.cohort import load_cohort
-from mil.config import TrainConfig
+from mil.cohort.cohort import load_cohort
+from mil.cohort.split_plan import SplitPlan
+from mil.cohort.splits import make_folds
+from mil.diagnosis.catalogue import FINDINGS, Entry
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.finding import SEVERITIES, Finding, MissingInput
-from mil.diagnosis.findings import FINDINGS, Entry
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.page import write_diagnosis
-from mil.display import plain_console, seconds_in_words
-from mil.run import require_complete
-from mil.splits import make_folds
-from tiling.errors import RequestError
+from mil.run.layout import require_complete
+from mil.training.display import plain_console, seconds_in_words
+from tiling.jobs.errors import RequestError
 
 _LINE_EVERY_S = 10.0
 
@@ -49,7 +49,7 @@ def diagnose_cohort(
     cohort = load_cohort(features, table, target, config.positive)
     for warning in cohort.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
-    folds = make_folds(cohort, TrainConfig(folds=config.folds, seed=config.seed, positive=config.positive))
+    folds = make_folds(cohort, SplitPlan(folds=config.folds, seed=config.seed))
     show = _Progress(FINDINGS, console)
     inputs = Inputs(
         features,

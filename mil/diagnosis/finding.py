@@ -12,7 +12,7 @@ Figure = Mapping[str, float | None]  # {"value"} with "low" and "high", a 95 % i
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as SVG text (mil.svg), or an image as the bytes of a PNG or JPEG file; exactly one of the two."""
+    """A chart as SVG text (mil.pages.chart), or an image as the bytes of a PNG or JPEG file; exactly one of the two."""
 
     title: str
     caption: str  # plain text

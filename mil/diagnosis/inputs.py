@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features.embeddings import SlideStatistics, read_statistics
 from features.encoders import Encoder
-from mil.baseline import slide_means
-from mil.cohort import Cohort
+from features.feature_file import SlideStatistics, read_statistics
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import Fold
 from mil.diagnosis.config import DiagnoseConfig
-from mil.diagnosis.encoder import Sample, embed_sample, load_own_encoder, sample_patches
 from mil.diagnosis.finding import MissingInput
-from mil.diagnosis.probe import Probe, linear_probe
-from mil.splits import Fold
-from tiling.errors import SlideError
+from mil.diagnosis.numbers.probe import Probe, linear_probe
+from mil.diagnosis.numbers.sample import Sample, embed_sample, load_own_encoder, sample_patches
+from mil.evaluation.baseline import slide_means
+from tiling.jobs.errors import SlideError
 
 
 @dataclass(frozen=True)

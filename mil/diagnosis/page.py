@@ -19,8 +19,8 @@ import numpy as np
 
 from mil.diagnosis.finding import SEVERITIES, Details, Figure, Finding, Picture
 from mil.diagnosis.inputs import Inputs
-from mil.page import report_style, table
-from tiling.artifact import write_json, write_text
+from mil.pages.page import report_style, table
+from tiling.jobs.atomic import write_json, write_text
 
 FORMAT, VERSION = "slidemil-diagnosis", 1
 _SAID = {"fault": "fault", "look": "look at this", "fine": "fine", "missing": "not looked at"}

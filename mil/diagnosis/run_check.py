@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from mil import run
 from mil.diagnosis.inputs import Inputs
-from tiling.errors import RequestError
+from mil.run.layout import require_complete
+from tiling.jobs.errors import RequestError
 
 
 def require_same_cohort(inputs: Inputs) -> dict[str, Any]:
     """The run's provenance. RequestError where its features or labels are others; MissingInput without a run."""
     folder = inputs.require_run()
-    provenance = run.require_complete(folder)
+    provenance = require_complete(folder)
     for key, what in (("features_sha256", "features"), ("labels_sha256", "labels or patients")):
         if provenance.get(key) != getattr(inputs.cohort, key):
             raise RequestError(

@@ -16,12 +16,12 @@ from bench_training import DATA, load_bags
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from mil.cohort import Cohort, load_cohort
-from mil.config import TrainConfig
-from mil.fold import train_folds
-from mil.plan import plan_training
-from mil.predict import load_head, predict_slide
-from mil.splits import Fold
+from mil.cohort.cohort import Cohort, load_cohort
+from mil.cohort.splits import Fold
+from mil.run.ensemble import load_head, predict_slide
+from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.trainer import train_folds
 
 CPU = torch.device("cpu")
 OUTER, INNER = 5, 3

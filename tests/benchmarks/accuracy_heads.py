@@ -19,13 +19,13 @@ import torch
 from bench_training import DATA, load_bags
 from sklearn.metrics import roc_auc_score
 
-from mil.cohort import Cohort, load_cohort
-from mil.config import TrainConfig
-from mil.fold import train_folds
-from mil.models import HEADS
-from mil.plan import plan_training
-from mil.predict import load_head, predict_slide
-from mil.splits import make_folds
+from mil.cohort.cohort import Cohort, load_cohort
+from mil.cohort.splits import make_folds
+from mil.heads.registry import HEADS
+from mil.run.ensemble import load_head, predict_slide
+from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.trainer import train_folds
 
 CPU = torch.device("cpu")
 DRAWS = 2000
@@ -33,7 +33,7 @@ DRAWS = 2000
 
 def out_of_fold(cohort: Cohort, config: TrainConfig) -> np.ndarray:
     """(repeats, S) probabilities of the positive class."""
-    folds = [replace(fold, val=fold.val[:0]) for fold in make_folds(cohort, config)]
+    folds = [replace(fold, val=fold.val[:0]) for fold in make_folds(cohort, config.split_plan())]
     plan = plan_training(cohort, folds, config, CPU)
     trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
     scores = np.full((config.repeats, len(cohort.labels)), np.nan)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mil.cohort import Cohort
-from mil.config import TrainConfig
-from mil.fold import train_folds
-from mil.plan import plan_training
-from mil.predict import load_head, predict_slide
-from mil.splits import Fold
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import Fold
+from mil.run.ensemble import load_head, predict_slide
+from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.trainer import train_folds
 
 DIM, CLUSTERS, PATCHES, VAL, TEST = 64, 20, 5000, 20, 100
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features.embeddings import EmbeddingInfo, Embeddings, write_embeddings
+from features.feature_file import EmbeddingInfo, Embeddings, write_embeddings
 
 SLIDES = int(sys.argv[2]) if len(sys.argv) > 2 else 500
 PATCHES, DIM, WITNESSES, THREADS = 1000, 1280, 50, 2
@@ -47,7 +47,7 @@ if __name__ == "__main__":
         folder, out = Path(name, "features"), Path(name, "diagnosis")
         folder.mkdir()
         write_cohort(folder)
-        command = "import resource; from mil.cli_diagnose import main\n"
+        command = "import resource; from mil.cli.diagnose import main\n"
         command += "try: main()\nfinally: own = resource.getrusage(resource.RUSAGE_SELF); "
         command += "print('peak', own.ru_maxrss, own.ru_utime + own.ru_stime)"
         began = last = time.perf_counter()

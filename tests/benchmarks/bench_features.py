@@ -22,15 +22,15 @@ import torchvision.models as zoo
 from torchvision.transforms.v2 import Normalize
 
 from features.config import FeatureConfig
-from features.embedder import Embedder, exact_arithmetic
+from features.embed.pipe import Embedder, exact_arithmetic
 from features.encoders import load_encoder
 from features.extract import extract_features, find_stores
 from features.patch_source import in_memory
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
-from tiling.patches import PatchStore
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.pipeline import tile_slides
+from tiling.store.patches import PatchStore
 
 SLIDES = 2
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mil.heatmap_geojson import contours, squares, write_geojson
-from mil.heatmap_ometiff import write_ometiff
-from mil.heatmap_png import write_png
-from mil.patch_scores import patch_scores
-from mil.run import SlideAttention
+from mil.maps.forms.geojson import contours, squares, write_geojson
+from mil.maps.forms.ometiff import write_ometiff
+from mil.maps.forms.png import write_png
+from mil.maps.scores import patch_scores
+from mil.run.attention import SlideAttention
 
 SIDE_L0 = 512
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features.embeddings import EmbeddingInfo, Embeddings, write_embeddings
+from features.feature_file import EmbeddingInfo, Embeddings, write_embeddings
 
 SLIDES = int(sys.argv[2]) if len(sys.argv) > 2 else 300
 PATCHES, DIM = 5000, 1024
@@ -40,7 +40,7 @@ def write_cohort(folder: Path) -> int:
 
 def largest_memory(folder: Path, out: Path, memory: str) -> tuple[float, float]:
     """Peak resident memory in GB, mapped pages that are in memory among it, and seconds of the command."""
-    command = "import resource, sys; from mil.cli_train import main; sys.argv[0] = 'train-mil'\n"
+    command = "import resource, sys; from mil.cli.train import main; sys.argv[0] = 'train-mil'\n"
     command += "try: main()\nfinally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     start = time.perf_counter()
     done = subprocess.run(

@@ -20,7 +20,7 @@ from skimage.data import immunohistochemistry
 
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.pipeline import tile_slide, tile_slides
 
 RUNS = 3

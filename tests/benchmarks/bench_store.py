@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 
 from tiling.config import TilingConfig
-from tiling.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
-from tiling.phantom import Phantom, PhantomSpec
-from tiling.tissue import TissueMap
+from tiling.phantom.phantom import Phantom, PhantomSpec
+from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.tissue.tissue import TissueMap
 
 COUNT, BATCH, RUNS, SIDE = 2048, 64, 5, 512
 

@@ -23,10 +23,10 @@ from PIL import Image
 
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
-from tiling.patches import PatchStore, encode
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.pipeline import tile_slide
-from tiling.tiff_reader import TiffReader
+from tiling.slides.tiff import TiffReader
+from tiling.store.patches import PatchStore, encode
 
 
 def baseline(slide: Path, coords_l0: np.ndarray, size_l0: int, side: int, out: Path) -> None:

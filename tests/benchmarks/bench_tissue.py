@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from skimage.color import rgb2gray, rgb2hsv
 from skimage.filters import threshold_li, threshold_otsu, threshold_triangle, threshold_yen
 
-from tiling.tissue import Thumbnail, map_tissue
+from tiling.tissue.thumbnail import Thumbnail
+from tiling.tissue.tissue import map_tissue
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from slide_artefacts import MPP, SCENES

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from mil.cohort import Cohort
-from mil.config import TrainConfig
-from mil.fold import Epoch, train_folds
-from mil.plan import plan_training
-from mil.predict import load_head, predict_slide
-from mil.splits import Fold, make_folds
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import Fold, make_folds
+from mil.run.ensemble import load_head, predict_slide
+from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.trainer import Epoch, train_folds
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mil"
@@ -138,7 +138,7 @@ def compare(name: str, cohort: Cohort, folds: Sequence[Fold], config: TrainConfi
 def bench_small() -> None:
     torch.set_num_threads(1)
     cohort, config = load_bags("musk1"), TrainConfig(folds=10, repeats=5, epochs=10, patience=1000)
-    compare("MUSK1, 50 models", cohort, make_folds(cohort, config), config)
+    compare("MUSK1, 50 models", cohort, make_folds(cohort, config.split_plan()), config)
 
 
 def bench_large() -> None:
@@ -153,7 +153,7 @@ def bench_large() -> None:
 def bench_accuracy(name: str) -> None:
     torch.set_num_threads(1)
     cohort, config = load_bags(name), TrainConfig(folds=10, repeats=5, val_fraction=0.0)
-    folds = [replace(fold, val=fold.val[:0]) for fold in make_folds(cohort, config)]
+    folds = [replace(fold, val=fold.val[:0]) for fold in make_folds(cohort, config.split_plan())]
     plan = plan_training(cohort, folds, config, CPU)
     start = time.perf_counter()
     trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]

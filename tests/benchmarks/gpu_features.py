@@ -27,16 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, PILToTensor, ToDtype
 
 from features.config import FeatureConfig
-from features.decode import decode_on_gpu
-from features.embedder import Embedder
+from features.embed.decode import decode_on_gpu
+from features.embed.pipe import Embedder
 from features.encoders import load_encoder
 from features.extract import extract_features, find_stores
 from features.patch_source import in_memory
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
-from tiling.patches import PatchStore
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.pipeline import tile_slides
+from tiling.store.patches import PatchStore
 
 SLIDES, BATCH = 8, 128
 

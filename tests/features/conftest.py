@@ -10,8 +10,8 @@ import torch
 from skimage.data import immunohistochemistry
 
 from features.cli import main
-from tiling.patches import AREA_SCORES, MadePatch, PatchStoreInfo, encode, write_store
-from tiling.tissue import TissueMap
+from tiling.store.patches import AREA_SCORES, MadePatch, PatchStoreInfo, encode, write_store
+from tiling.tissue.tissue import TissueMap
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ import yaml
 from distributed import LocalCluster
 
 from features.config import FeatureConfig
-from features.embedder import Embedder, embed
-from features.embeddings import read_embeddings
+from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
-from tiling.patches import PatchStore, encode
+from features.feature_file import read_embeddings
+from tiling.store.patches import PatchStore, encode
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 JPEG_INFO = SimpleNamespace(config={"pixels": "jpeg", "jpeg_quality": 90}, jpeg_subsampling="444")
 POISON = np.full((2, 64, 64, 3), 7, np.uint8)
 

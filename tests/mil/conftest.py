@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from features.embeddings import EmbeddingInfo, Embeddings, write_embeddings
+from features.feature_file import EmbeddingInfo, Embeddings, write_embeddings
 
 torch.set_num_threads(1)  # small matrices; more threads only wait for each other
 

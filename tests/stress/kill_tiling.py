@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.verify import verify_store
 
 SLIDES = 3

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import tifffile
 
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SLIDE_MIL_DATA", ROOT.parent / "shared" / "data"))
 RSS_MAX = 1.5 * 2**30
 BATCH = 50  # slides a run of tile-slides

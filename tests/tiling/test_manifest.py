@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tiling.errors import RequestError
+from tiling.jobs.errors import RequestError
 from tiling.manifest import load_slides, load_table, select_part
 
 
@@ -137,7 +137,7 @@ def test_a_mask_is_a_file_beside_the_table_that_must_be_there(folder):
     assert "column 'Mask' looks like 'mask'" in faults(folder, "path,Mask\na.svs,masks/a.png\n")
 
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "slides-v1.csv"
+GOLDEN = Path(__file__).parents[1] / "golden" / "slides-v1.csv"
 
 
 def test_the_golden_table_is_read_for_ever():

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image, PngImagePlugin
 from skimage.data import immunohistochemistry
 
-from tiling.patches import PatchStore
+from tiling.store.patches import PatchStore
 
 SECRET = "PlantedSecret"
 MAGENTA = (255, 0, 255)  # the colour of every planted label and macro image

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STRESS = Path(__file__).parent.parent / "stress"
+STRESS = Path(__file__).parents[1] / "stress"
 
 
 def stress(script, *arguments):

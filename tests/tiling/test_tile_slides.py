@@ -15,9 +15,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import immunohistochemistry
 
 from tiling.config import TilingConfig
-from tiling.patches import PatchStore
+from tiling.store.patches import PatchStore
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def tree(folder):

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from tiling.errors import SlideError
+from tiling.jobs.errors import SlideError
 from tiling.verify import verify_store
 
 

@@ -1,0 +1,1 @@
+"""The commands, one a file: parse, load the settings, one call. torch is imported after parsing."""

@@ -1,0 +1,45 @@
+"""Command train-mil: train a head on slide labels and say how good it is."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mil.training.config import TrainConfig
+from tiling.jobs.command import config_from, parser_for, run_command
+
+_DESCRIPTION = """Train a model on slide labels by cross-validation over patients. Writes checkpoints, out-of-fold
+predictions, attention and metrics with intervals to a run directory. A killed run goes on with the same command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION)
+    parser.add_argument("features", type=str, help="folder of feature files: ours, CLAM's or TRIDENT's")
+    parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
+    parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
+    parser.add_argument("--out", type=str, required=True, help="run directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
+    parser.add_argument("--compare", type=str, default="", help="run on the same slides to compare the AUROC with")
+    parser.add_argument(
+        "--patches",
+        type=str,
+        help="folder of patch stores, for pictures in the report (default: 'patches' beside the features)",
+    )
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        config = config_from(TrainConfig, arguments)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads spin, and a busy machine stalls
+        from mil.training.command import train_mil
+
+        return train_mil(
+            Path(arguments.features),
+            Path(arguments.labels),
+            arguments.target,
+            Path(arguments.out),
+            config,
+            overwrite=arguments.overwrite,
+            compare=Path(arguments.compare) if arguments.compare else None,
+            patches=Path(arguments.patches) if arguments.patches else None,
+        )
+
+    run_command("train-mil", body)

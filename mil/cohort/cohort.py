@@ -1,0 +1,246 @@
+"""A cohort: the feature files that have a label, joined with the label table and checked before any training.
+
+All features are held as float16 (1,000 slides of 10,000 patches with D = 1,024: 20 GB), see mil.cohort.memory.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.feature_file import UNKNOWN, EmbeddingInfo, Embeddings
+from features.interop.reader import open_features
+from mil.cohort.memory import FeatureIntake
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.manifest import SlideRow, load_table
+
+_SHOWN_IDS = 8
+_BLOCK_ROWS = 2048  # patches that are float64 at a time
+SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """S slides in the order of their ids; every slide has at least one patch."""
+
+    slide_ids: NDArray[np.str_]  # (S,)
+    patient_ids: NDArray[np.str_]  # (S,)
+    labels: NDArray[np.int64]  # (S,) index into classes
+    classes: tuple[str, ...]  # C, sorted
+    positive: int | None  # index into classes; None unless C = 2
+    splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
+    sites: NDArray[np.str_] | None  # (S,) hospital or scanner, empty where a row has none; None if no row has one
+    features: Sequence[Tensor]  # S of (N, D) float16
+    coords_l0: tuple[NDArray[np.int64], ...]  # S of (N, 2), (x, y)
+    infos: tuple[EmbeddingInfo, ...]
+    features_sha256: str  # of ids, features and coords
+    labels_sha256: str  # of ids, patients, labels and splits
+    warnings: tuple[str, ...]  # what the user should know, one sentence each
+    left_out: dict[str, str]  # labelled slides that are not used: slide id to reason
+    unreadable: tuple[str, ...]  # those among them whose feature file is damaged
+
+    @property
+    def mpp(self) -> float | None:
+        """Median µm per patch pixel; None if no slide has a scale."""
+        known = [info.mpp for info in self.infos if np.isfinite(info.mpp)]
+        return float(np.median(known)) if known else None
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """What is equal for all slides: how the features were made."""
+        return encoder_identity(self.infos[0], self.features[0].shape[1])
+
+    @cached_property
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each slide and feature (S, D): the mean over patches, and the sum of squared deviations from it."""
+        means, squares = (np.empty((len(self.features), self.features[0].shape[1])) for _ in range(2))
+        for i, features in enumerate(self.features):
+            blocks = features.split(_BLOCK_ROWS)
+            mean = sum((block.double().sum(0) for block in blocks), torch.zeros(())) / len(features)
+            means[i] = mean.numpy()
+            squares[i] = sum(((block.double() - mean).square().sum(0) for block in blocks), torch.zeros(())).numpy()
+        return means, squares
+
+
+def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
+    """The keys in which feature files must agree to be used together."""
+    keys = ("encoder", "weights_sha256", "input_px", "normalisation", "precision")
+    return {**{key: getattr(info, key) for key in keys}, "dim": dim}
+
+
+def load_cohort(
+    folder: Path, table: Path, target: str, positive: str = "", memory: str = "ram", scratch: Path = Path()
+) -> Cohort:
+    """Join feature files and label table. Raises RequestError with all faults that make training impossible.
+
+    memory and scratch say where the features are held, see mil.cohort.memory.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
+    rows = sorted(load_table(table, needs_path=False, target=target), key=lambda row: row.slide_id)
+    _refuse_partial_split(rows, table)
+    intake = FeatureIntake(memory, scratch)
+    loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
+    if not loaded:
+        raise RequestError(
+            f"no slide of {table} has features in {folder}; is it the right folder, and do the ids agree? "
+            f"({'; '.join(warnings)})"
+        )
+    kept = [row for row in rows if row.slide_id in loaded]
+    embeddings = [loaded[row.slide_id] for row in kept]
+    classes = tuple(sorted({row.labels[target] for row in kept}))
+    faults = [*_encoder_faults(embeddings), *_class_faults(classes, positive, target, table)]
+    if faults:
+        raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
+    keys = [(r.slide_id, r.patient_id, r.labels[target], r.split, *([r.site] if r.site else [])) for r in kept]
+    return Cohort(
+        slide_ids=np.array([row.slide_id for row in kept]),
+        patient_ids=np.array([row.patient_id for row in kept]),
+        labels=np.array([classes.index(row.labels[target]) for row in kept]),
+        classes=classes,
+        positive=(classes.index(positive) if positive else 1) if len(classes) == 2 else None,
+        splits=np.array([row.split for row in kept]) if kept[0].split else None,
+        sites=np.array([row.site for row in kept]) if any(row.site for row in kept) else None,
+        features=intake.features(),
+        coords_l0=tuple(e.coords_l0 for e in embeddings),
+        infos=tuple(e.info for e in embeddings),
+        features_sha256=features_sha256,
+        labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
+        warnings=tuple(
+            warnings
+            + _label_warning(kept, target)
+            + scale_warning([e.info.mpp for e in embeddings])
+            + _unknown_warning(embeddings)
+            + intake.notice()
+        ),
+        left_out=left_out,
+        unreadable=tuple(unreadable),
+    )
+
+
+def scale_warning(mpps: Sequence[float]) -> list[str]:
+    """A warning if slides differ in µm per patch pixel, which a model cannot make up for."""
+    known = [mpp for mpp in mpps if np.isfinite(mpp)]
+    if not known or max(known) <= SCALE_RATIO * min(known):
+        return []
+    return [f"patches were cut at different scales, from {min(known):.3g} to {max(known):.3g} µm per pixel"]
+
+
+def _unknown_warning(embeddings: Sequence[Embeddings]) -> list[str]:
+    """What files of other tools leave open, and what does not work because of it."""
+    warnings = []
+    if any(e.info.encoder == UNKNOWN for e in embeddings):
+        warnings.append("the feature files do not say which encoder made them; make sure that it was one and the same")
+    if any(not e.info.patch_size_l0 for e in embeddings):
+        warnings.append(
+            "the feature files do not say how large a patch is on the slide, so export-heatmaps will refuse them; "
+            "convert-features adds it (--to slidemil --patch-size-l0 …)"
+        )
+    return warnings
+
+
+def _label_warning(rows: Sequence[SlideRow], target: str) -> list[str]:
+    """Patients whose slides carry different labels: right for a label of the slide, an error for one of the patient."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row.patient_id, set()).add(row.labels[target])
+    mixed = [patient for patient, own in labels.items() if len(own) > 1]
+    return [f"patients whose slides carry different labels, {shown(mixed)}"] if mixed else []
+
+
+def shown(ids: Sequence[str]) -> str:
+    """`12: a, b, c, …` for messages."""
+    return f"{len(ids)}: {', '.join(ids[:_SHOWN_IDS])}{', …' if len(ids) > _SHOWN_IDS else ''}"
+
+
+def _refuse_partial_split(rows: Sequence[SlideRow], table: Path) -> None:
+    without = [row.slide_id for row in rows if not row.split]
+    if 0 < len(without) < len(rows):
+        raise RequestError(
+            f"{table}: column 'split' is filled for some slides only; fill it for the other {shown(without)}; "
+            "or remove the column to get a cross-validation"
+        )
+
+
+def _read_features(
+    folder: Path, rows: Sequence[SlideRow], intake: FeatureIntake
+) -> tuple[dict[str, Embeddings], dict[str, str], list[str], dict[str, str], str]:
+    """Usable embeddings by slide id, whose features (0, D) `intake` has got in float16, in the order of the rows.
+
+    Then the unreadable, warnings, why each other slide is left out, and the sha256 of ids, features and coords.
+    """
+    source = open_features(folder)
+    present = source.paths
+    loaded: dict[str, Embeddings] = {}
+    unreadable: dict[str, str] = {}
+    empty, rounded, sha = [], 0, hashlib.sha256()
+    for row in rows:
+        if row.slide_id not in present:
+            continue
+        try:
+            read = source.read(row.slide_id)
+            embeddings = in_float16(read)
+        except SlideError as error:
+            unreadable[row.slide_id] = str(error)
+            continue
+        features = embeddings.features
+        if len(features):
+            rounded += features is not read.features and not np.array_equal(features, read.features)
+            sha.update(f"{row.slide_id}:{features.shape};".encode())
+            sha.update(np.ascontiguousarray(features).data)
+            sha.update(np.ascontiguousarray(embeddings.coords_l0).data)
+            intake.add(features)
+            loaded[row.slide_id] = replace(embeddings, features=np.empty((0, features.shape[1]), np.float16))
+        else:
+            empty.append(row.slide_id)
+    missing = [row.slide_id for row in rows if row.slide_id not in present]
+    ignored = set(present) - {row.slide_id for row in rows}
+    warnings = [f"unreadable, left out: {message}" for message in unreadable.values()]
+    if missing:
+        warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
+    if empty:
+        warnings.append(f"slides without any patch, left out: {shown(empty)}")
+    if rounded:
+        warnings.append(f"features of {rounded} slide(s) are float32 and are rounded to float16 for training")
+    if ignored:
+        warnings.append(f"feature files without a label, ignored: {shown(sorted(ignored))}")
+    left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}
+    return loaded, unreadable, warnings, left_out, sha.hexdigest()
+
+
+def in_float16(embeddings: Embeddings) -> Embeddings:
+    with np.errstate(over="ignore"):
+        features = embeddings.features.astype(np.float16, copy=False)
+    if not np.isfinite(features).all():
+        raise SlideError(f"{embeddings.info.slide_id}: features hold NaN, infinity or values beyond ±65504")
+    return Embeddings(features, embeddings.coords_l0, embeddings.info)
+
+
+def _encoder_faults(embeddings: Sequence[Embeddings]) -> list[str]:
+    """One line for each identity other than the most frequent one."""
+    by_identity = [tuple(encoder_identity(e.info, e.features.shape[1]).items()) for e in embeddings]
+    (usual, _), *others = Counter(by_identity).most_common()
+    faults = []
+    for other, _ in others:
+        ids = [e.info.slide_id for e, identity in zip(embeddings, by_identity, strict=True) if identity == other]
+        differing = [f"{k} {v!r} instead of {dict(usual)[k]!r}" for k, v in other if v != dict(usual)[k]]
+        faults.append(f"features made differently ({', '.join(differing)}), extract them again: {shown(ids)}")
+    return faults
+
+
+def _class_faults(classes: tuple[str, ...], positive: str, target: str, table: Path) -> list[str]:
+    if len(classes) < 2:
+        return [f"all slides with features have {target} = {classes[0]!r} in {table}; training needs two classes"]
+    if positive and len(classes) != 2:
+        return [f"--positive is for two classes; {target!r} has {len(classes)}: {', '.join(classes)}"]
+    if positive and positive not in classes:
+        return [f"--positive {positive!r} is not a class of {target!r}; they are {', '.join(classes)}"]
+    return []

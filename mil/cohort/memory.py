@@ -1,0 +1,135 @@
+"""Where the features of a cohort lie while it is trained on: in memory where they fit, else in a mapped scratch file.
+
+The results are the same, bit for bit. The scratch file has no name in its folder, so the system frees its room when
+the process ends, however it ends. A slide is mapped for as long as somebody holds its tensor, and read ahead by the
+system; what the page cache has room for is read from the disk once.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tiling.jobs.errors import RequestError
+
+_SHARE = 0.5  # of the memory that is free at the start, or of a GPU's, which features may take
+
+
+class FeatureIntake:
+    """Takes the features of slide after slide and gives them back as one sequence.
+
+    memory: "ram", "mapped", or "auto": mapped as soon as they take more than half of the memory that was free.
+    folder: of the scratch file.
+    """
+
+    def __init__(self, memory: str, folder: Path) -> None:
+        self._folder = folder
+        self._budget = {"ram": float("inf"), "mapped": 0.0}.get(memory, _SHARE * available_bytes())
+        self._held: list[NDArray[np.float16]] = []
+        self._mapped: MappedFeatures | None = None
+        self.nbytes = 0
+
+    def add(self, features: NDArray[np.float16]) -> None:
+        """(N, D), N >= 1. RequestError where the scratch file cannot be written."""
+        self.nbytes += features.nbytes
+        self._held.append(features)
+        if self.nbytes <= self._budget:
+            return
+        try:
+            if self._mapped is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._mapped = MappedFeatures(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115 (open while mapped)
+            for held in self._held:
+                self._mapped.append(held)
+        except OSError as error:
+            raise RequestError(
+                f"{self._folder}: no scratch file for {self.nbytes / 1e9:.1f} GB of features and more ({error}); "
+                "name a folder with room by --scratch, or keep them in memory with --memory ram"
+            ) from error
+        self._held.clear()
+
+    def features(self) -> Sequence[Tensor]:
+        """All that was added, S of (N, D) float16."""
+        return tuple(torch.from_numpy(held) for held in self._held) if self._mapped is None else self._mapped
+
+    def notice(self) -> list[str]:
+        """What the user should know of it."""
+        if self._mapped is None:
+            return []
+        return [f"features take {self.nbytes / 1e9:.1f} GB and lie in a scratch file in {self._folder}, not in memory"]
+
+
+class MappedFeatures(Sequence[Tensor]):
+    """S of (N, D) float16 in a file, mapped one by one; what is written into a tensor does not reach the file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: list[tuple[int, tuple[int, int]]] = []  # offset in bytes, shape
+
+    def append(self, features: NDArray[np.float16]) -> None:
+        offset = self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(features).data)
+        self._file.flush()  # a full disk shows here, and not as a crash when it is read
+        self._places.append((offset, features.shape))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        offset, shape = self._places[index]
+        mapped = np.memmap(self._file, np.float16, "c", offset, shape)
+        return torch.from_numpy(mapped)
+
+
+def on_device(features: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The same features on a GPU, where they take at most half of its free memory; else as they are."""
+    if device.type != "cuda":
+        return features
+    nbytes = sum(f.nbytes for f in features)
+    if nbytes > _SHARE * torch.cuda.mem_get_info(device)[0]:
+        return features
+    return tuple(f.to(device) for f in features)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """What this process may still take: of the machine's memory and within each control group (v1 and v2) it is in.
+
+    File pages that nobody used lately count as free, as in the kernel's MemAvailable.
+    """
+    meminfo = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+    left = [int(meminfo["MemAvailable"].split()[0]) * 1024]
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names, mount = ("memory.max", "memory.current", "inactive_file"), root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        own = Path(path.lstrip("/"))  # in a container it may not be there, but the mount itself is the group then
+        left += [found for group in (own, *own.parents) if (found := _left_in(mount / group, *names)) is not None]
+    return max(0, min(left))
+
+
+def _left_in(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """None where the group has no limit or is not there."""
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return None
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(most) - int((group / usage).read_text()) + int(stat.get(reclaimable, 0))
+    except OSError:
+        return None

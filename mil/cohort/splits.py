@@ -1,0 +1,166 @@
+"""Who is trained on, who stops the training, who is tested: always whole patients.
+
+Test parts come from a stratified k-fold by patient, repeated with other shuffles; the rest is split once more,
+by patient and stratified, into train and val. With `--split site` whole sites are tested, see mil.cohort.site_splits;
+val still comes from the sites of train. A table whose column `split` is filled gives one fixed fold, and
+`--splits FILE` any folds, see mil.cohort.splits_file.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mil.cohort.cohort import Cohort, shown
+from mil.cohort.site_splits import site_groups, site_parts
+from mil.cohort.split_plan import SplitPlan
+from mil.cohort.splits_file import read_parts
+from tiling.jobs.errors import RequestError
+from tiling.manifest import SPLITS
+
+_ATTEMPTS = 20  # deterministic reshuffles before a split is called impossible
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Positions of slides in the cohort, each rising."""
+
+    number: int  # counts the folds of all repeats, from 0
+    repeat: int
+    fold: int
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+def make_folds(cohort: Cohort, plan: SplitPlan) -> list[Fold]:
+    """All folds of all repeats. Raises RequestError if patients are too few or stand on two sides."""
+    if plan.splits:
+        parts = read_parts(Path(plan.splits), cohort)
+        folds = [_given_fold(cohort, plan, number, *place, of) for number, (place, of) in enumerate(parts.items())]
+    elif cohort.splits is not None:
+        if plan.split == "site":
+            raise RequestError(
+                "the slide table fixes one split (column 'split'); remove the column to use --split site"
+            )
+        given = {name: np.flatnonzero(cohort.splits == name).tolist() for name in SPLITS}
+        folds = [_given_fold(cohort, plan, repeat, repeat, 0, given) for repeat in range(plan.repeats)]
+    else:
+        _require_patients(cohort, plan.folds)
+        folds = [fold for repeat in range(plan.repeats) for fold in _cross_validation(cohort, plan, repeat)]
+    faults = list(dict.fromkeys(fault for fold in folds for fault in fold_faults(cohort, fold)))
+    if faults:
+        raise RequestError("\n  ".join(faults))
+    return folds
+
+
+def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
+    """One line for each patient in two parts, and for each part that cannot be trained or judged on."""
+    parts = {"train": fold.train, "val": fold.val, "test": fold.test}
+    patients = {name: set(cohort.patient_ids[part]) for name, part in parts.items()}
+    faults = []
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(patients[first] & patients[second])
+        if both:
+            faults.append(
+                f"patients in both {first} and {second}, which would make the result look better than it is, "
+                f"{shown(both)}; give all slides of a patient the same 'split'"
+            )
+    for name, part in parts.items():
+        if name == "val" and not len(part):  # as asked for with val_fraction 0
+            continue
+        found = [cohort.classes[c] for c in np.unique(cohort.labels[part])]
+        if len(found) < 2 or (name == "train" and len(found) < len(cohort.classes)):
+            faults.append(
+                f"fold {fold.number + 1}: the {name} part ({len(part)} slides of {len(patients[name])} patients) "
+                f"has only {', '.join(map(repr, found)) or 'no slides'}; "
+                f"use fewer folds, add patients of the missing class, or fill the column 'split' yourself"
+            )
+    return faults
+
+
+def _require_patients(cohort: Cohort, folds: int) -> None:
+    needed = max(folds, 4 if folds == 2 else 3)  # so that the rest of each fold has one for train, one for val
+    counts = {name: len(set(cohort.patient_ids[cohort.labels == index])) for index, name in enumerate(cohort.classes)}
+    scarce = {name: count for name, count in counts.items() if count < needed}
+    if scarce:
+        least = min(scarce.values())
+        remedy = f"use --folds {least}, or add patients" if least >= 3 else "add patients, or leave the class out"
+        raise RequestError(
+            f"{folds} folds need {needed} patients of each class; found "
+            f"{', '.join(f'{count} with {name!r}' for name, count in counts.items())}; {remedy}"
+        )
+
+
+def _cross_validation(cohort: Cohort, plan: SplitPlan, repeat: int) -> list[Fold]:
+    everyone = np.arange(len(cohort.labels))
+    entropy = (plan.seed, repeat)
+    if plan.split == "site":
+        tests = site_parts(cohort, site_groups(cohort), plan.folds, entropy)
+    else:
+        tests = _grouped_parts(cohort, everyone, plan.folds, entropy, lambda part: _usable(cohort, part))
+    folds = []
+    for index, test in enumerate(tests):
+        train, val = _inner_split(cohort, np.setdiff1d(everyone, test), plan, (repeat, index))
+        folds.append(Fold(repeat * plan.folds + index, repeat, index, train, val, test))
+    return folds
+
+
+def _given_fold(
+    cohort: Cohort, plan: SplitPlan, number: int, repeat: int, fold: int, given: Mapping[str, Sequence[int]]
+) -> Fold:
+    """A fold whose parts the user chose, as positions of slides by the name of the part."""
+    train, val, test = (np.asarray(given[name], np.int64) for name in SPLITS)
+    if not len(train) or not len(test):
+        raise RequestError(
+            f"column 'split' has {len(train)} slides for train and {len(test)} for test (with features); "
+            "both are needed"
+        )
+    if not len(val):
+        train, val = _inner_split(cohort, train, plan, (repeat, fold))
+    return Fold(number, repeat, fold, train, val, test)
+
+
+def _inner_split(cohort: Cohort, rest: Indices, plan: SplitPlan, place: tuple[int, int]) -> tuple[Indices, Indices]:
+    """Split `rest` into (train, val), val being about `val_fraction` of its patients, none if that is 0."""
+    if not plan.val_fraction:
+        return rest, rest[:0]
+    labels, patients = cohort.labels[rest], cohort.patient_ids[rest]
+    scarcest = min(len(set(patients[labels == c])) for c in np.unique(labels))
+    parts = max(2, min(round(1 / plan.val_fraction), scarcest))
+
+    def accept(candidate: Indices) -> bool:
+        return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), all_classes=True)
+
+    val = _grouped_parts(cohort, rest, parts, (plan.seed, *place, 1), accept, needed=1)[0]
+    return np.setdiff1d(rest, val), val
+
+
+def _usable(cohort: Cohort, part: Indices, all_classes: bool = False) -> bool:
+    return len(np.unique(cohort.labels[part])) >= (len(cohort.classes) if all_classes else 2)
+
+
+def _grouped_parts(
+    cohort: Cohort,
+    among: Indices,
+    parts: int,
+    entropy: tuple[int, ...],
+    accept: Callable[[Indices], bool],
+    needed: int | None = None,
+) -> list[Indices]:
+    """Disjoint parts of `among`, stratified, by patient; reshuffled until the first `needed` are accepted.
+
+    After `_ATTEMPTS` the last shuffle is returned, and `fold_faults` says what is wrong with it.
+    """
+    labels, patients = cohort.labels[among], cohort.patient_ids[among]
+    found: list[Indices] = []
+    for state in np.random.SeedSequence(entropy).generate_state(_ATTEMPTS):
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=int(state))
+        found = [among[held_out] for _, held_out in splitter.split(among, labels, patients)]
+        if all(accept(part) for part in found[:needed]):
+            break
+    return found

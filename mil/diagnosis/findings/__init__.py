@@ -1,0 +1,1 @@
+"""One finding a file; their order stands in mil.diagnosis.catalogue."""

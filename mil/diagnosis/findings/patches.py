@@ -1,0 +1,176 @@
+"""Finding: patches as the network sees them, and whether a site's or a slide's are blurred.
+
+The sheet shows patches after the very preprocessing of the encoder, brought back to colours for display alone.
+Sharpness is the patch stores' own score (tiling.tissue.sharpness), over all patches.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from features.encoders import Encoder
+from features.encoders.preprocess import prepare
+from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
+from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.numbers.site_ratio import site_ratios
+from mil.run.attention import attention_path, read_attention
+from tiling.jobs.errors import SlideError
+from tiling.slides.slide import Pixels
+from tiling.store.patches import PatchStore
+
+KEY, TITLE = "patches", "Patches as the model sees them"
+_SHOWN, _COLUMNS, _SIDE_PX, _GAP_PX = 16, 8, 144, 4
+_BLURRED = 4.0  # times less sharp than others; two scanners that are both in focus differ by 2
+_SURELY = 2.0
+_IN_FOCUS = (
+    0.9  # quantile of patches that stands for a slide: a slide in focus has sharp patches, whatever else is in it
+)
+
+
+def find_patches(inputs: Inputs) -> Finding:
+    folder = inputs.require_patches()
+    sharp = np.array([_sharpness(inputs, number) for number in range(len(inputs.cohort.slide_ids))])
+    if not np.isfinite(sharp).any():
+        raise MissingInput("Give --patches and the folder whose patch stores were embedded: none there fits.")
+    inputs.progress(0.4)
+    chosen = _chosen(inputs, np.isfinite(sharp))
+    encoder = _encoder(inputs)
+    pictures = [
+        Picture(title, _caption(encoder), image=sheet([_shown(inputs, encoder, *place) for place in places]), wide=True)
+        for title, places in chosen.items()
+        if places
+    ]
+    ratios = [] if inputs.sites is None else site_ratios(sharp, inputs.sites, inputs.cohort.patient_ids, inputs.seed)
+    blurred = [r for r in ratios if (r.ratio["value"] or 1) < 1 and r.beyond(_BLURRED, _SURELY)]
+    median = float(np.nanmedian(sharp))
+    alone = [str(name) for name in inputs.cohort.slide_ids[sharp < median / _BLURRED]]
+    numbers: dict[str, Figure] = {f"sharpness of {r.site} over the others": r.ratio for r in ratios[:3]}
+    rows = [
+        (str(inputs.cohort.slide_ids[i]), f"{sharp[i]:.0f}", f"{sharp[i] / median:.2f}")
+        for i in np.argsort(sharp, kind="stable")
+        if np.isfinite(sharp[i])
+    ]
+    severity: Severity = "fine"
+    verdict, remedy = "No site and no slide is far less sharp than the others; see for yourself below.", ""
+    if blurred:
+        worst = blurred[0]
+        severity = "fault"
+        verdict = (
+            f"Patches of {worst.site} are blurred: {1 / (worst.ratio['value'] or 1):.0f} times less sharp than others."
+        )
+        remedy = (
+            "Scan these slides again, or leave the site out. If it must stay, test with --split site, so that "
+            "sharpness cannot be learned in the place of tissue."
+        )
+    elif alone:
+        severity = "look"
+        verdict = f"{len(alone)} slide(s) are far less sharp than the others: {', '.join(alone[:5])}."
+        remedy = "Look at them in qc.html; scan them again or leave them out (tile-slides --min-sharpness)."
+    look = "Look for pen, dust, folds, glass, and for colours that are not those of the slide."
+    return Finding(
+        KEY,
+        TITLE,
+        severity,
+        verdict,
+        f"{remedy} {look}".strip() + ("" if inputs.run else " With --run you see what attention looks at."),
+        numbers,
+        pictures,
+        [
+            Details(
+                "Sharpness by slide, the least sharp first", ("slide", "sharpness", "of the median slide"), tuple(rows)
+            )
+        ],
+        {"blurred_sites": [r.site for r in blurred], "blurred_slides": alone, "folder": folder.name},
+    )
+
+
+def _store(inputs: Inputs, number: int) -> PatchStore | None:
+    """The store that was embedded; None if it is not there."""
+    assert inputs.patches is not None
+    info = inputs.cohort.infos[number]
+    try:
+        store = PatchStore(inputs.patches / f"{info.slide_id}.zarr")
+        return store if store.digest == info.store_digest else None
+    except SlideError:
+        return None
+
+
+def _sharpness(inputs: Inputs, number: int) -> float:
+    store = _store(inputs, number)
+    return np.nan if store is None else max(float(np.quantile(store.sharpness, _IN_FOCUS)), 1e-6)
+
+
+def _chosen(inputs: Inputs, usable: NDArray[np.bool_]) -> dict[str, list[tuple[int, int]]]:
+    """Title → (slide, patch) of what is shown, in a random but fixed order."""
+    rng = np.random.default_rng(inputs.seed)
+    slides = [int(s) for s in np.resize(rng.permutation(np.flatnonzero(usable)), _SHOWN)]
+    found = {"Random patches": [(s, int(rng.integers(len(inputs.cohort.features[s])))) for s in slides]}
+    if inputs.run is None:
+        return found
+    high: list[tuple[int, int]] = []
+    low: list[tuple[int, int]] = []
+    for s in slides:
+        path = attention_path(inputs.run, str(inputs.cohort.slide_ids[s]))
+        if not path.exists():
+            continue
+        weights = read_attention(path).attention
+        if len(weights) == len(inputs.cohort.features[s]) and np.ptp(weights) > 1e-6 * weights.max():
+            order = np.argsort(-weights, kind="stable")
+            nth = sum(place[0] == s for place in high) % len(order)  # a slide that is shown twice: its next patch
+            high.append((s, int(order[nth])))
+            low.append((s, int(order[-1 - nth])))
+    return {**found, "Patches with the most attention": high, "Patches with the least attention": low}
+
+
+def _encoder(inputs: Inputs) -> Encoder | None:
+    try:
+        return inputs.encoder
+    except MissingInput:  # then patches are shown as they are stored
+        return None
+
+
+def _caption(encoder: Encoder | None) -> str:
+    if encoder is None:
+        return "As they are stored: the encoder's weights are not at hand. One patch a slide, slides at random."
+    size = f"resized to {encoder.input_px} px" if encoder.input_px else "at their own size"
+    return (
+        f"After the preprocessing of {encoder.name} ({size}, {encoder.normalisation}), brought back to colours for "
+        "display. One patch a slide, slides at random."
+    )
+
+
+def _shown(inputs: Inputs, encoder: Encoder | None, number: int, patch: int) -> Pixels:
+    store = _store(inputs, number)
+    assert store is not None
+    if not store.has_pixels:
+        raise MissingInput("Tile with --pixels jpeg or zstd: these stores hold coordinates only, so nothing is shown.")
+    pixels: Pixels = store.read([patch])
+    one: Pixels = (pixels if encoder is None else as_seen(encoder, pixels))[0]
+    return one
+
+
+def as_seen(encoder: Encoder, pixels: Pixels) -> Pixels:
+    """Patches (n, P, P, 3) uint8 after the encoder's preprocessing, back in 0..255."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    seen = prepare(encoder, images, encoder.input_px or images.shape[-1]).permute(0, 2, 3, 1).numpy()
+    colours = (seen * np.array(encoder.std) + np.array(encoder.mean)) * 255
+    back: Pixels = np.clip(np.round(colours), 0, 255).astype(np.uint8)
+    return back
+
+
+def sheet(images: Sequence[Pixels]) -> bytes:
+    """A JPEG of images side by side, eight in a row."""
+    step = _SIDE_PX + _GAP_PX
+    columns = min(_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * step - _GAP_PX, rows * step - _GAP_PX), "white")
+    for i, pixels in enumerate(images):
+        small = Image.fromarray(pixels).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
+        canvas.paste(small, (i % columns * step, i // columns * step))
+    out = io.BytesIO()
+    canvas.save(out, "JPEG", quality=88)
+    return out.getvalue()

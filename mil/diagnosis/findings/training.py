@@ -1,0 +1,179 @@
+"""Finding: did training go well? Learning curves, spikes, shuffling, and what the run gets right and wrong."""
+
+import io
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import norm
+
+from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
+from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.run_check import require_same_cohort
+from mil.evaluation.curve_verdict import REMEDIES, Verdict, judge_all, judge_fold
+from mil.metrics.classification import evaluate
+from mil.report.charts import learning_curve, loss_axis
+from mil.run.checkpoint import fold_numbers
+from mil.run.layout import picture_path, pictured_slides
+from mil.run.tables import read_history, read_predictions
+from mil.training.trainer import epoch_order
+
+KEY, TITLE = "training", "Training"
+_SPIKE = 6.0  # median absolute deviations from the running median
+_LEAST_SPIKE = 0.2  # and part of the first loss
+_CURVES, _STRIPS = 6, 3
+
+
+def find_training(inputs: Inputs) -> Finding:
+    """Raises MissingInput without a run."""
+    provenance, folder = require_same_cohort(inputs), inputs.require_run()
+    settings: dict[str, Any] = provenance["settings"]
+    histories = {k: read_history(folder, k) for k in fold_numbers(folder)}
+    own_recipe = all(len(history) == 1 and not history["learning_rate"].any() for history in histories.values())
+    verdicts = {k: judge_fold(history, settings["epochs"]) for k, history in histories.items()}
+    name = judge_all(list(verdicts.values()))
+    spikes = {k: loss_spikes(history["train_loss"].to_numpy(float)) for k, history in histories.items()}
+    predictions = read_predictions(folder)
+    cohort, config = inputs.cohort, inputs.config
+    figures = evaluate(predictions, cohort.classes, cohort.positive, config.bootstrap, inputs.seed)
+    numbers: dict[str, Figure] = {
+        "AUROC of slides": figures["auroc"],
+        "balanced accuracy": figures["balanced_accuracy"],
+    }
+    for kind in ("precision", "recall"):
+        numbers |= {f"{kind} of {c}": figures[kind][c] for c in cohort.classes}
+    epochs = max(len(history) for history in histories.values())
+    shuffled, p = shuffling(cohort.labels, settings["seed"], epochs)
+    if not own_recipe:
+        numbers["neighbours of one class in the loader's order"] = {"value": shuffled, "p": p}
+    several = sum(len(found) > 0 for found in spikes.values())
+    severity: Severity = "fine" if name == "fine" or own_recipe else "look"
+    said = "The head is fitted at once, without epochs." if own_recipe else _said(list(verdicts.values()))
+    if several and not own_recipe:
+        said += f" The training loss of {several} fold(s) spikes; the table of learning curves names the slides."
+    if not own_recipe:
+        said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
+    return Finding(
+        KEY,
+        TITLE,
+        severity,
+        said,
+        "Nothing to do." if own_recipe else f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}",
+        numbers,
+        [*([] if own_recipe else _curves(histories, verdicts, settings["epochs"])), *_strips(inputs, predictions)],
+        [_buckets(inputs, predictions), *([] if own_recipe else [_folds(verdicts, spikes, histories)])],
+        {
+            "verdicts": {k: vars(v) for k, v in verdicts.items()},
+            "spikes": spikes,
+            "spike_slides": {k: _spike_slides(histories[k], found) for k, found in spikes.items()},
+        },
+    )
+
+
+def _said(verdicts: list[Verdict]) -> str:
+    """The verdicts in one sentence, the most frequent first."""
+    counts = Counter(verdict.name for verdict in verdicts).most_common()
+    folds = "; ".join(f"{name} in {count}" for name, count in counts)
+    return f"Learning curves of {len(verdicts)} fold(s): {folds}." if len(counts) > 1 else f"Training: {counts[0][0]}."
+
+
+def loss_spikes(losses: NDArray[np.float64]) -> list[int]:
+    """Epochs, from 1, whose loss stands out above the running median of five."""
+    if len(losses) < 5:
+        return []
+    apart = losses - pd.Series(losses).rolling(5, center=True, min_periods=3).median().to_numpy()
+    spread = float(np.median(np.abs(apart)))
+    return (np.flatnonzero((apart > _SPIKE * spread) & (apart > _LEAST_SPIKE * abs(losses[0]))) + 1).tolist()
+
+
+def shuffling(labels: NDArray[np.int64], seed: int, epochs: int) -> tuple[float, float]:
+    """Share of neighbours with one label in the orders of all epochs, made again from the seed, and its p.
+
+    Two-sided, by the exact mean and variance of runs in a random order (Wald & Wolfowitz 1940, for any number of
+    classes Barton & David 1957). ValueError where an order is no permutation or an epoch repeats the one before.
+    """
+    orders = np.stack([epoch_order(seed, epoch, len(labels)) for epoch in range(1, epochs + 1)])
+    if not (np.sort(orders, axis=1) == np.arange(len(labels))).all():
+        raise ValueError("an epoch of the loader does not visit every slide once")
+    if len(labels) > 8 and (orders[1:] == orders[:-1]).all(axis=1).any():
+        raise ValueError("two epochs of the loader have the same order")
+    n, counts = len(labels), np.bincount(labels).astype(float)
+    equal = (labels[orders][:, 1:] == labels[orders][:, :-1]).sum(axis=1)
+    squares, cubes = (counts**2).sum(), (counts**3).sum()
+    mean = (squares - n) / n
+    variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
+    z = (equal.mean() - mean) / np.sqrt(max(variance, 1e-12) / epochs)
+    return float(equal.mean() / (n - 1)), float(2 * norm.sf(abs(z)))
+
+
+def _curves(histories: dict[int, pd.DataFrame], verdicts: dict[int, Verdict], epochs: int) -> list[Picture]:
+    highest = loss_axis(list(histories.values()))
+    caption = "Loss by epoch, training (blue) and validation (orange); the dot is the epoch that was kept."
+    return [
+        Picture(
+            f"Fold {k + 1}: {verdicts[k].name}", caption, learning_curve(history, highest, epochs, verdicts[k].said)
+        )
+        for k, history in list(histories.items())[:_CURVES]
+    ]
+
+
+def _spike_slides(history: pd.DataFrame, spikes: list[int]) -> dict[int, list[str]]:
+    """By epoch, the slides of the step with the highest loss; nothing for runs that did not keep them."""
+    if "worst_step" not in history:
+        return {}
+    slides = history.set_index("epoch")["worst_step"].astype(str)
+    return {epoch: slides[epoch].split() for epoch in spikes}
+
+
+def _folds(verdicts: dict[int, Verdict], spikes: dict[int, list[int]], histories: dict[int, pd.DataFrame]) -> Details:
+    def said(k: int) -> str:
+        slides = _spike_slides(histories[k], spikes[k])
+        return "; ".join(f"{epoch}: {' '.join(slides.get(epoch, []))}".rstrip(": ") for epoch in spikes[k]) or "none"
+
+    rows = tuple((str(k + 1), v.name, v.said, said(k)) for k, v in verdicts.items())
+    return Details("Learning curves", ("fold", "verdict", "why", "spikes in epochs, slides of the worst step"), rows)
+
+
+def _buckets(inputs: Inputs, predictions: pd.DataFrame) -> Details:
+    """Slides by label and prediction: the four buckets of two classes."""
+    counts = pd.crosstab(predictions["label"], predictions["prediction"])
+    classes = inputs.cohort.classes
+    rows = []
+    for label in classes:
+        for predicted in classes:
+            count = int(counts.get(predicted, pd.Series(dtype=int)).get(label, 0))
+            of_label = int((predictions["label"] == label).sum())
+            rows.append((label, predicted, str(count), f"{count / max(of_label, 1):.0%}"))
+    return Details("Right and wrong", ("label", "predicted", "slides", "part of the label"), tuple(rows))
+
+
+def _strips(inputs: Inputs, predictions: pd.DataFrame) -> list[Picture]:
+    """The patches that weighed most, of the slides that are surest right and surest wrong, where the run has them."""
+    folder = inputs.require_run()
+    there = pictured_slides(folder)
+    own = predictions[predictions["slide_id"].astype(str).isin(there)].drop_duplicates("slide_id")
+    if own.empty:
+        return []
+    sure = own.apply(lambda row: row[f"prob_{row['prediction']}"], axis=1)
+    right = own["label"] == own["prediction"]
+    pictures = []
+    for title, side in (("Surest and wrong", ~right), ("Surest and right", right)):
+        chosen = own[side].assign(sure=sure[side]).sort_values("sure", ascending=False).head(_STRIPS)
+        images = [Image.open(picture_path(folder, "patches", str(i))).convert("RGB") for i in chosen["slide_id"]]
+        if not images:
+            continue
+        sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height + 6 for i in images) - 6), "white")
+        top = 0
+        for image in images:
+            sheet.paste(image, (0, top))
+            top += image.height + 6
+        data = io.BytesIO()
+        sheet.save(data, "JPEG", quality=88)
+        names = "; ".join(f"{r.slide_id} (label {r.label}, predicted {r.prediction})" for r in chosen.itertuples())
+        pictures.append(
+            Picture(title, f"Patches that weighed most, a row a slide: {names}.", image=data.getvalue(), wide=True)
+        )
+    return pictures

@@ -1,0 +1,1 @@
+"""The estimators behind the findings: arrays and cohorts in, numbers out."""

@@ -1,0 +1,41 @@
+"""The yardstick of the findings: a linear probe on one vector a slide, nested in folds by patient.
+
+Logistic regression as in mil.evaluation.baseline: fitted on train, its penalty chosen on val, judged on test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import Fold
+from mil.diagnosis.finding import Figure
+from mil.evaluation.baseline import baseline_predictions
+from mil.metrics.bootstrap import draw_weights, interval
+from mil.metrics.classification import macro_auroc
+from mil.metrics.difference import Difference, auroc_difference
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Out-of-fold predictions (see `baseline_predictions`) and their AUROC with its interval over patients."""
+
+    predictions: pd.DataFrame
+    auroc: Figure
+
+
+def linear_probe(cohort: Cohort, folds: Sequence[Fold], vectors: NDArray[np.float64], draws: int, seed: int) -> Probe:
+    """vectors: (S, D), one a slide."""
+    table = baseline_predictions(cohort, folds, vectors)
+    labels = np.array([cohort.classes.index(name) for name in table["label"]])
+    probabilities = table[[f"prob_{name}" for name in cohort.classes]].to_numpy(np.float64)
+    weights = draw_weights(table["patient_id"].tolist(), draws, seed)
+    return Probe(table, dict(interval(macro_auroc(probabilities, labels, weights, cohort.positive))))
+
+
+def probe_difference(cohort: Cohort, first: Probe, second: Probe, draws: int, seed: int) -> Difference:
+    """AUROC of the first minus that of the second on the same slides and folds, paired by patient."""
+    return auroc_difference(first.predictions, second.predictions, cohort.classes, cohort.positive, draws, seed)

@@ -1,0 +1,124 @@
+"""What every head is to the rest of the program: bags in, one `MilOutput` out, its own loss."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mil.heads.bags import Bags, segment_softmax, segment_sum
+from mil.heads.dropout import SlideDropout
+from mil.heads.losses import Criterion
+from mil.heads.standardise import standardise
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Everything needed to build a head before its weights are loaded; stored with each checkpoint."""
+
+    dim_in: int  # D, length of a patch feature
+    n_classes: int  # C
+    embed_dim: int  # E
+    attention_dim: int  # A
+    dropout: float  # in training only
+
+
+@dataclass(frozen=True)
+class MilOutput:
+    """What a head says about B bags with ΣN patches and C classes."""
+
+    logits: Tensor  # (B, C); their softmax is the probability of the slide
+    attention: Tensor  # (ΣN,) >= 0, sums to 1 in each bag
+    patch_logits: Tensor  # (ΣN, C), the classifier applied to each patch's own embedding
+    class_attention: Tensor | None = None  # (ΣN, C) as attention, of each class, where a head has one a class
+    contributions: Tensor | None = None  # (ΣN, C), whose sum over a bag is its logits, where a head is such a sum
+
+
+class Head(nn.Module, ABC):
+    """Base of all heads. Features are standardised with buffers `mean` and `std` (D,) of the training fold."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape.dim_in))
+        self.register_buffer("std", torch.ones(shape.dim_in))
+        self.input_dropout = nn.Dropout(shape.dropout)
+
+    @abstractmethod
+    def forward(self, bags: Bags) -> MilOutput: ...
+
+    def bag_losses(self, output: MilOutput, bags: Bags, labels: Tensor, criterion: Criterion) -> Tensor:
+        """(B,) training loss of each bag; labels (B,) int64. A head with further terms overrides this."""
+        return criterion(output.logits, labels)
+
+    def standardise(self, bags: Bags) -> Tensor:
+        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std.
+
+        In training with dropout on them. No gradient goes back to the features.
+        """
+        mean, std, dropout = self.get_buffer("mean"), self.get_buffer("std"), self.input_dropout
+        if isinstance(dropout, SlideDropout):
+            return standardise(bags.features, mean, std, dropout.keep(bags.features), dropout.share)
+        dropped: Tensor = dropout(standardise(bags.features, mean, std))
+        return dropped
+
+
+@dataclass(frozen=True)
+class TrainingSlides:
+    """The training part of a fold, S slides, as a head that trains by its own recipe gets it."""
+
+    features: tuple[Tensor, ...]  # S of (N, D) float16 on the CPU
+    labels: NDArray[np.int64]  # (S,)
+    patient_ids: NDArray[np.str_]  # (S,)
+    slide_ids: NDArray[np.str_]  # (S,)
+
+
+class OwnRecipe(Head):
+    """A head that is not trained by gradient descent on its loss, epoch after epoch, but all at once by `fit`."""
+
+    @abstractmethod
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
+        """Set all parameters and buffers; returns the loss on the training part. Features are standardised before.
+
+        Random numbers come from `rng` and torch's global generator. RequestError names slides that break it.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_buffer("mean").device
+
+
+class AttentionPooling(Head):
+    """Base of heads that classify the mean of embedded patches, weighted by their attention."""
+
+    classify: nn.Linear  # E -> C; as it is linear, the slide's logits are a sum over patches
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.embed = patch_embedding(shape)
+
+    @abstractmethod
+    def scores(self, embedded: Tensor) -> Tensor:
+        """(ΣN, E) -> (ΣN,), whose softmax over the bag is the attention."""
+
+    def forward(self, bags: Bags) -> MilOutput:
+        embedded = self.embed(self.standardise(bags))  # (ΣN, E)
+        return self.pool(embedded, bags)
+
+    def pool(self, embedded: Tensor, bags: Bags) -> MilOutput:
+        attention = segment_softmax(self.scores(embedded), bags.sizes)
+        pooled = segment_sum(attention.unsqueeze(1) * embedded, bags.sizes)  # (B, E)
+        patch_logits = self.classify(embedded)
+        contributions = attention.unsqueeze(1) * patch_logits
+        return MilOutput(self.classify(pooled), attention, patch_logits, contributions=contributions)
+
+
+def patch_embedding(shape: HeadShape) -> nn.Sequential:
+    """(ΣN, D) -> (ΣN, E): one linear layer with ReLU and dropout; dropout before it is part of `standardise`."""
+    return nn.Sequential(
+        nn.Identity(),  # the names of the weights count from here
+        nn.Linear(shape.dim_in, shape.embed_dim),
+        nn.ReLU(),
+        nn.Dropout(shape.dropout),
+    )

@@ -1,0 +1,33 @@
+"""The heads: models that turn the patch features of a slide into one answer. torch is imported on first use.
+
+A new head is one file with a function `build(shape) -> Head`, and one line in `HEADS`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mil.heads.head import Head, HeadShape
+
+HEADS = {  # name of the head: module below mil.heads.registry
+    "gated-abmil": "gated_abmil",
+    "abmil": "abmil",
+    "clam-sb": "clam_sb",
+    "clam-mb": "clam_mb",
+    "dsmil": "dsmil",
+    "transmil": "transmil",
+    "additive": "additive",
+    "mean": "mean",
+    "max": "max",
+    "top-k": "top_k",
+    "bag-stats": "bag_stats",
+    "patch-label-copy": "patch_label_copy",
+    "needle": "needle",
+}
+
+
+def build_head(name: str, shape: "HeadShape") -> "Head":
+    """A head with fresh weights, drawn from torch's global generator. KeyError for an unknown name."""
+    module = import_module(f"mil.heads.registry.{HEADS[name]}")
+    head: Head = module.build(shape)
+    return head

@@ -1,0 +1,30 @@
+"""Gated attention pooling: Ilse, Tomczak, Welling, "Attention-based deep multiple instance learning", ICML 2018.
+
+h_i = embed(x_i); a = softmax over the bag of w·(tanh(V h_i) * sigmoid(U h_i)); logits = classify(Σ a_i h_i).
+As the classifier is linear and Σ a_i = 1, the logits are also Σ a_i patch_logits_i.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mil.heads.head import AttentionPooling, HeadShape
+
+
+class GatedABMIL(AttentionPooling):
+    """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C), contributions (ΣN, C)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.value = nn.Linear(shape.embed_dim, shape.attention_dim)  # V
+        self.gate = nn.Linear(shape.embed_dim, shape.attention_dim)  # U
+        self.score = nn.Linear(shape.attention_dim, 1)  # w
+        self.classify = nn.Linear(shape.embed_dim, shape.n_classes)
+
+    def scores(self, embedded: Tensor) -> Tensor:
+        gated = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))  # (ΣN, A)
+        scores: Tensor = self.score(gated).squeeze(1)
+        return scores
+
+
+def build(shape: HeadShape) -> GatedABMIL:
+    return GatedABMIL(shape)

@@ -1,0 +1,95 @@
+"""The run's models on one slide again, from its cached features: one fold, gradients, patches left out.
+
+Only models that saw neither the slide nor its patient in training or validation are asked.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features.feature_file import Embeddings
+from features.interop.reader import open_features
+from mil.cohort.cohort import in_float16
+from mil.maps.gradients import input_gradients
+from mil.run.attention import SlideAttention, describe_attention
+from mil.run.ensemble import Ensemble, average, load_ensemble, predict_slide
+from mil.run.trained_on import TrainedOn, read_trained_on
+from tiling.jobs.errors import RequestError, SlideError
+
+
+@dataclass(frozen=True)
+class SlideModels:
+    """One slide's features, and the positions of the run's models that may judge it."""
+
+    ensemble: Ensemble
+    embeddings: Embeddings
+    models: Sequence[int]
+
+    def attention(self, label: str) -> SlideAttention:
+        """What these models see in the slide."""
+        prediction, ensemble = self.ensemble.predict(self.embeddings, self.models), self.ensemble
+        return describe_attention(
+            self.embeddings.info,
+            self.embeddings.coords_l0,
+            attention=prediction.attention,
+            patch_logits=prediction.patch_logits,
+            class_attention=prediction.class_attention,
+            contributions=prediction.contributions,
+            probabilities=prediction.probabilities,
+            label=label,
+            classes=ensemble.classes,
+            positive=ensemble.positive,
+        )
+
+    def gradients(self) -> NDArray[np.float32]:
+        """(N, C), see mil.maps.gradients."""
+        heads = [self.ensemble.heads[m] for m in self.models]
+        return input_gradients(heads, self._features, self.ensemble.device)
+
+    def probability(self, of_class: str, patches: NDArray[np.int64]) -> float:
+        """Calibrated probability of a class if the slide had only these patches."""
+        ensemble, features = self.ensemble, self._features[torch.from_numpy(patches)]
+        each = [
+            predict_slide(ensemble.heads[m], features, ensemble.device, ensemble.temperatures[m]) for m in self.models
+        ]
+        return float(average(each, ensemble.positive).probabilities[ensemble.classes.index(of_class)])
+
+    @functools.cached_property
+    def _features(self) -> torch.Tensor:
+        return torch.from_numpy(in_float16(self.embeddings).features)
+
+
+def slide_models(run: Path, features: Path, slide_id: str, patient: str, device: str, fold: int = -1) -> SlideModels:
+    """The models that may judge a slide; `fold` asks for this one alone.
+
+    SlideError where no model may, or the features are missing or of another kind than those of the run.
+    """
+    try:
+        embeddings = open_features(features).read(slide_id)
+        ensemble, trained_on = _loaded(run, device)
+        ensemble.require_encoder(embeddings.info, embeddings.features.shape[1])
+    except RequestError as error:  # of this slide's features or of the device: other slides go on
+        raise SlideError(str(error)) from error
+    known = trained_on.patient(slide_id, embeddings.info.slide_fingerprint, patient)
+    unseen = trained_on.unseen_by(known)
+    if not unseen:
+        raise SlideError(
+            f"{slide_id}: all models of the run were trained on this slide or its patient {known}, "
+            "so a map would look better than it is"
+        )
+    if fold >= 0 and fold not in unseen:
+        raise SlideError(
+            f"{slide_id}: --fold {fold} was trained on this slide or its patient {known}, or is not in the run; "
+            f"folds that may show it: {', '.join(map(str, unseen))}"
+        )
+    return SlideModels(ensemble, embeddings, [fold] if fold >= 0 else unseen)
+
+
+@functools.cache
+def _loaded(run: Path, device: str) -> tuple[Ensemble, TrainedOn]:
+    return load_ensemble(run, device), read_trained_on(run)

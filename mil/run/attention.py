@@ -1,0 +1,109 @@
+"""What the out-of-fold models saw in a slide: `attention/<slide_id>.h5`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from features.feature_file import EmbeddingInfo
+from features.hdf5 import atomic_hdf5
+from tiling.jobs.errors import SlideError
+from tiling.jobs.provenance import check_format
+
+ATTENTION_FORMAT, ATTENTION_VERSION = "slidemil-attention", 1
+_DATA_SETS = ("attention", "patch_logits", "coords")
+_OPTIONAL_DATA_SETS = ("class_attention", "contributions")
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """What the out-of-fold models saw in one slide of N patches, with what is needed to draw it."""
+
+    attention: NDArray[np.float32]  # (N,)
+    patch_logits: NDArray[np.float32]  # (N, C)
+    coords: NDArray[np.int64]  # (N, 2) level-0 (x, y)
+    slide_id: str
+    label: str
+    classes: tuple[str, ...]
+    positive: str  # positive class; empty unless there are two classes
+    probabilities: NDArray[np.float64]  # (C,) of the slide
+    patch_size_l0: int
+    overlap_px: int
+    patch_size_px: int
+    width_l0: int
+    height_l0: int
+    mpp_l0: float  # NaN if the slide has no scale
+    class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has an attention for each class
+    contributions: NDArray[np.float32] | None = None  # (N, C), where the slide's logits are a sum over patches
+
+
+def describe_attention(
+    info: EmbeddingInfo,
+    coords_l0: NDArray[np.int64],
+    *,
+    attention: NDArray[np.float32],
+    patch_logits: NDArray[np.float32],
+    class_attention: NDArray[np.float32] | None = None,
+    contributions: NDArray[np.float32] | None = None,
+    probabilities: NDArray[np.float64],
+    label: str,
+    classes: tuple[str, ...],
+    positive: int | None,
+) -> SlideAttention:
+    """What models saw in the slide that `info` describes; shapes as in SlideAttention."""
+    return SlideAttention(
+        attention=attention,
+        patch_logits=patch_logits,
+        class_attention=class_attention,
+        contributions=contributions,
+        coords=coords_l0,
+        slide_id=info.slide_id,
+        label=label,
+        classes=classes,
+        positive="" if positive is None else classes[positive],
+        probabilities=probabilities,
+        patch_size_l0=info.patch_size_l0,
+        overlap_px=info.overlap_px,
+        patch_size_px=info.patch_size_px,
+        width_l0=info.width_l0,
+        height_l0=info.height_l0,
+        mpp_l0=info.mpp_l0,
+    )
+
+
+def attention_path(run: Path, slide_id: str) -> Path:
+    return run / "attention" / f"{slide_id}.h5"
+
+
+def write_attention(path: Path, slide: SlideAttention) -> None:
+    fields = vars(slide)
+    data = {name: fields[name] for name in (*_DATA_SETS, *_OPTIONAL_DATA_SETS) if fields[name] is not None}
+    values = {name: value for name, value in fields.items() if name not in (*_DATA_SETS, *_OPTIONAL_DATA_SETS)}
+    with atomic_hdf5(path) as file:
+        for name, value in data.items():
+            file.create_dataset(name, data=value, track_times=False)
+        file.attrs.update({**values, "classes": list(slide.classes)})
+        file.attrs.update(format=ATTENTION_FORMAT, version=ATTENTION_VERSION)
+
+
+def read_attention(path: Path) -> SlideAttention:
+    """Raises SlideError if the file is missing, unreadable or of another version."""
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path)
+            data = {name: file[name][:] for name in _DATA_SETS}
+            data |= {name: file[name][:] for name in _OPTIONAL_DATA_SETS if name in file}
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no attention for this slide; the run did not test it") from None
+    except (OSError, KeyError) as error:
+        raise SlideError(f"{path}: not a readable attention file ({error}); train again") from error
+    values = {key: _plain(value) for key, value in attributes.items() if key not in ("format", "version")}
+    return SlideAttention(**{**values, "classes": tuple(map(str, values["classes"]))}, **data)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,155 @@
+"""CONTRACT run directory, what train-mil writes. Version 2.
+
+    config.yaml                        settings and inputs, usable as `train-mil --config`
+    provenance.json                    what the run was made from
+    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
+    fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
+    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc, stop_loss,
+                                       worst_step (slides of the step with the highest loss, parted by spaces; absent
+                                       for heads that have no steps)
+    predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
+    predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
+    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64;
+                                       class_attention, contributions (N, C) float32 where the head has them
+    failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
+    training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
+    curves.png, roc.png                drawn from the above
+    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
+    pictures/thumbnails/<slide_id>.jpg and pictures/patches/<slide_id>.jpg
+                                       the slide with its most weighty patches outlined, and these patches, for those
+                                       slides whose patch store was found
+    report.html                        all of this on one page that loads from disk alone
+    tensorboard/fold-<k>/              events for TensorBoard
+    wandb/                             local files of Weights & Biases, if tracked there
+
+Every file but those of TensorBoard and Weights & Biases MUST be written whole or not at all; a fold folder is one unit.
+`provenance.json` MUST be written first and MUST hold `format`, `version`, target, classes (sorted), the positive
+class (null unless there are two), the head, how the features were made and at how many µm per pixel, digests of
+features and labels, the ids of labelled slides that are left out, the settings, the kind of device and the package
+versions; it MUST NOT hold a time or a path, so that the same request
+gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
+complete if and only if it exists; only `failures.csv`, `pictures` and `report.html`, which are made from complete runs
+and can be made again at any time, come after it. A finished fold MUST NOT be written again. Models that are trained
+together are written when all of them have ended, so a group of them that is killed starts again, from its first epoch.
+All other files, those of TensorBoard and Weights & Biases excepted, MUST be the same bytes when the same request is run
+again on the same machine, stopped in between or not.
+
+The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
+last one where there is no validation part (then the threshold is 0.5).
+Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
+over the classes; it is calibrated: the logits are divided by the fold's temperature. For two classes a slide is
+predicted positive where its probability reaches the threshold chosen on the fold's validation part; else the most
+probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry different
+labels.
+
+A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
+shape, classes, positive, threshold (null unless there are two classes), temperature. The threshold is one of
+calibrated probabilities. Its tensors include `mean` and `std`,
+with which features are standardised.
+
+`metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
+these for each class; `folds` a list of the overall figures of each repeat and fold; `against_mean` how the slides'
+AUROC differs from that of mil.evaluation.baseline on the same folds (value, low, high, p, p_delong) and the baseline's
+own (`auroc`).
+
+`training.safetensors` holds the fields of mil.run.novelty.TrainingSlides, and under the metadata key `slidemil` the
+known slide fingerprints by slide id.
+
+Version 1 had no temperature (it was 1), no training.safetensors, and fewer figures; it can still be read.
+
+An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
+head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
+predicted), and `contributions` (N, C), which sum to the slide's logits before the temperature. `coords`
+are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
+version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
+(sizes), -1 (the overlap) or NaN (the scale).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tiling.jobs.atomic import write_json, write_text
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.provenance import check_format
+
+FORMAT, VERSION = "slidemil-run", 2
+_READABLE = (1, 2)
+LOCK = "train"  # train.lock is held while the run is written
+METADATA = "slidemil"
+_FILES = (
+    *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
+    *("training.safetensors", "curves.png", "roc.png", "report.html"),
+)
+_FOLDERS = ("attention", "pictures", "tensorboard", "wandb")
+PICTURES = ("thumbnails", "patches")
+
+
+def is_complete(run: Path) -> bool:
+    return (run / "metrics.json").exists()
+
+
+def picture_path(run: Path, kind: str, slide_id: str) -> Path:
+    """kind: one of PICTURES."""
+    return run / "pictures" / kind / f"{slide_id}.jpg"
+
+
+def pictured_slides(run: Path) -> set[str]:
+    """Ids of the slides that have all PICTURES."""
+    return set.intersection(*({path.stem for path in (run / "pictures" / kind).glob("*.jpg")} for kind in PICTURES))
+
+
+def tensorboard_folder(run: Path, number: int) -> Path:
+    return run / "tensorboard" / f"fold-{number}"
+
+
+def clear(run: Path) -> None:
+    """Remove what the contract names, metrics.json first, and nothing else."""
+    (run / "metrics.json").unlink(missing_ok=True)
+    for path in run.glob("*"):
+        if path.is_dir() and (path.name in _FOLDERS or re.fullmatch(r"fold-\d+", path.name)):
+            shutil.rmtree(path)
+        elif path.name in _FILES:
+            path.unlink()
+
+
+def clear_temporaries(run: Path) -> None:
+    """Remove what a killed job left half written. The caller holds the lock."""
+    for path in [*run.glob(".*.tmp-*"), *run.glob("attention/.*.tmp-*"), *run.glob("pictures/*/.*.tmp-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_config(run: Path, settings: Mapping[str, Any]) -> None:
+    write_text(run / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+
+
+def write_provenance(run: Path, provenance: Mapping[str, Any]) -> None:
+    write_json(run / "provenance.json", {**provenance, "format": FORMAT, "version": VERSION})
+
+
+def read_provenance(run: Path) -> dict[str, Any] | None:
+    """Without format and version; None if there is none. RequestError if it is of another format or version."""
+    path = run / "provenance.json"
+    if not path.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_format(values, FORMAT, values["version"] if values.get("version") in _READABLE else VERSION, path)
+    except (SlideError, ValueError, AttributeError) as error:
+        raise RequestError(f"not a run directory that can be read: {error}") from error
+    return {key: value for key, value in values.items() if key not in ("format", "version")}
+
+
+def require_complete(run: Path) -> dict[str, Any]:
+    """The provenance of a finished run. RequestError if `run` is none."""
+    provenance = read_provenance(run)
+    if provenance is None:
+        raise RequestError(f"{run}: no run directory (provenance.json is missing); train one with train-mil")
+    if not is_complete(run):
+        raise RequestError(f"{run}: this run is not finished; run the same train-mil command again to go on")
+    return provenance

@@ -1,0 +1,78 @@
+"""The tables of a run: splits, histories, predictions, figures, and what is left out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil.run.checkpoint import fold_folder
+from tiling.jobs.atomic import atomic_file, write_json
+
+
+def write_splits(run: Path, table: pd.DataFrame) -> None:
+    _write_csv(run / "splits.csv", table)
+
+
+def read_splits(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "splits.csv")
+
+
+def read_history(run: Path, number: int) -> pd.DataFrame:
+    return pd.read_csv(fold_folder(run, number) / "history.csv")
+
+
+def kept_epoch(history: pd.DataFrame) -> int:
+    """The row of `history` whose weights the checkpoint holds."""
+    losses = history["stop_loss" if "stop_loss" in history else "val_loss"].to_numpy()  # older runs kept the lowest
+    return len(losses) - 1 if np.isnan(losses).all() else int(np.nanargmin(losses))
+
+
+def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -> None:
+    _write_csv(run / "predictions.csv", slides)
+    _write_csv(run / "predictions_patient.csv", patients)
+
+
+def read_predictions(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "predictions.csv")
+
+
+def read_patient_predictions(run: Path) -> pd.DataFrame:
+    return _read_csv(run / "predictions_patient.csv")
+
+
+def write_failures(run: Path, left_out: Mapping[str, str]) -> None:
+    path = run / "failures.csv"
+    if left_out:
+        _write_csv(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_failures(run: Path) -> pd.DataFrame:
+    """slide_id and reason; no row if all labelled slides are used."""
+    path = run / "failures.csv"
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+
+
+def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
+    """This makes the run complete."""
+    write_json(run / "metrics.json", metrics)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA."""
+    text = ("slide_id", "patient_id", "label", "prediction", "split")
+    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)

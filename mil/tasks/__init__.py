@@ -1,0 +1,1 @@
+"""What a kind of target is. May import cohort, metrics and pages."""

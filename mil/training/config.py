@@ -1,0 +1,88 @@
+"""Settings of train-mil. The defaults are meant for cohorts of 30 slides and of 3,000 alike."""
+
+from dataclasses import dataclass
+
+from mil.cohort.split_plan import SplitPlan
+from mil.heads.registry import HEADS
+from tiling.jobs.command import setting
+
+TRACKERS = ("wandb",)
+LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
+MEMORIES = ("auto", "ram", "mapped")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train-mil`; each field is a flag and a key of configs/train.yaml."""
+
+    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}")
+    folds: int = setting(5, "folds of the cross-validation, by patient (unless the table has a split column)")
+    repeats: int = setting(1, "how often the cross-validation is repeated with another shuffle")
+    split: str = setting("patient", "what no test fold shares with training: patient, or site (column 'site') as well")
+    splits: str = setting(
+        "", "CSV of your own splits (slide_id, split, repeat, fold), such as another run's splits.csv"
+    )
+    val_fraction: float = setting(0.25, "part of the non-test patients for stopping and threshold; 0: all epochs, 0.5")
+    epochs: int = setting(100, "largest number of passes over the training slides")
+    patience: int = setting(30, "epochs without a lower mean validation loss after which a fold stops")
+    batch_slides: int = setting(8, "slides per optimiser step")
+    parallel_models: int = setting(0, "models trained at the same time, with the same result; 0: what is fastest")
+    precision: str = setting("auto", "auto, fp32 or bf16; auto: bf16 for large bags where the machine has it")
+    learning_rate: float = setting(1e-3, "largest learning rate, reached after the warm-up (AdamW)")
+    weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
+    gradient_clip: float = setting(1.0, "largest norm of a gradient")
+    loss: str = setting("cross-entropy", f"of training: {', '.join(LOSSES)}; the last two bear wrong labels better")
+    label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
+    embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
+    attention_dim: int = setting(64, "width of the attention layer")
+    dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
+    positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
+    seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
+    track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
+    memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
+    scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+
+    def split_plan(self) -> SplitPlan:
+        return SplitPlan(self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed)
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        if self.split not in ("patient", "site"):
+            raise ValueError(f"split is {self.split!r}, expected patient or site")
+        if self.splits and self.split != "patient":
+            raise ValueError("splits names a file and split asks for another way; give one of them")
+        if self.track and self.track not in TRACKERS:
+            raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory is {self.memory!r}, expected one of {', '.join(MEMORIES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        _at_least("folds", self.folds, 2)
+        for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("bootstrap", self.bootstrap, 100)
+        _at_least("parallel_models", self.parallel_models, 0)
+        _at_least("seed", self.seed, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("dropout", "instance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to below 1")
+        if not 0 <= self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction is {self.val_fraction}, expected 0 to 0.5")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} is {value}, expected at least {least}")

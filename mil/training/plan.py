@@ -1,0 +1,87 @@
+"""How a cohort is trained fastest: which models together, in which precision. The same for every start of a request.
+
+Models are trained together, with the same result, unless a step of one model keeps the machine busy (large bags on a
+CPU) or torch.func.vmap cannot run their head, as where shapes depend on the data. Large bags are done in bfloat16
+where the machine has instructions for it; evaluation is always in float32.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import Fold
+from mil.heads.bags import pack
+from mil.heads.dropout import Noise, seed_dropout
+from mil.heads.head import HeadShape, OwnRecipe
+from mil.heads.registry import build_head
+from mil.training.config import TrainConfig
+from mil.training.stack import Stack
+
+_LARGE_STEP = 500_000  # features in a step, above which a CPU is busy with one model
+_GPU_FLOATS = 2**32  # inputs of all models in a step: 16 GiB, and about twice that with what is kept for gradients
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all folds of a run have in common; it depends on nothing but the request and the machine."""
+
+    groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group are trained together
+    shape: HeadShape
+    steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
+    bf16: bool
+
+
+def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, device: torch.device) -> Plan:
+    shape = HeadShape(
+        dim_in=cohort.features[0].shape[1],
+        n_classes=len(cohort.classes),
+        embed_dim=config.embed_dim,
+        attention_dim=config.attention_dim,
+        dropout=config.dropout,
+    )
+    trained_on = len(np.unique(np.concatenate([fold.train for fold in folds])))
+    steps = math.ceil(max(len(fold.train) for fold in folds) / config.batch_slides)
+    patches = float(np.mean([len(features) for features in cohort.features])) * trained_on / steps
+    features_in_step = patches * (1 - config.instance_dropout) * shape.dim_in
+    large = features_in_step > _LARGE_STEP
+    size = config.parallel_models
+    if not size and device.type == "cpu":
+        size = 1 if large else len(folds)
+    elif not size:
+        size = max(1, min(len(folds), math.floor(_GPU_FLOATS / features_in_step)))
+    if size > 1 and not can_stack(config.head, shape):
+        size = 1
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
+    groups = tuple(tuple(folds[start : start + size]) for start in range(0, len(folds), size))
+    return Plan(groups, shape, steps, bf16)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether there are instructions for it; without them it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def can_stack(name: str, shape: HeadShape) -> bool:
+    """Whether two heads of this kind can be trained as one, tried on two small bags."""
+    heads = [build_head(name, shape) for _ in range(2)]
+    if isinstance(heads[0], OwnRecipe):
+        return False
+    noise = Noise(0)
+    for head in heads:
+        seed_dropout(head, noise)
+    bags = pack([torch.ones(3, shape.dim_in), torch.ones(2, shape.dim_in)])
+    noise.set([0, 1], bags.sizes, 0)
+    stack = Stack(heads)
+    try:
+        for train in (False, True):
+            losses, _ = stack(bags, torch.tensor([0, 1]), torch.ones(2, shape.n_classes), train)
+        losses.sum().backward()
+    except (RuntimeError, NotImplementedError):  # what vmap raises for data-dependent shapes and unseeded randomness
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mil.maps.export import require_same_slide
+from mil.maps.forms.gallery import extremes, patch_picture, said
+from mil.maps.grid import colour_scale, render, score_grid
+from mil.maps.scores import PatchScores, default_class, patch_scores
+from mil.run.attention import SlideAttention, attention_path, read_attention
+from mil.run.layout import require_complete
+from mil.run.novelty import read_training_slides
+from mil.run.tables import read_predictions
+from mil.viewer.tiles import TILE_PX, zooms
+from tiling.jobs.errors import SlideError
+from tiling.manifest import SlideRow
+from tiling.slides.files import slide_fingerprint
+from tiling.slides.openslide import bounds_of
+from tiling.slides.slide import Slide
+from tiling.tissue.polygons import read_polygons
+
+_TOP = 12
+_BAR_STEPS = 64
+
+
+def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
+    """id, label, prediction, probability `of` a class and loss (-log of the label's probability) of each slide.
+
+    The class is the positive one, for more than two classes the predicted one. Probabilities are means over the repeats
+    that tested the slide; all but id and label, as the table has it, is null for other slides.
+    """
+    provenance, predictions = require_complete(run), read_predictions(run)
+    classes, positive = provenance["classes"], provenance["positive"]
+    tested = dict(list(predictions.groupby("slide_id")))
+    listed = []
+    for row in rows:
+        entry: dict[str, Any] = dict.fromkeys(("prediction", "of", "probability", "loss"))
+        label = row.labels.get(provenance["target"]) or None
+        if row.slide_id in tested:
+            found = tested[row.slide_id]
+            probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
+            label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
+            of = positive or prediction
+            loss = -math.log(max(probability[label], 1e-12))
+            entry = {"prediction": prediction, "of": of, "probability": probability[of], "loss": loss}
+        listed.append({"id": row.slide_id, "label": label, **entry})
+    return listed
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """One slide of a run, its scores in memory; without layers `why` says what is in the way."""
+
+    row: SlideRow
+    size_l0: tuple[int, int]
+    mpp: float | None
+    bounds_l0: tuple[int, int, int, int] | None  # where the scanner saw tissue: x, y, width, height
+    slide: SlideAttention | None = None
+    why: str = ""
+
+    @cached_property
+    def layers(self) -> dict[tuple[str, str], PatchScores]:
+        """By score and class: the log-odds of each, the default class first, attention, and what else the head has."""
+        if (slide := self.slide) is None:
+            return {}
+        first = default_class(slide)
+        names = sorted(slide.classes, key=lambda name: name != first)
+        layers = {("patch log-odds", n): patch_scores(slide, "logit", n) for n in names}
+        layers["attention", ""] = patch_scores(slide, "attention")
+        if slide.contributions is not None:
+            layers |= {("contribution", n): patch_scores(slide, "contribution", n) for n in names}
+        if slide.class_attention is not None:
+            layers |= {("attention of a class", n): patch_scores(slide, "attention", n) for n in names}
+        return layers
+
+    def description(self) -> dict[str, Any]:
+        """What the page needs to know, as JSON. Raises SlideError where the annotation cannot be read."""
+        polygons = read_polygons(self.row.annotation) if self.row.annotation else []
+        view: dict[str, Any] = {"id": self.row.slide_id, "size": self.size_l0, "tile": TILE_PX, "mpp": self.mpp}
+        view |= {"zooms": zooms(self.size_l0), "why": self.why, "layers": [], "bounds": self.bounds_l0}
+        view["annotation"] = [[ring.tolist() for ring in polygon] for polygon in polygons]
+        if self.slide is not None:
+            view["side"] = self.slide.patch_size_l0
+            view["layers"] = [_describe(*name, scores, self.slide) for name, scores in self.layers.items()]
+        return view
+
+    def tile(self, layer: int, zoom: int, column: int, row: int) -> NDArray[np.uint8]:
+        """(TILE_PX, TILE_PX, 4) colours of a layer. IndexError where there is no such layer or tile."""
+        scores, step = list(self.layers.values())[layer], TILE_PX << zoom
+        if zoom >= zooms(self.size_l0) or column * step >= self.size_l0[0] or row * step >= self.size_l0[1]:
+            raise IndexError(f"no tile {zoom}/{column}/{row}")
+        assert self.slide is not None
+        corner, side = np.array([column, row]) * step, self.slide.patch_size_l0
+        inside = ((self.slide.coords < corner + step) & (self.slide.coords + side > corner)).all(1)
+        if not inside.any():
+            return np.zeros((TILE_PX, TILE_PX, 4), np.uint8)
+        shape = (TILE_PX, TILE_PX)
+        values, coords = scores.values[inside], self.slide.coords[inside]
+        return render(score_grid(coords, values, side, shape, 2**zoom, (*corner.tolist(),)), colour_scale(scores))
+
+    def patch(self, source: Slide, index: int) -> Image.Image:
+        """IndexError where the slide has no such patch."""
+        if self.slide is None or index >= len(self.slide.coords):
+            raise IndexError(f"no patch {index}")
+        return patch_picture(source, self.slide, index)
+
+
+def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
+    """The scores of a slide, if the run tested it and `source` is the very file that was tiled."""
+    assert row.path is not None
+    path = attention_path(run, row.slide_id)
+    mpp = row.mpp or (sum(source.mpp) / 2 if source.mpp else None)
+    view = SlideView(row, source.level_sizes[0], mpp, bounds_of(row.path))
+    if not path.exists():
+        return replace(view, why="The run did not test this slide, so there is no map.")
+    slide = read_attention(path)
+    if not slide.patch_size_l0:
+        return replace(view, why="Its features do not say how large a patch is, so there is no map.")
+    try:
+        expected = read_training_slides(run)[1].get(row.slide_id, "")
+        require_same_slide(row.path, source, slide, slide_fingerprint(row.path) if expected else "", expected)
+    except SlideError as error:
+        return replace(view, why=f"There is no map: {error}")
+    return replace(view, mpp=mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide=slide)
+
+
+def colour_bar(scores: PatchScores) -> NDArray[np.uint8]:
+    """(1, _BAR_STEPS + 1, 4), the colours from low to high."""
+    scale = colour_scale(scores)
+    steps = np.asarray(scale.norm().inverse(np.linspace(0, 1, _BAR_STEPS + 1)), np.float64)
+    return render(steps[None, :], scale)
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB as JPEG, RGBA as PNG."""
+    buffer = io.BytesIO()
+    if pixels.shape[2] == 4:
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    else:
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
+def _describe(score: str, of_class: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:
+    scale = colour_scale(scores)
+    middle = float(scale.norm().inverse(0.5))
+    top = extremes(scores, _TOP).top.tolist()
+    corners = slide.coords.tolist()
+    return {
+        "score": score,
+        "class": of_class,
+        "meaning": scores.meaning,
+        "ticks": [said(scale.low), said(middle), said(scale.high)],
+        "top": [{"index": i, "score": said(scores.values[i]), "x": corners[i][0], "y": corners[i][1]} for i in top],
+    }

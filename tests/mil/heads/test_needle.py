@@ -1,0 +1,164 @@
+"""The head needle finds few patches among many through the whole of train-mil, and does so the same way each time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from mil.heads.bags import pack
+from mil.heads.head import HeadShape, TrainingSlides
+from mil.heads.registry import build_head
+from mil.heads.zoo import needle as recipe
+from mil.heads.zoo.needle import _offset
+from mil.run.attention import attention_path, read_attention
+from mil.run.checkpoint import read_checkpoint
+from mil.run.ensemble import load_ensemble, predict_folder
+from mil.training.command import train_mil
+from mil.training.config import TrainConfig
+from tiling.jobs.errors import RequestError
+
+
+def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0):
+    """Clusters mixed in other proportions in each slide, each slide shifted; the first patches of odd ones are odd."""
+    rng = np.random.default_rng(seed)
+    centres = 2 * rng.standard_normal((5, dim))
+    way = rng.standard_normal(dim)
+    odd = centres[0] + 6 * way / np.linalg.norm(way)
+    features = []
+    for i in range(count):
+        x = centres[rng.choice(5, patches, p=rng.dirichlet(np.full(5, 2.0)))]
+        if i % 2:
+            x[:positives] = odd
+        noise = 0.8 * rng.standard_normal((patches, dim)) + shift * rng.standard_normal(dim)
+        features.append(torch.from_numpy(x + noise).half())
+    ids = np.array([f"s{i:02d}" for i in range(count)])
+    return TrainingSlides(tuple(features), np.arange(count) % 2, ids, ids)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fewer_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_NETWORKS", 4)
+        patch.setattr(recipe, "_FIRST", (1.0, 150, 1024))
+        patch.setattr(recipe, "_CYCLE", ((0.1, 150, 256), (0.02, 100, 256)))
+        patch.setattr(recipe, "_CYCLES", 1)
+        yield
+
+
+def _fitted(slides, seed=0, positive=1):
+    torch.manual_seed(seed)
+    head = build_head("needle", HeadShape(slides.features[0].shape[1], 2, 16, 8, 0.25))
+    return head, head.fit(slides, positive, np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    head, loss = _fitted(_slides(40))
+    return head.eval(), loss
+
+
+@torch.no_grad()
+def test_unseen_slides_and_their_patches_are_told_apart(fitted):
+    head, loss = fitted
+    unseen = _slides(60)  # the same tissue: the first 40 are those trained on, the rest are new
+    new = slice(40, 60)
+    output = head(pack(unseen.features[new]))
+    assert roc_auc_score(unseen.labels[new], output.logits[:, 1]) > 0.95
+    assert output.logits.softmax(1)[unseen.labels[new] == 1, 1].mean() > 0.6
+    of_bags = zip(unseen.labels[new], output.patch_logits[:, 1].split(300), strict=True)
+    aurocs = [roc_auc_score(np.arange(300) < 6, of_bag) for label, of_bag in of_bags if label]
+    assert np.mean(aurocs) > 0.95
+    assert 0 < loss < 0.5
+
+
+@torch.no_grad()
+def test_order_of_patches_and_company_of_slides_change_nothing(fitted):
+    head, _ = fitted
+    a, b = _slides(42, seed=0).features[40:]
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    alone, mixed, shuffled = head(pack([a])), head(pack([b, a])), head(pack([a[order]]))
+    torch.testing.assert_close(mixed.logits[1], alone.logits[0])
+    torch.testing.assert_close(shuffled.logits, alone.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shuffled.attention, alone.attention[order], rtol=1e-2, atol=1e-5)
+    assert alone.attention.min() >= 0
+    for of_bag in mixed.attention.split(300):
+        assert of_bag.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_one_wide_network_gives_the_faded_mean_of_all():
+    head = build_head("needle", HeadShape(8, 2, 16, 8, 0.25))
+    stages = [recipe._new_detectors(8, torch.device("cpu")) for _ in range(3)]  # the latest first
+    head._keep(stages, recipe._Calibration(0.1, 3, 2.0, 1.0))
+    x = torch.randn(50, 8)
+    alone = [np.mean([stage.scores(m, x).numpy() for m in range(len(stage.hidden))], axis=0) for stage in stages]
+    np.testing.assert_allclose(head._patch_scores(x), alone[0] + alone[1] / 2 + alone[2] / 4, rtol=1e-4, atol=1e-6)
+
+
+def test_the_offset_is_the_shift_and_not_the_composition():
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.standard_normal((6, 16))
+    shift = 0.5 * rng.standard_normal(16)
+    patches = centres[rng.choice(6, 4000, p=[0.6, 0.2, 0.05, 0.05, 0.05, 0.05])] + 0.5 * rng.standard_normal((4000, 16))
+    x, prototypes = torch.from_numpy(patches + shift), torch.from_numpy(centres)
+    assert np.abs(_offset(x, prototypes).numpy() - shift).max() < 0.05
+    assert np.abs((patches + shift).mean(0) - shift).max() > 0.5
+
+
+def test_shuffled_labels_teach_nothing():
+    slides = _slides(40)
+    labels = np.random.default_rng(5).permutation(slides.labels)
+    head, loss = _fitted(TrainingSlides(slides.features, labels, slides.patient_ids, slides.slide_ids))
+    assert loss > 0.5
+    with torch.no_grad():
+        probabilities = head(pack(_slides(60).features[40:])).logits.softmax(1)[:, 1]
+    assert probabilities.min() > 0.02 and probabilities.max() < 0.98
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_positive_class_may_come_first(monkeypatch):
+    monkeypatch.setattr(recipe, "_FIRST", (1.0, 20, 256))
+    monkeypatch.setattr(recipe, "_CYCLE", ((0.1, 20, 256),))
+    slides = _slides(16)
+    a, b = _fitted(slides)[0].state_dict(), _fitted(slides)[0].state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    turned = TrainingSlides(slides.features, 1 - slides.labels, slides.patient_ids, slides.slide_ids)
+    head, _ = _fitted(turned, positive=0)
+    with torch.no_grad():
+        logits = head(pack(slides.features)).logits
+        straight = _fitted(slides)[0](pack(slides.features)).logits
+    torch.testing.assert_close(straight, logits.flip(1))
+
+
+def test_what_it_cannot_do_is_said():
+    slides = _slides(8)
+    with pytest.raises(RequestError, match="two classes apart, the target has 3"):
+        build_head("needle", HeadShape(4, 3, 16, 8, 0.0))
+    patients = np.where(slides.labels == 1, "p", slides.slide_ids)
+    one = TrainingSlides(slides.features, slides.labels, patients, slides.slide_ids)
+    with pytest.raises(RequestError, match="2 training patients of each class, found 1"):
+        _fitted(one)
+    broken = list(slides.features)
+    broken[3] = broken[3].clone()
+    broken[3][7, 2] = torch.nan
+    with pytest.raises(RequestError, match=r"with slides s03;"):
+        _fitted(TrainingSlides(tuple(broken), slides.labels, slides.patient_ids, slides.slide_ids))
+
+
+def test_from_feature_files_to_predictions(tmp_path, write_features):
+    slides = _slides(24, patches=120)
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for slide_id, features in zip(slides.slide_ids, slides.features, strict=True):
+        write_features(folder, str(slide_id), features.numpy())
+    table = tmp_path / "slides.csv"
+    names = np.array(["normal", "tumour"])[slides.labels]
+    pd.DataFrame({"slide_id": slides.slide_ids, "diagnosis": names}).to_csv(table, index=False)
+    config = TrainConfig(head="needle", folds=2, bootstrap=200, device="cpu")
+    assert train_mil(folder, table, "diagnosis", tmp_path / "run", config, console=Console(quiet=True)) == 0
+    slide = read_attention(attention_path(tmp_path / "run", "s01"))
+    assert slide.attention.sum() == pytest.approx(1, abs=1e-4) and slide.patch_logits.shape == (120, 2)
+    assert read_checkpoint(tmp_path / "run", 0).tensors["prototypes"].shape == (64, 16)
+    predicted, failures = predict_folder(load_ensemble(tmp_path / "run", "cpu"), folder)
+    assert not failures and roc_auc_score(slides.labels, predicted["prob_tumour"]) > 0.7  # 9 slides trained each model

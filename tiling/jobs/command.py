@@ -1,0 +1,77 @@
+"""A command line from a config dataclass: flags, `--config FILE`, `--print_config`, help and validation.
+
+Every field of the dataclass made with `setting` is one flag (`patch_px` is `--patch-px`) and one key of the
+YAML file. A key that no field has is an error.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields
+from types import FrameType
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+
+from tiling.jobs.errors import RequestError
+
+C = TypeVar("C")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A config field with its default and one line of help, which names the unit."""
+    return field(default=default, metadata={"help": help})
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """`--print_config` leaves out what was not given, so that the file does not unset inputs when it is used."""
+
+    def dump(self, *arguments: Any, **how: Any) -> str:
+        return str(super().dump(*arguments, **{**how, "skip_unset": True}))
+
+
+def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:
+    """A parser with one flag a field; the caller adds the inputs and `--out`."""
+    parser = _Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
+    hints = get_type_hints(config_class)
+    for entry in fields(config_class):
+        flag = "--" + entry.name.replace("_", "-")
+        help_text = entry.metadata["help"]
+        if hints[entry.name] is bool:
+            parser.add_argument(flag, action="store_true", help=help_text)
+        else:
+            assert entry.default is not MISSING
+            parser.add_argument(flag, type=hints[entry.name], default=entry.default, help=help_text)
+    return parser
+
+
+def config_from(config_class: type[C], arguments: jsonargparse.Namespace) -> C:
+    """The config held by parsed arguments. Raises RequestError where its own checks refuse a value."""
+    names = [entry.name for entry in fields(config_class)]  # type: ignore[arg-type]
+    try:
+        return config_class(**{name: arguments[name] for name in names})
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def run_command(name: str, body: Callable[[], int]) -> None:
+    """Run a command and exit: 2 with the message for a wrong request, 130 for Ctrl-C and SIGTERM."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = body()
+    except RequestError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:  # of the output folder; those of slides end in the batch loop
+        print(f"{name}: {error}; is --out a folder that can be written to, with room on its disk?", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # a second one must not disturb the clearing up
+    raise KeyboardInterrupt

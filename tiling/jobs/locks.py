@@ -1,0 +1,173 @@
+"""One job at a time does a slide: `<name>.lock` is held while an output is written, with a heartbeat.
+
+A temporary sibling found while holding the lock was left by a killed job.
+"""
+
+import functools
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tiling.jobs.atomic import remove, temporary_beside
+
+HEARTBEAT_S = 15.0
+DEAD_AFTER_S = 120.0
+
+
+class Locked(Exception):
+    """Another job holds the lock.
+
+    beat: changes while the owner lives and its heartbeat is all that can be seen of it; empty where the owner was
+    seen to run.
+    """
+
+    def __init__(self, message: str, beat: str = "") -> None:
+        super().__init__(message)
+        self.beat = beat
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold `<path>.lock` and clear what a killed job left of `path`. Raises `Locked` if a live job holds it.
+
+    A lock is dead when its process is gone (same machine) or its heartbeat is older than `DEAD_AFTER_S` by the
+    clock of the file system, since those of two hosts may differ.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.lock")
+    token = json.dumps({**_process(os.getpid()), "token": secrets.token_hex(8)})
+    stop = threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
+    try:  # a signal may end this process at any line
+        _acquire(file, token)
+        beat.start()
+        _clear(path)
+        yield
+    except OSError as error:
+        if _read_or_none(file) not in (None, token):  # stopped for so long that another job took over
+            raise Locked(f"{file} was taken over") from error
+        raise
+    finally:
+        stop.set()
+        if _read_or_none(file) == token:
+            file.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed jobs left half written of `path`, whose lock is held, and of its lock."""
+    for pattern in (f".{path.name}.tmp-*", f".{path.name}.lock.new-*"):
+        for stale in path.parent.glob(pattern):
+            remove(stale)
+
+
+def clear_dead(folder: Path) -> None:
+    """Remove the locks of killed processes of this machine in `folder`, and half-written folders without a lock."""
+    dead = {file.with_suffix("") for file in folder.glob("*.lock") if _runs(_parse(_read_or_none(file))) is False}
+    half = {p.with_name(p.name[1:].rpartition(".tmp-")[0]) for p in folder.glob(".*.tmp-*") if p.is_dir()}
+    for path in dead | half:
+        with suppress(Locked, OSError), lock(path):
+            pass
+
+
+def _acquire(file: Path, token: str) -> None:
+    for _ in range(3):
+        temporary = file.with_name(f".{file.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            temporary.write_text(token)
+            with suppress(FileNotFoundError):  # the lock's owner took it for left behind: again
+                now_s = temporary.stat().st_mtime
+                os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
+                return
+        except FileExistsError:
+            owner = _read_or_none(file)
+            if owner == token:  # NFS did it and lost the answer
+                return
+            _require_dead(file, now_s)
+            _set_aside(file, owner)
+        finally:
+            temporary.unlink(missing_ok=True)
+    raise Locked(f"{file} changes hands")
+
+
+def _set_aside(file: Path, owner: str | None) -> None:
+    """Remove the lock of a dead `owner`; of two jobs that try, one succeeds, and neither takes a fresh lock away."""
+    aside = temporary_beside(file)
+    try:
+        os.rename(file, aside)
+    except FileNotFoundError:
+        return
+    if _read_or_none(aside) != owner:  # another job took over in the meantime: give its lock back
+        with suppress(FileExistsError):
+            os.link(aside, file)
+    aside.unlink()
+
+
+def _read_or_none(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _require_dead(file: Path, now_s: float) -> None:
+    """Raise Locked where the owner lives. now_s: the file system's clock, from a file written just now."""
+    try:
+        with file.open() as stream:  # opening makes NFS look at the server's times
+            text, beat_s = stream.read(), os.fstat(stream.fileno()).st_mtime
+    except FileNotFoundError:
+        return
+    owner = _parse(text)
+    runs = _runs(owner)
+    if not owner or runs is False or now_s - beat_s > DEAD_AFTER_S:
+        return
+    held = f"{file.name} is held by process {owner.get('pid')} on {owner.get('host')}"
+    raise Locked(held, beat="" if runs else f"{text} {beat_s}")
+
+
+def _parse(text: str | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text or ""))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _runs(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the owner of a lock runs; None where this process cannot see it, being on another machine."""
+    if not owner or any(owner.get(key) != value for key, value in _machine().items()):
+        return None
+    return bool(owner.get("started") == _started(owner["pid"]))
+
+
+def _process(pid: int) -> dict[str, Any]:
+    return {**_machine(), "pid": pid, "started": _started(pid)}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    """What processes must share to see each other by pid; hosts and containers may have one name."""
+    return {
+        "host": socket.gethostname(),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pids": os.readlink("/proc/self/ns/pid"),
+    }
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since boot: a pid is given again, both together are not. None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _heartbeat(file: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        with suppress(OSError):  # a file server may be away for a moment
+            os.utime(file)

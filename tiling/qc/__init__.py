@@ -1,0 +1,4 @@
+"""Quality control: the facts of each slide, the rules that doubt it, its picture, the page.
+
+May import store and below.
+"""

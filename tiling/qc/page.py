@@ -1,0 +1,131 @@
+"""`qc.html`: all slides of an output folder on one page that loads from disk alone, the suspicious ones first.
+
+It is made of `qc/*.json` and of the failures of every job that shared the folder, and has no date in it: the same
+slides give the same page.
+"""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tiling.jobs.atomic import write_text
+from tiling.jobs.errors import SlideError
+from tiling.jobs.locks import Locked, lock
+from tiling.qc.facts import FOLDER, SlideFacts, read_facts
+from tiling.qc.rules import RULES, Warned, judge, rank
+
+_PATIENCE_S = 60
+# What a row of the page holds; the script in page.html reads it by these names.
+_COLUMNS = (
+    "slide_id",
+    "patches",
+    "mpp",
+    "mpp_l0",
+    "mpp_source",
+    "tissue_share",
+    "pen_share",
+    "median_sharpness",
+    "width_l0",
+    "height_l0",
+    "patch_size_px",
+    "patch_size_um",
+    "tissue_method",
+    "reader",
+)
+_QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:(?!\1).)*[\\/]((?:(?!\1).)*)\1""")
+# From a slash that starts a path to the last one before a colon, a semicolon or the next path: folders have spaces.
+_FOLDERS = re.compile(r"(?<![\w.%)\]])(?:[A-Za-z]:)?[\\/]+(?:(?:(?!: |; |\s[\\/]).)*[\\/])?")
+_RELATIVE_FOLDERS = re.compile(r"(?<!\w)(?:[\w.~-]+[\\/])+(?=[\w-][\w.-]*\.[A-Za-z])")
+
+
+def write_qc_page(out: Path) -> None:
+    """Write `out/qc.html`. Does nothing where another job holds it for a minute.
+
+    Parts of an array job that end together wait for each other, so that the last page has the slides of all.
+    """
+    for _ in range(_PATIENCE_S):
+        with suppress(Locked), lock(out / "qc.html"):
+            return write_text(out / "qc.html", _page(_facts(out), failures(out)))
+        time.sleep(1)
+
+
+def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:
+    data = json.dumps(page_data(slides, failed), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    template = resources.files("tiling.qc").joinpath("page.html").read_text(encoding="utf-8")
+    return template.replace("__STYLE__", page_style(), 1).replace("__DATA__", data.replace("<", "\\u003c"), 1)
+
+
+def page_style() -> str:
+    """The style sheet that the pages share."""
+    return resources.files("tiling.qc").joinpath("page.css").read_text(encoding="utf-8")
+
+
+def page_data(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> dict[str, Any]:
+    """What the page is made of. failed: slide_id → reason, of slides that may have facts of an earlier run."""
+    warned = dict(zip([s.slide_id for s in slides], judge(slides), strict=True))
+    facts = {s.slide_id: s for s in slides}
+    for name, reason in failed.items():
+        warned[name] = [Warned("failed", without_folders(reason)), *warned.get(name, [])]
+    order = sorted(warned, key=lambda name: (rank(warned[name]), name))
+    rules = list(RULES)
+    return {
+        "rules": [{"name": name, "meaning": meaning} for name, meaning in RULES.items()],
+        "columns": [*_COLUMNS, "picture", "warned"],
+        "rows": [_row(name, facts.get(name), [[rules.index(w.rule), w.said] for w in warned[name]]) for name in order],
+    }
+
+
+def _row(name: str, facts: SlideFacts | None, warned: list[list[Any]]) -> list[Any]:
+    if facts is None:
+        return [name, *[None] * len(_COLUMNS[1:]), None, warned]
+    values = [getattr(facts, column) for column in _COLUMNS]
+    shown = [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+    return [*shown, [facts.picture.width_px, facts.picture.height_px], warned]
+
+
+def _facts(out: Path) -> list[SlideFacts]:
+    found = []
+    for path in sorted((out / FOLDER).glob("*.json")):
+        with suppress(SlideError):  # damaged, or of another version: the run over that slide writes it again
+            found.append(read_facts(path))
+    return found
+
+
+def failures(out: Path) -> dict[str, str]:
+    """slide_id → reason, from every `failures*.csv`, unless a later summary says that the slide has been done."""
+    ended: dict[str, tuple[int, str]] = {}
+    for path in _by_age(out, "summary*.json"):
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            made = path.stat().st_mtime_ns
+            ended.update({name: (made, how["status"]) for name, how in json.loads(path.read_text())["slides"].items()})
+    reasons = {}
+    for path in _by_age(out, "failures*.csv"):
+        with suppress(OSError, ValueError, KeyError):
+            made = path.stat().st_mtime_ns
+            for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+                later, status = ended.get(row["slide_id"], (0, ""))
+                if later < made or status == "failed":
+                    reasons[row["slide_id"]] = row["reason"]
+    return reasons
+
+
+def _by_age(out: Path, pattern: str) -> list[Path]:
+    """Oldest first. Another job may take one away meanwhile."""
+    aged = []
+    for path in out.glob(pattern):
+        with suppress(FileNotFoundError):
+            aged.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(aged)]
+
+
+def without_folders(reason: str) -> str:
+    """`reason` with the file's own name in the place of its path: folders may carry the names of patients."""
+    reason = _QUOTED_PATH.sub(r"\1\2\1", reason)
+    return _RELATIVE_FOLDERS.sub("", _FOLDERS.sub("", reason))

@@ -1,0 +1,70 @@
+"""The choice of the reader that opens a slide file."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import openslide
+
+from tiling.jobs.errors import SlideError
+from tiling.slides.image import ImageReader
+from tiling.slides.openslide import OpenSlideReader
+from tiling.slides.slide import Slide
+from tiling.slides.tiff import TiffReader
+
+
+def open_slide(path: Path, overlapping: bool = False) -> Slide:
+    """Open a slide with the reader that is right for it. Raises SlideError with reasons.
+
+    overlapping: regions that overlap by more than their edges will be read.
+
+    TIFF tiles are decoded directly where that gives OpenSlide's pixels: plain and OME-TIFF, Aperio SVS in JPEG,
+    and what OpenSlide refuses. Other vendors' formats go through OpenSlide, JPEG and PNG images through Pillow.
+
+    path: a slide file, or the folder of one DICOM series.
+    """
+    from tiling.slides.openslide import OpenSlideReader
+
+    if path.is_dir():
+        return OpenSlideReader(_dicom_file(path))
+    if not path.exists():
+        raise SlideError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise SlideError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
+    vendor = openslide.OpenSlide.detect_format(path)
+    # OpenSlide reads plain TIFF without OME-XML and SubIFDs, and 16 bits as if they were 8: left to tifffile.
+    tiff = functools.partial(TiffReader, overlapping=overlapping)
+    readers: tuple[Callable[[Path], Slide], ...] = (OpenSlideReader, tiff, ImageReader)
+    if vendor == "generic-tiff":
+        readers = (tiff,)
+    elif vendor == "aperio":
+        readers = (functools.partial(_open_aperio, overlapping=overlapping),)
+    reasons = []
+    for reader in readers:
+        try:
+            return reader(path)
+        except SlideError as error:
+            reasons.append(str(error))
+    raise SlideError(f"{path}: no reader opens it: {'; '.join(reasons)}. Is it damaged, or not a slide?")
+
+
+def _open_aperio(path: Path, overlapping: bool) -> Slide:
+    """OpenSlide decides about an SVS; its JPEG tiles are decoded directly where the levels are found alike."""
+
+    slide = OpenSlideReader(path)
+    try:
+        fast = TiffReader(path, overlapping)
+    except SlideError:
+        return slide
+    if fast.is_jpeg and (fast.level_sizes, fast.mpp) == (slide.level_sizes, slide.mpp):
+        slide.close()
+        return fast
+    fast.close()
+    return slide
+
+
+def _dicom_file(folder: Path) -> Path:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".dcm")
+    if not files:
+        raise SlideError(f"{folder}: a folder without .dcm files; only a DICOM series may be given as a folder")
+    return files[0]
