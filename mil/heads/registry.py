@@ -28,6 +28,6 @@ HEADS = {  # name of the head: module below mil.heads.registry
 
 def build_head(name: str, shape: "HeadShape") -> "Head":
     """A head with fresh weights, drawn from torch's global generator. KeyError for an unknown name."""
-    module = import_module(f"mil.heads.registry.{HEADS[name]}")
+    module = import_module(f"mil.heads.zoo.{HEADS[name]}")
     head: Head = module.build(shape)
     return head
