@@ -29,8 +29,8 @@ FLOORS = (  # from the ground up
     "features.extract features.interop",
     "features.cli",
     "mil.metrics mil.pages",
-    "mil.cohort",
     "mil.tasks",
+    "mil.cohort",
     "mil.heads",
     "mil.run",
     "mil.evaluation",
@@ -38,6 +38,7 @@ FLOORS = (  # from the ground up
     "mil.training",
     "mil.maps",
     "mil.viewer mil.diagnosis mil.demo",
+    "mil.api",
     "mil.cli",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

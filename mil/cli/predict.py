@@ -4,8 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiling.jobs.command import config_from, parser_for, run_command, setting
+
+if TYPE_CHECKING:
+    from mil.run.predict import Predictions
 
 _DESCRIPTION = """Predict slides with the mean over the fold models of a run. Slides and patients that the run was
 trained on are judged by the models that did not see them, or refused. Columns: slide_id; prediction; prob_<class> for
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(arguments.run),
             Path(arguments.features),
             Path(arguments.out),
-            config.device,
+            config,
             arguments.overwrite,
             arguments.slides,
         )
@@ -43,45 +47,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command("predict-mil", body)
 
 
-def _predict(run: Path, features: Path, out: Path, device: str, overwrite: bool, slides: str) -> int:
-    import pandas as pd
-
-    from mil.run.ensemble import load_ensemble, predict_folder, write_table
-    from mil.run.novelty import read_training_slides
-    from mil.run.trained_on import read_trained_on
+def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwrite: bool, slides: str) -> int:
+    from mil.run.predict import predict_folder  # imports torch
     from tiling.jobs.errors import RequestError
     from tiling.manifest import load_table
 
     if (out.parent / "provenance.json").exists():
         raise RequestError(f"{out}: lies in a run directory, whose files it could replace; choose another --out")
-    ensemble = load_ensemble(run, device)
     patients = {row.slide_id: row.patient_id for row in load_table(Path(slides), needs_path=False)} if slides else {}
-    table, failures = predict_folder(
-        ensemble, features, read_trained_on(run), training=read_training_slides(run)[0], patients=patients
-    )
-    if out.exists() and not overwrite and out.read_text(encoding="utf-8") != table.to_csv(index=False):
+    found = predict_folder(run, features, patients, config.device)
+    if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):
         raise RequestError(f"{out} exists and says something else; choose another --out, or use --overwrite")
-    if table["in_training"].any():
+    _warn(found)
+    return _write(found, out)
+
+
+def _warn(found: "Predictions") -> None:
+    if found.table["in_training"].any():
         print(
-            f"warning: {table['in_training'].sum()} of these slides are of patients that the run was trained on; "
+            f"warning: {found.table['in_training'].sum()} of these slides are of patients that the run was trained on; "
             "each was judged by the models that did not see it",
             file=sys.stderr,
         )
-    unlike = table.loc[table["unlike_training"].eq(True), "slide_id"].tolist()
+    unlike = found.table.loc[found.table["unlike_training"].eq(True), "slide_id"].tolist()
     if unlike:
         print(
             f"warning: {len(unlike)} slides are unlike those that the run was trained on; do not rely on them: "
             f"{', '.join(unlike[:8])}{', …' if len(unlike) > 8 else ''}",
             file=sys.stderr,
         )
-    write_table(out, table)
+
+
+def _write(found: "Predictions", out: Path) -> int:
+    """The tables; the exit code."""
+    import pandas as pd
+
+    from mil.run.tables import write_table
+
+    write_table(out, found.table)
     failed = out.with_name(f"{out.stem}.failures.csv")
-    print(f"{len(table)} slides predicted by {len(ensemble.heads)} models: {out}")
-    if not failures:
+    print(f"{len(found.table)} slides predicted by {found.models} models: {out}")
+    if not found.failures:
         failed.unlink(missing_ok=True)  # of an earlier call
         return 0
-    write_table(failed, pd.DataFrame({"slide_id": list(failures), "reason": list(failures.values())}))
-    for reason in failures.values():
+    write_table(failed, pd.DataFrame({"slide_id": list(found.failures), "reason": list(found.failures.values())}))
+    for reason in found.failures.values():
         print(f"failed: {reason}", file=sys.stderr)
-    print(f"{len(failures)} slides failed: {failed}", file=sys.stderr)
+    print(f"{len(found.failures)} slides failed: {failed}", file=sys.stderr)
     return 1

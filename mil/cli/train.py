@@ -17,29 +17,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
     parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out")
-    parser.add_argument("--compare", type=str, default="", help="run on the same slides to compare the AUROC with")
-    parser.add_argument(
-        "--patches",
-        type=str,
-        help="folder of patch stores, for pictures in the report (default: 'patches' beside the features)",
-    )
     arguments = parser.parse_args(argv)
 
     def body() -> int:
         config = config_from(TrainConfig, arguments)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads spin, and a busy machine stalls
-        from mil.training.command import train_mil
+        from mil.training.command import train_mil  # imports torch
+        from mil.training.display import Display, plain_console
 
-        return train_mil(
-            Path(arguments.features),
-            Path(arguments.labels),
-            arguments.target,
-            Path(arguments.out),
-            config,
-            overwrite=arguments.overwrite,
-            compare=Path(arguments.compare) if arguments.compare else None,
-            patches=Path(arguments.patches) if arguments.patches else None,
-        )
+        display = Display(plain_console())
+        features, labels, out = Path(arguments.features), Path(arguments.labels), Path(arguments.out)
+        trained = train_mil(features, labels, arguments.target, out, config, display)
+        display.result(trained, config.compare)
+        return 1 if trained.unreadable else 0
 
     run_command("train-mil", body)

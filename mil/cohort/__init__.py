@@ -1,4 +1,4 @@
 """Slides with features and labels: loaded, checked, held in memory, audited for leaks, split.
 
-May import features and tiling.
+May import tasks, features and tiling.
 """

@@ -19,6 +19,9 @@ from torch import Tensor
 from features.feature_file import UNKNOWN, EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
 from mil.cohort.memory import FeatureIntake
+from mil.tasks.classification import Classification
+from mil.tasks.registry import task_kind
+from mil.tasks.task import Target, Targets, Task
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
@@ -33,9 +36,8 @@ class Cohort:
 
     slide_ids: NDArray[np.str_]  # (S,)
     patient_ids: NDArray[np.str_]  # (S,)
-    labels: NDArray[np.int64]  # (S,) index into classes
-    classes: tuple[str, ...]  # C, sorted
-    positive: int | None  # index into classes; None unless C = 2
+    task: Task
+    targets: Targets  # (S,) or (S, …), as the task reads them
     splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
     sites: NDArray[np.str_] | None  # (S,) hospital or scanner, empty where a row has none; None if no row has one
     features: Sequence[Tensor]  # S of (N, D) float16
@@ -46,6 +48,33 @@ class Cohort:
     warnings: tuple[str, ...]  # what the user should know, one sentence each
     left_out: dict[str, str]  # labelled slides that are not used: slide id to reason
     unreadable: tuple[str, ...]  # those among them whose feature file is damaged
+
+    @cached_property
+    def strata(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Stratum (S,) of each slide, by which splits are balanced, and their names."""
+        return self.task.strata(self.targets)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """C, sorted; like `positive` and `labels` for those who ask of classes alone. RequestError for other tasks."""
+        return self._classification.classes
+
+    @property
+    def positive(self) -> int | None:
+        """Position in classes; None unless C = 2."""
+        return self._classification.positive
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(S,) positions in classes."""
+        assert self._classification
+        return self.targets
+
+    @property
+    def _classification(self) -> Classification:
+        if not isinstance(self.task, Classification):
+            raise RequestError(f"this asks for classes, and the target is a {self.task.kind}")
+        return self.task
 
     @property
     def mpp(self) -> float | None:
@@ -76,16 +105,17 @@ def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
     return {**{key: getattr(info, key) for key in keys}, "dim": dim}
 
 
-def load_cohort(
-    folder: Path, table: Path, target: str, positive: str = "", memory: str = "ram", scratch: Path = Path()
-) -> Cohort:
+def load_cohort(folder: Path, table: Path, target: Target | str, memory: str = "ram", scratch: Path = Path()) -> Cohort:
     """Join feature files and label table. Raises RequestError with all faults that make training impossible.
 
+    target: a column's name stands for a classification by it.
     memory and scratch say where the features are held, see mil.cohort.memory.
     """
+    target = Target(target) if isinstance(target, str) else target
+    kind = task_kind(target.task)
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
-    rows = sorted(load_table(table, needs_path=False, target=target), key=lambda row: row.slide_id)
+    rows = sorted(load_table(table, needs_path=False, target=target.column), key=lambda row: row.slide_id)
     _refuse_partial_split(rows, table)
     intake = FeatureIntake(memory, scratch)
     loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
@@ -96,17 +126,19 @@ def load_cohort(
         )
     kept = [row for row in rows if row.slide_id in loaded]
     embeddings = [loaded[row.slide_id] for row in kept]
-    classes = tuple(sorted({row.labels[target] for row in kept}))
-    faults = [*_encoder_faults(embeddings), *_class_faults(classes, positive, target, table)]
+    faults = _encoder_faults(embeddings)
+    try:
+        task, targets = kind.read(kept, target, str(table))
+    except ValueError as error:
+        faults += str(error).splitlines()
     if faults:
         raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
-    keys = [(r.slide_id, r.patient_id, r.labels[target], r.split, *([r.site] if r.site else [])) for r in kept]
+    keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
         patient_ids=np.array([row.patient_id for row in kept]),
-        labels=np.array([classes.index(row.labels[target]) for row in kept]),
-        classes=classes,
-        positive=(classes.index(positive) if positive else 1) if len(classes) == 2 else None,
+        task=task,
+        targets=targets,
         splits=np.array([row.split for row in kept]) if kept[0].split else None,
         sites=np.array([row.site for row in kept]) if any(row.site for row in kept) else None,
         features=intake.features(),
@@ -116,7 +148,7 @@ def load_cohort(
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
         warnings=tuple(
             warnings
-            + _label_warning(kept, target)
+            + _label_warning(kept, target.column)
             + scale_warning([e.info.mpp for e in embeddings])
             + _unknown_warning(embeddings)
             + intake.notice()
@@ -234,13 +266,3 @@ def _encoder_faults(embeddings: Sequence[Embeddings]) -> list[str]:
         differing = [f"{k} {v!r} instead of {dict(usual)[k]!r}" for k, v in other if v != dict(usual)[k]]
         faults.append(f"features made differently ({', '.join(differing)}), extract them again: {shown(ids)}")
     return faults
-
-
-def _class_faults(classes: tuple[str, ...], positive: str, target: str, table: Path) -> list[str]:
-    if len(classes) < 2:
-        return [f"all slides with features have {target} = {classes[0]!r} in {table}; training needs two classes"]
-    if positive and len(classes) != 2:
-        return [f"--positive is for two classes; {target!r} has {len(classes)}: {', '.join(classes)}"]
-    if positive and positive not in classes:
-        return [f"--positive {positive!r} is not a class of {target!r}; they are {', '.join(classes)}"]
-    return []

@@ -42,8 +42,9 @@ def site_groups(cohort: Cohort) -> NDArray[np.int64]:
 
 def site_parts(cohort: Cohort, groups: NDArray[np.int64], parts: int, entropy: Sequence[int]) -> list[Indices]:
     """`parts` test parts of whole groups, each class spread evenly. RequestError where that cannot be."""
-    counts = np.zeros((groups.max() + 1, len(cohort.classes)))  # (G, C)
-    np.add.at(counts, (groups, cohort.labels), 1)
+    strata, names = cohort.strata
+    counts = np.zeros((groups.max() + 1, len(names)))  # (G, C)
+    np.add.at(counts, (groups, strata), 1)
     _require_sites(cohort, counts, parts)
     chosen = _deal_out(counts, parts, np.random.default_rng(np.random.SeedSequence(tuple(entropy))))
     if chosen is None:
@@ -61,7 +62,7 @@ def _require_sites(cohort: Cohort, counts: NDArray[np.float64], parts: int) -> N
         raise RequestError(
             f"{parts} folds need {parts} sites, found {len(counts)}{linked}; use fewer --folds, or --split patient"
         )
-    scarce = {name: int(n) for name, n in zip(cohort.classes, (counts > 0).sum(axis=0), strict=True) if n < 2}
+    scarce = {name: int(n) for name, n in zip(cohort.strata[1], (counts > 0).sum(axis=0), strict=True) if n < 2}
     if scarce:
         raise RequestError(
             f"{', '.join(f'{name!r} occurs at {n} site' for name, n in scarce.items())}: the model would learn the "

@@ -73,8 +73,9 @@ def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
     for name, part in parts.items():
         if name == "val" and not len(part):  # as asked for with val_fraction 0
             continue
-        found = [cohort.classes[c] for c in np.unique(cohort.labels[part])]
-        if len(found) < 2 or (name == "train" and len(found) < len(cohort.classes)):
+        strata, names = cohort.strata
+        found = [names[c] for c in np.unique(strata[part])]
+        if len(found) < 2 or (name == "train" and len(found) < len(names)):
             faults.append(
                 f"fold {fold.number + 1}: the {name} part ({len(part)} slides of {len(patients[name])} patients) "
                 f"has only {', '.join(map(repr, found)) or 'no slides'}; "
@@ -85,7 +86,8 @@ def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
 
 def _require_patients(cohort: Cohort, folds: int) -> None:
     needed = max(folds, 4 if folds == 2 else 3)  # so that the rest of each fold has one for train, one for val
-    counts = {name: len(set(cohort.patient_ids[cohort.labels == index])) for index, name in enumerate(cohort.classes)}
+    strata, names = cohort.strata
+    counts = {name: len(set(cohort.patient_ids[strata == index])) for index, name in enumerate(names)}
     scarce = {name: count for name, count in counts.items() if count < needed}
     if scarce:
         least = min(scarce.values())
@@ -97,7 +99,7 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
 
 
 def _cross_validation(cohort: Cohort, plan: SplitPlan, repeat: int) -> list[Fold]:
-    everyone = np.arange(len(cohort.labels))
+    everyone = np.arange(len(cohort.slide_ids))
     entropy = (plan.seed, repeat)
     if plan.split == "site":
         tests = site_parts(cohort, site_groups(cohort), plan.folds, entropy)
@@ -129,19 +131,20 @@ def _inner_split(cohort: Cohort, rest: Indices, plan: SplitPlan, place: tuple[in
     """Split `rest` into (train, val), val being about `val_fraction` of its patients, none if that is 0."""
     if not plan.val_fraction:
         return rest, rest[:0]
-    labels, patients = cohort.labels[rest], cohort.patient_ids[rest]
-    scarcest = min(len(set(patients[labels == c])) for c in np.unique(labels))
+    strata, patients = cohort.strata[0][rest], cohort.patient_ids[rest]
+    scarcest = min(len(set(patients[strata == c])) for c in np.unique(strata))
     parts = max(2, min(round(1 / plan.val_fraction), scarcest))
 
     def accept(candidate: Indices) -> bool:
-        return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), all_classes=True)
+        return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), every_one=True)
 
     val = _grouped_parts(cohort, rest, parts, (plan.seed, *place, 1), accept, needed=1)[0]
     return np.setdiff1d(rest, val), val
 
 
-def _usable(cohort: Cohort, part: Indices, all_classes: bool = False) -> bool:
-    return len(np.unique(cohort.labels[part])) >= (len(cohort.classes) if all_classes else 2)
+def _usable(cohort: Cohort, part: Indices, every_one: bool = False) -> bool:
+    strata, names = cohort.strata
+    return len(np.unique(strata[part])) >= (len(names) if every_one else 2)
 
 
 def _grouped_parts(
@@ -156,11 +159,11 @@ def _grouped_parts(
 
     After `_ATTEMPTS` the last shuffle is returned, and `fold_faults` says what is wrong with it.
     """
-    labels, patients = cohort.labels[among], cohort.patient_ids[among]
+    strata, patients = cohort.strata[0][among], cohort.patient_ids[among]
     found: list[Indices] = []
     for state in np.random.SeedSequence(entropy).generate_state(_ATTEMPTS):
         splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=int(state))
-        found = [among[held_out] for _, held_out in splitter.split(among, labels, patients)]
+        found = [among[held_out] for _, held_out in splitter.split(among, strata, patients)]
         if all(accept(part) for part in found[:needed]):
             break
     return found

@@ -20,6 +20,7 @@ from mil.diagnosis.finding import SEVERITIES, Finding, MissingInput
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.page import write_diagnosis
 from mil.run.layout import require_complete
+from mil.tasks.task import Target
 from mil.training.display import plain_console, seconds_in_words
 from tiling.jobs.errors import RequestError
 
@@ -46,7 +47,7 @@ def diagnose_cohort(
     if run is not None:
         require_complete(run)
     console = plain_console()
-    cohort = load_cohort(features, table, target, config.positive)
+    cohort = load_cohort(features, table, Target(target, config.positive))
     for warning in cohort.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     folds = make_folds(cohort, SplitPlan(folds=config.folds, seed=config.seed))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mil.heads.bags import Bags, segment_softmax, segment_sum
 from mil.heads.dropout import SlideDropout
-from mil.heads.losses import Criterion
 from mil.heads.standardise import standardise
+from mil.tasks.losses import Criterion
 
 
 @dataclass(frozen=True)

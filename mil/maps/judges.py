@@ -17,7 +17,7 @@ from features.interop.reader import open_features
 from mil.cohort.cohort import in_float16
 from mil.maps.gradients import input_gradients
 from mil.run.attention import SlideAttention, describe_attention
-from mil.run.ensemble import Ensemble, average, load_ensemble, predict_slide
+from mil.run.ensemble import Ensemble, average, load_ensemble
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
 
@@ -33,18 +33,7 @@ class SlideModels:
     def attention(self, label: str) -> SlideAttention:
         """What these models see in the slide."""
         prediction, ensemble = self.ensemble.predict(self.embeddings, self.models), self.ensemble
-        return describe_attention(
-            self.embeddings.info,
-            self.embeddings.coords_l0,
-            attention=prediction.attention,
-            patch_logits=prediction.patch_logits,
-            class_attention=prediction.class_attention,
-            contributions=prediction.contributions,
-            probabilities=prediction.probabilities,
-            label=label,
-            classes=ensemble.classes,
-            positive=ensemble.positive,
-        )
+        return describe_attention(self.embeddings.info, self.embeddings.coords_l0, prediction, ensemble.task, label)
 
     def gradients(self) -> NDArray[np.float32]:
         """(N, C), see mil.maps.gradients."""
@@ -53,11 +42,9 @@ class SlideModels:
 
     def probability(self, of_class: str, patches: NDArray[np.int64]) -> float:
         """Calibrated probability of a class if the slide had only these patches."""
-        ensemble, features = self.ensemble, self._features[torch.from_numpy(patches)]
-        each = [
-            predict_slide(ensemble.heads[m], features, ensemble.device, ensemble.temperatures[m]) for m in self.models
-        ]
-        return float(average(each, ensemble.positive).probabilities[ensemble.classes.index(of_class)])
+        features, task = self._features[torch.from_numpy(patches)], self.ensemble.task
+        each = [self.ensemble.ask(m, features) for m in self.models]
+        return float(average(each, task).answer[task.output_names.index(of_class)])
 
     @functools.cached_property
     def _features(self) -> torch.Tensor:

@@ -151,19 +151,6 @@ def _calibration_error(
     return _ratio(np.abs(weights @ (bins * (said - true)[:, None])).sum(axis=1), weights.sum(axis=1))
 
 
-def by_fold(
-    table: pd.DataFrame, classes: Sequence[str], positive: int | None, draws: int, seed: int
-) -> list[dict[str, Any]]:
-    """`evaluate` of each repeat and fold alone: repeat, fold, rows and the overall figures, not those by class."""
-    results = []
-    for repeat, fold in sorted(set(zip(table["repeat"], table["fold"], strict=True))):
-        own = table[(table["repeat"] == repeat) & (table["fold"] == fold)]
-        figures = evaluate(own, classes, positive, draws, seed)
-        overall = {name: value for name, value in figures.items() if "value" in value}
-        results.append({"repeat": int(repeat), "fold": int(fold), "rows": len(own), **overall})
-    return results
-
-
 def patch_accuracy(
     patients: Sequence[str], correct: NDArray[np.int64], patches: NDArray[np.int64], draws: int, seed: int
 ) -> Interval:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from features.feature_file import EmbeddingInfo
 from features.hdf5 import atomic_hdf5
+from mil.tasks.task import Task
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 
@@ -27,9 +28,9 @@ class SlideAttention:
     coords: NDArray[np.int64]  # (N, 2) level-0 (x, y)
     slide_id: str
     label: str
-    classes: tuple[str, ...]
-    positive: str  # positive class; empty unless there are two classes
-    probabilities: NDArray[np.float64]  # (C,) of the slide
+    classes: tuple[str, ...]  # C, the task's outputs
+    positive: str  # the one that the task is about; empty if it is about all
+    probabilities: NDArray[np.float64]  # (C,) the task's answer for the slide
     patch_size_l0: int
     overlap_px: int
     patch_size_px: int
@@ -40,31 +41,33 @@ class SlideAttention:
     contributions: NDArray[np.float32] | None = None  # (N, C), where the slide's logits are a sum over patches
 
 
+@dataclass(frozen=True)
+class SlidePrediction:
+    """What one model says of a slide of N patches and C outputs, or the mean over several."""
+
+    answer: NDArray[np.float64]  # (C,), calibrated
+    attention: NDArray[np.float32]  # (N,), sums to 1
+    patch_logits: NDArray[np.float32]  # (N, C)
+    spread: float  # standard deviation over models of the output that the task watches
+    class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has one an output
+    contributions: NDArray[np.float32] | None = None  # (N, C), where the head's logits are a sum over patches
+
+
 def describe_attention(
-    info: EmbeddingInfo,
-    coords_l0: NDArray[np.int64],
-    *,
-    attention: NDArray[np.float32],
-    patch_logits: NDArray[np.float32],
-    class_attention: NDArray[np.float32] | None = None,
-    contributions: NDArray[np.float32] | None = None,
-    probabilities: NDArray[np.float64],
-    label: str,
-    classes: tuple[str, ...],
-    positive: int | None,
+    info: EmbeddingInfo, coords_l0: NDArray[np.int64], prediction: SlidePrediction, task: Task, label: str
 ) -> SlideAttention:
-    """What models saw in the slide that `info` describes; shapes as in SlideAttention."""
+    """What models saw in the slide that `info` describes, whose patches lie at coords_l0 (N, 2)."""
     return SlideAttention(
-        attention=attention,
-        patch_logits=patch_logits,
-        class_attention=class_attention,
-        contributions=contributions,
+        attention=prediction.attention,
+        patch_logits=prediction.patch_logits,
+        class_attention=prediction.class_attention,
+        contributions=prediction.contributions,
         coords=coords_l0,
         slide_id=info.slide_id,
         label=label,
-        classes=classes,
-        positive="" if positive is None else classes[positive],
-        probabilities=probabilities,
+        classes=task.output_names,
+        positive=task.positive_name,
+        probabilities=prediction.answer,
         patch_size_l0=info.patch_size_l0,
         overlap_px=info.overlap_px,
         patch_size_px=info.patch_size_px,

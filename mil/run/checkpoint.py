@@ -12,6 +12,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from mil.run.layout import METADATA
+from mil.tasks.registry import named, restored
+from mil.tasks.task import Calibration, Task
 from tiling.jobs.atomic import atomic_folder
 from tiling.jobs.errors import RequestError
 
@@ -22,11 +24,9 @@ class Checkpoint:
 
     head: str
     shape: dict[str, Any]
-    classes: tuple[str, ...]
-    positive: int | None
-    threshold: float | None  # of the positive class's calibrated probability; None unless there are two classes
+    task: Task
+    calibration: Calibration  # what the task learned from the validation part
     tensors: dict[str, NDArray[Any]]
-    temperature: float = 1.0  # by which logits are divided, see mil.tasks.temperature
 
 
 def fold_folder(run: Path, number: int) -> Path:
@@ -34,7 +34,8 @@ def fold_folder(run: Path, number: int) -> Path:
 
 
 def write_fold(run: Path, number: int, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
-    described = {key: value for key, value in vars(checkpoint).items() if key != "tensors"}
+    of_head = {"head": checkpoint.head, "shape": checkpoint.shape}
+    described = {**of_head, **named(checkpoint.task), **checkpoint.task.state(), **checkpoint.calibration}
     metadata = {METADATA: json.dumps(described, sort_keys=True)}
     with atomic_folder(fold_folder(run, number)) as folder:
         safetensors.numpy.save_file(checkpoint.tensors, folder / "checkpoint.safetensors", metadata)
@@ -51,8 +52,10 @@ def read_checkpoint(run: Path, number: int) -> Checkpoint:
     path = fold_folder(run, number) / "checkpoint.safetensors"
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            described = json.loads(file.metadata()[METADATA])
+            described: dict[str, Any] = json.loads(file.metadata()[METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RequestError(f"{path}: not a checkpoint of train-mil ({error}); train again") from error
-    return Checkpoint(**{**described, "classes": tuple(described["classes"])}, tensors=tensors)
+    task, head, shape = restored(described), described.pop("head"), described.pop("shape")
+    calibration = {key: value for key, value in described.items() if key not in ("task", *task.state())}
+    return Checkpoint(head, shape, task, calibration, tensors)

@@ -10,38 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from features.device import pick_device
 from features.feature_file import EmbeddingInfo, Embeddings
-from features.interop.reader import open_features
 from mil.cohort.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.heads.bags import pack
 from mil.heads.head import Head, HeadShape
 from mil.heads.registry import build_head
+from mil.run.attention import SlidePrediction
 from mil.run.checkpoint import Checkpoint, fold_numbers, read_checkpoint
 from mil.run.layout import require_complete
-from mil.run.novelty import TrainingSlides
-from mil.run.trained_on import TrainedOn
-from mil.tasks.temperature import calibrated
-from tiling.jobs.atomic import atomic_file
+from mil.tasks.task import Calibration, Task
 from tiling.jobs.errors import RequestError, SlideError
 
 _MUST_AGREE = ("encoder", "weights_sha256", "input_px", "normalisation", "dim")
-
-
-@dataclass(frozen=True)
-class SlidePrediction:
-    """The mean over models for one slide of N patches and C classes."""
-
-    probabilities: NDArray[np.float64]  # (C,)
-    attention: NDArray[np.float32]  # (N,), sums to 1
-    patch_logits: NDArray[np.float32]  # (N, C)
-    spread: float  # standard deviation over models of the probability of the positive (else: predicted) class
-    class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has one a class
-    contributions: NDArray[np.float32] | None = None  # (N, C), where the head's logits are a sum over patches
 
 
 @dataclass(frozen=True)
@@ -49,10 +33,8 @@ class Ensemble:
     """The models of all folds and repeats of one run, in evaluation mode on `device`."""
 
     heads: tuple[Head, ...]
-    classes: tuple[str, ...]
-    positive: int | None
-    temperatures: tuple[float, ...]  # of each model
-    thresholds: tuple[float | None, ...]  # of each model; None unless there are two classes
+    task: Task
+    calibrations: tuple[Calibration, ...]  # of each model
     encoder: Mapping[str, Any]  # identity of the features it was trained on
     device: torch.device
 
@@ -67,13 +49,15 @@ class Ensemble:
             raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
         features = torch.from_numpy(in_float16(embeddings).features)
         chosen = range(len(self.heads)) if models is None else models
-        each = [predict_slide(self.heads[m], features, self.device, self.temperatures[m]) for m in chosen]
-        return average(each, self.positive)
+        return average([self.ask(m, features) for m in chosen], self.task)
 
-    def decide(self, probabilities: NDArray[np.float64], models: Sequence[int] | None = None) -> str:
-        """The predicted class for probabilities (C,), by the mean threshold of the models that gave them."""
-        thresholds = [t for m, t in enumerate(self.thresholds) if t is not None and (models is None or m in models)]
-        return self.classes[decide(probabilities, self.positive, float(np.mean(thresholds)) if thresholds else None)]
+    def ask(self, model: int, features: torch.Tensor) -> SlidePrediction:
+        """One model, one slide; features (N, D) with N >= 1."""
+        return predict_slide(self.heads[model], features, self.device, self.task, self.calibrations[model])
+
+    def columns(self, answer: NDArray[np.float64], models: Sequence[int]) -> dict[str, Any]:
+        """What tables say of the mean answer (C,) of these models."""
+        return self.task.columns(answer, self.task.shared([self.calibrations[m] for m in models]))
 
     def require_encoder(self, info: EmbeddingInfo, dim: int) -> None:
         """Raise RequestError naming what differs from the features that the run was trained on."""
@@ -106,10 +90,8 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
     place = pick_device(device)
     return Ensemble(
         heads=tuple(load_head(checkpoint, place) for checkpoint in checkpoints),
-        classes=checkpoints[0].classes,
-        positive=checkpoints[0].positive,
-        temperatures=tuple(checkpoint.temperature for checkpoint in checkpoints),
-        thresholds=tuple(checkpoint.threshold for checkpoint in checkpoints),
+        task=checkpoints[0].task,
+        calibrations=tuple(checkpoint.calibration for checkpoint in checkpoints),
         encoder=provenance["features"],
         device=place,
     )
@@ -123,12 +105,12 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
 
 @torch.no_grad()
 def predict_slide(
-    head: Head, features: torch.Tensor, device: torch.device, temperature: float = 1.0
+    head: Head, features: torch.Tensor, device: torch.device, task: Task, calibration: Calibration
 ) -> SlidePrediction:
-    """One model, one slide; features (N, D) with N >= 1. The probabilities are calibrated by the temperature."""
+    """One model, one slide; features (N, D) with N >= 1."""
     output = head(pack([features]).to(device))
     return SlidePrediction(
-        probabilities=calibrated(output.logits[0].double().softmax(0).cpu().numpy(), temperature),
+        answer=task.calibrated(task.answers(output.logits[0].double()), calibration),
         attention=output.attention.float().cpu().numpy(),
         patch_logits=output.patch_logits.float().cpu().numpy(),
         spread=0.0,
@@ -137,100 +119,23 @@ def predict_slide(
     )
 
 
-def average(predictions: Sequence[SlidePrediction], positive: int | None) -> SlidePrediction:
+def average(predictions: Sequence[SlidePrediction], task: Task) -> SlidePrediction:
     """The mean over models, and their spread. With an attention per class, `attention` is the predicted class's."""
-    each = np.stack([p.probabilities for p in predictions])  # (models, C)
-    probabilities = each.mean(axis=0)
-    watched = int(probabilities.argmax()) if positive is None else positive
+    each = np.stack([p.answer for p in predictions])  # (models, C)
+    answer = each.mean(axis=0)
     class_attention = _mean_or_none([p.class_attention for p in predictions])
     return SlidePrediction(
-        probabilities=probabilities,
+        answer=answer,
         attention=(
             _mean([p.attention for p in predictions])
             if class_attention is None
-            else class_attention[:, int(probabilities.argmax())]
+            else class_attention[:, task.shown_output(answer)]
         ),
         patch_logits=_mean([p.patch_logits for p in predictions]),
-        spread=float(each[:, watched].std()),
+        spread=float(each[:, task.spread_output(answer)].std()),
         class_attention=class_attention,
         contributions=_mean_or_none([p.contributions for p in predictions]),
     )
-
-
-def decide(probabilities: NDArray[np.float64], positive: int | None, threshold: float | None) -> int:
-    """Index of the predicted class: by threshold for two classes, else the most probable."""
-    if positive is None or threshold is None:
-        return int(probabilities.argmax())
-    return positive if probabilities[positive] >= threshold else 1 - positive
-
-
-def predict_folder(
-    ensemble: Ensemble,
-    folder: Path,
-    trained_on: TrainedOn | None = None,
-    training: TrainingSlides | None = None,
-    patients: Mapping[str, str] | None = None,
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Predictions of every feature file in `folder` by slide id, and why some have none (slide id: reason).
-
-    patients: patient of each slide id, by which slides of the run's own patients are known too.
-    Raises RequestError before any prediction if the folder has no feature file or features of another encoder.
-    """
-    source = open_features(folder)
-    if not source.paths:
-        raise RequestError(f"{folder}: no feature file (*.h5) in this folder; make them with extract-features")
-    rows: list[dict[str, Any]] = []
-    failures: dict[str, str] = {}
-    for slide_id in source.paths:
-        try:
-            embeddings = source.read(slide_id)
-            known, models = _allowed(
-                embeddings.info, len(ensemble.heads), trained_on, (patients or {}).get(slide_id, "")
-            )
-            prediction = ensemble.predict(embeddings, models)
-        except SlideError as error:
-            failures[slide_id] = str(error)
-            continue
-        rows.append(
-            {
-                "slide_id": slide_id,
-                "prediction": ensemble.decide(prediction.probabilities, models),
-                **{f"prob_{c}": p for c, p in zip(ensemble.classes, prediction.probabilities, strict=True)},
-                "fold_spread": prediction.spread,
-                "models": len(models),
-                "in_training": known,
-                **_novelty(training, embeddings),
-            }
-        )
-    columns = ["slide_id", "prediction", *(f"prob_{name}" for name in ensemble.classes), "fold_spread", "models"]
-    return pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"]), failures
-
-
-def _allowed(info: EmbeddingInfo, models: int, trained_on: TrainedOn | None, patient: str) -> tuple[bool, list[int]]:
-    """Whether the slide or its patient taught the run, and the models that did not see it. SlideError if none."""
-    if trained_on is None:
-        return False, list(range(models))
-    known = trained_on.patient(info.slide_id, info.slide_fingerprint, patient)
-    unseen = trained_on.unseen_by(known)
-    if not unseen:
-        raise SlideError(
-            f"{info.slide_id}: all models of the run were trained on this slide or its patient {known}, "
-            "so a prediction would look better than it is"
-        )
-    return bool(known), unseen
-
-
-def _novelty(training: TrainingSlides | None, embeddings: Embeddings) -> dict[str, Any]:
-    """How far the slide's mean embedding is from the training slides', 1 being the limit; empty if not known."""
-    if training is None:
-        return {"distance": None, "unlike_training": None}
-    distance = training.distance(embeddings.features.mean(axis=0, dtype=np.float64))
-    return {"distance": distance, "unlike_training": distance > 1}
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def _mean(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from tiling.jobs.atomic import atomic_file, write_json
 
 
 def write_splits(run: Path, table: pd.DataFrame) -> None:
-    _write_csv(run / "splits.csv", table)
+    write_table(run / "splits.csv", table)
 
 
 def read_splits(run: Path) -> pd.DataFrame:
@@ -31,8 +31,8 @@ def kept_epoch(history: pd.DataFrame) -> int:
 
 
 def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -> None:
-    _write_csv(run / "predictions.csv", slides)
-    _write_csv(run / "predictions_patient.csv", patients)
+    write_table(run / "predictions.csv", slides)
+    write_table(run / "predictions_patient.csv", patients)
 
 
 def read_predictions(run: Path) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def read_patient_predictions(run: Path) -> pd.DataFrame:
 def write_failures(run: Path, left_out: Mapping[str, str]) -> None:
     path = run / "failures.csv"
     if left_out:
-        _write_csv(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
+        write_table(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
     else:
         path.unlink(missing_ok=True)
 
@@ -67,7 +67,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False)
 

@@ -5,20 +5,14 @@ not finished and ends with the same bytes (TensorBoard's events excepted, which 
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import sklearn
-import torch
-from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from features.device import pick_device
 from mil.cohort.cohort import Cohort, load_cohort, shown
@@ -30,99 +24,104 @@ from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.plots import plot_curves, plot_roc
 from mil.report.report import write_report
-from mil.run.checkpoint import Checkpoint, fold_numbers, write_fold
+from mil.run.checkpoint import fold_numbers, write_fold
 from mil.run.layout import (
     LOCK,
     clear,
     clear_temporaries,
     is_complete,
     read_provenance,
-    tensorboard_folder,
     write_config,
     write_provenance,
 )
 from mil.run.tables import read_history, read_metrics, read_predictions, write_failures, write_splits
+from mil.tasks.registry import named
+from mil.tasks.task import Target, Task
 from mil.training.config import TrainConfig
-from mil.training.display import Display, difference_line, plain_console
-from mil.training.plan import Plan, plan_training
-from mil.training.tracking import Tracker, tracking
-from mil.training.trainer import Epoch, train_folds
+from mil.training.plan import plan_training
+from mil.training.repeatable import repeatable
+from mil.training.tracking import TensorBoard, tracker
+from mil.training.trainer import train_folds
+from mil.training.watch import Session, Watcher, Watchers
 from tiling.jobs.errors import RequestError
 from tiling.jobs.locks import Locked, lock
 from tiling.jobs.provenance import differences, package_versions
 
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
-_ELSEWHERE = ("device", "positive", "track", "memory", "scratch")  # settings noted elsewhere, or without a say
+_OF_THE_CALL = ("overwrite", "compare", "patches")  # settings that say nothing of the run
+_ELSEWHERE = (*_OF_THE_CALL, "device", "task", "positive", "track", "memory", "scratch")  # noted elsewhere, or no say
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a call of train-mil came to; everything else is in the run directory."""
+
+    out: Path
+    task: Task
+    was_complete: bool  # of the same request, so that nothing was trained
+    unreadable: tuple[str, ...]  # labelled slides whose feature file is damaged
+    compared: Mapping[str, Any] | None  # with the run that was asked for, see Task.against
+
+
 def train_mil(
-    features: Path,
-    labels: Path,
-    target: str,
-    out: Path,
-    config: TrainConfig,
-    overwrite: bool = False,
-    console: Console | None = None,
-    compare: Path | None = None,
-    patches: Path | None = None,
-) -> int:
-    """Train, evaluate and write the run directory `out`; returns the exit code, 1 if a feature file is damaged.
+    features: Path, labels: Path, target: str, out: Path, config: TrainConfig, watcher: Watcher | None = None
+) -> Trained:
+    """Train, evaluate and write the run directory `out`, or finish one that the same request began.
 
-    compare: another run on the same slides, whose AUROC is compared with this one's in the output.
-    patches: folder of patch stores, for the report's pictures; by default `patches` beside the features.
-
-    Raises RequestError before any training if the request cannot be met. Sets torch to deterministic algorithms.
+    features: folder of feature files. labels: slide table. target: its column.
+    RequestError before any training if the request cannot be met. Torch's modes, threads and random state are the
+    caller's again afterwards.
     """
-    console = console or plain_console()
-    device = pick_device(config.device)
-    bootstrap = Bootstrap(config.bootstrap, config.seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    watcher = watcher or Watcher()
     _require_free(out)
+    patches = Path(config.patches) if config.patches else None
     if patches is not None and not patches.is_dir():
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
+    device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    cohort = load_cohort(features, labels, target, config.positive, config.memory, scratch)
-    folds, noticed = _audited_folds(cohort, config)
-    if compare:
-        noticed += require_comparable(compare, cohort, folds)
-    if np.median([len(f) for f in cohort.features]) * config.batch_slides < _PATCHES_WORTH_THREADS:
-        torch.set_num_threads(1)
-    provenance = _provenance(cohort, target, config, device)
-    display = Display(console, folds, config.epochs)
-    display.cohort(cohort, target, config.head, device, noticed)
+    asked = Target(target, config.positive, config.task)
+    cohort = load_cohort(features, labels, asked, config.memory, scratch)
+    config = _with_loss(config, cohort)
+    folds, notices = _audited_folds(cohort, config)
+    if config.compare:
+        notices += require_comparable(Path(config.compare), cohort, folds)
+    session = Session(cohort, folds, target, config, device, out)
+    watcher.start(session, notices)
     try:
-        with lock(out / LOCK):
-            if _prepare(out, provenance, overwrite):
-                console.print(f"{out} is complete and was made from the same request: nothing to do", soft_wrap=True)
-            else:
-                settings = {
-                    "features": str(features),
-                    "labels": str(labels),
-                    "target": target,
-                    **asdict(config),
-                }
-                write_config(out, settings)
+        with lock(out / LOCK), repeatable(_threads(cohort, config)):
+            provenance = _provenance(session)
+            was_complete = _prepare(out, provenance, config.overwrite)
+            if not was_complete:
+                settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_CALL}
+                write_config(out, {"features": str(features), "labels": str(labels), "target": target, **settings})
                 write_splits(out, _split_table(cohort, folds))
-                with tracking(config.track, out, provenance) as tracker:
-                    _train_missing(cohort, folds, config, device, out, display, tracker)
-                    evaluate_run(cohort, folds, bootstrap, device, out)
-                    plot_curves(out / "curves.png", [read_history(out, fold.number) for fold in folds])
-                    plot_roc(out / "roc.png", read_predictions(out), cohort.classes, cohort.positive, bootstrap)
+                _train_and_evaluate(session, tracker(config.track, out, provenance), watcher)
             write_failures(out, cohort.left_out)
-            write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), display.note)
+            write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), watcher.note)
             write_report(out)
     except Locked as error:
         raise RequestError(f"another train-mil is working on {out} ({error})") from error
-    result = read_metrics(out)
-    display.result(out, result, cohort)
-    if compare:
-        reached = read_metrics(compare)["slide"]["auroc"]["value"]
-        found = compare_runs(out, compare, cohort, bootstrap)
-        console.print(difference_line(str(compare), reached, vars(found)), soft_wrap=True)
-    return 1 if cohort.unreadable else 0
+    compared = compare_runs(out, Path(config.compare), _bootstrap(config)) if config.compare else None
+    return Trained(out, cohort.task, was_complete, cohort.unreadable, compared)
+
+
+def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:
+    """The config with a loss that the task has."""
+    try:
+        return replace(config, loss=config.loss_of(cohort.task.losses))
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _threads(cohort: Cohort, config: TrainConfig) -> int | None:
+    small = np.median([len(f) for f in cohort.features]) * config.batch_slides < _PATCHES_WORTH_THREADS
+    return 1 if small else None
+
+
+def _bootstrap(config: TrainConfig) -> Bootstrap:
+    return Bootstrap(config.bootstrap, config.seed)
 
 
 def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], list[str]]:
@@ -176,22 +175,23 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _provenance(cohort: Cohort, target: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+def _provenance(session: Session) -> dict[str, Any]:
+    cohort, config = session.cohort, session.config
     settings = {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE}
     if config.splits:
         settings["splits"] = hashlib.sha256(Path(config.splits).read_bytes()).hexdigest()  # not the path
     versions = package_versions()
     return {
-        "target": target,
-        "classes": list(cohort.classes),
-        "positive": None if cohort.positive is None else cohort.classes[cohort.positive],
+        "target": session.target,
+        **named(cohort.task),
+        **cohort.task.provenance(),
         "slides": len(cohort.slide_ids),
         "left_out": sorted(cohort.left_out),  # ids only: the reasons name paths
         "features": {**cohort.encoder, "mpp": cohort.mpp},
         "features_sha256": cohort.features_sha256,
         "labels_sha256": cohort.labels_sha256,
         "settings": settings,
-        "device": device.type,
+        "device": session.device.type,
         "packages": {
             **{p: versions[p] for p in _PACKAGES if p in versions},
             "scikit-learn": sklearn.__version__,
@@ -216,57 +216,36 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _train_missing(
-    cohort: Cohort,
-    folds: Sequence[Fold],
-    config: TrainConfig,
-    device: torch.device,
-    out: Path,
-    display: Display,
-    tracker: Tracker,
-) -> None:
-    done = set(fold_numbers(out))
-    plan = plan_training(cohort, folds, config, device)
-    with display:
-        for group in plan.groups:
-            for fold in group:
-                if fold.number in done:
-                    display.fold_skipped(fold)
-            if done.issuperset(fold.number for fold in group):
-                for fold in group:
-                    history = read_history(out, fold.number)[[field.name for field in fields(Epoch)]]
-                    for epoch in history.itertuples(index=False):
-                        tracker.epoch(fold, Epoch(*epoch))
-                continue
-            trained = _train_group(cohort, group, config, device, out, display, tracker, plan)
-            for fold, (checkpoint, history) in zip(group, trained, strict=True):
-                if fold.number not in done:
-                    write_fold(out, fold.number, checkpoint, history)
-                    display.fold_done(fold, history, checkpoint)
+def _train_and_evaluate(session: Session, tracked: Watcher, watcher: Watcher) -> None:
+    """tracked: is told of epochs of earlier calls too."""
+    out, cohort = session.out, session.cohort
+    watchers = Watchers(watcher, tracked, TensorBoard(out))
+    try:
+        _train_missing(session, tracked, watchers)
+        evaluate_run(cohort, session.folds, _bootstrap(session.config), session.device, out)
+    except BaseException:
+        watchers.finish(None)
+        raise
+    watchers.finish(read_metrics(out))
+    plot_curves(out / "curves.png", [read_history(out, fold.number) for fold in session.folds])
+    plot_roc(out / "roc.png", read_predictions(out), cohort.classes, cohort.positive, _bootstrap(session.config))
 
 
-def _train_group(
-    cohort: Cohort,
-    group: Sequence[Fold],
-    config: TrainConfig,
-    device: torch.device,
-    out: Path,
-    display: Display,
-    tracker: Tracker,
-    plan: Plan,
-) -> list[tuple[Checkpoint, pd.DataFrame]]:
-    with ExitStack() as open_writers:
-        writers = {}
+def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> None:
+    cohort, out, done = session.cohort, session.out, set(fold_numbers(session.out))
+    plan = plan_training(cohort, session.folds, session.config, session.device)
+    for group in plan.groups:
         for fold in group:
-            events = tensorboard_folder(out, fold.number)
-            shutil.rmtree(events, ignore_errors=True)  # of a group that was killed
-            writers[fold.number] = open_writers.enter_context(SummaryWriter(str(events)))
-
-        def on_epoch(fold: Fold, epoch: Epoch) -> None:
-            display.epoch(fold, epoch)
-            tracker.epoch(fold, epoch)
-            for name, value in asdict(epoch).items():
-                if np.isfinite(value):
-                    writers[fold.number].add_scalar(name, value, epoch.epoch)
-
-        return train_folds(cohort, group, config, device, on_epoch, plan)
+            if fold.number in done:
+                watchers.skipped(fold)
+        if done.issuperset(fold.number for fold in group):
+            for fold in group:
+                history = read_history(out, fold.number).drop(columns="worst_step", errors="ignore")
+                for values in history.to_dict("records"):
+                    tracked.epoch(fold, {str(name): value for name, value in values.items()})
+            continue
+        trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
+        for fold, (checkpoint, history) in zip(group, trained, strict=True):
+            if fold.number not in done:
+                write_fold(out, fold.number, checkpoint, history)
+                watchers.ended(fold, history, checkpoint)

@@ -1,13 +1,14 @@
 """Settings of train-mil. The defaults are meant for cohorts of 30 slides and of 3,000 alike."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mil.cohort.split_plan import SplitPlan
 from mil.heads.registry import HEADS
+from mil.tasks.registry import TASKS
 from tiling.jobs.command import setting
 
 TRACKERS = ("wandb",)
-LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
 MEMORIES = ("auto", "ram", "mapped")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -32,12 +33,15 @@ class TrainConfig:
     learning_rate: float = setting(1e-3, "largest learning rate, reached after the warm-up (AdamW)")
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
-    loss: str = setting("cross-entropy", f"of training: {', '.join(LOSSES)}; the last two bear wrong labels better")
+    loss: str = setting(
+        "auto", "of training; auto: the task's own. For classes cross-entropy, focal or generalised-cross-entropy"
+    )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
+    task: str = setting("classification", f"what kind of target the column holds: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
@@ -45,6 +49,19 @@ class TrainConfig:
     memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+    overwrite: bool = setting(False, "replace an existing run in --out")
+    compare: str = setting("", "run on the same slides to compare the AUROC with")
+    patches: str = setting(
+        "", "folder of patch stores, for pictures in the report (default: 'patches' beside features)"
+    )
+
+    def loss_of(self, losses: Sequence[str]) -> str:
+        """The loss, of those that a task has. ValueError for another."""
+        if self.loss == "auto":
+            return losses[0]
+        if self.loss not in losses:
+            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(losses)}")
+        return self.loss
 
     def split_plan(self) -> SplitPlan:
         return SplitPlan(self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed)
@@ -58,8 +75,8 @@ class TrainConfig:
             raise ValueError("splits names a file and split asks for another way; give one of them")
         if self.track and self.track not in TRACKERS:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:

@@ -2,37 +2,22 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
 from mil.run.checkpoint import Checkpoint
-from mil.run.tables import kept_epoch
-from mil.training.trainer import Epoch
+from mil.run.tables import kept_epoch, read_metrics
+from mil.tasks.task import Task
+from mil.training.command import Trained
+from mil.training.watch import Session, Watcher
 
 _PLAIN_EVERY_S = 15.0
-_ROWS = {
-    "auroc": "AUROC",
-    "auroc_delong": "AUROC, DeLong",
-    "auprc": "AUPRC",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "f1": "F1",
-    "mcc": "MCC",
-    "accuracy": "accuracy",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
 
 
 def plain_console() -> Console:
@@ -40,11 +25,11 @@ def plain_console() -> Console:
     return Console(highlight=False, markup=False)
 
 
-class Display:
+class Display(Watcher):
     """Progress over all folds, and everything printed before and after."""
 
-    def __init__(self, console: Console, folds: Sequence[Fold], epochs: int) -> None:
-        self._console, self._folds, self._epochs = console, folds, epochs
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -53,99 +38,89 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._live.add_task("", total=len(folds) * epochs)
+        self._bar = self._live.add_task("")
         self._completed: dict[int, int] = {}  # fold number: epochs
         self._lengths: list[int] = []  # epochs of the folds that have ended here
         self._trained = 0  # epochs, here and now
-        self._started = time.monotonic()
-        self._last_plain = time.monotonic()
+        self._started = self._last_plain = time.monotonic()
 
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-        self._live.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def cohort(self, cohort: Cohort, target: str, head: str, device: torch.device, warnings: Sequence[str]) -> None:
-        for warning in warnings:
-            self._print(f"warning: {warning}")
-        patients = len(set(cohort.patient_ids))
-        counts = np.bincount(cohort.labels)
-        classes = ", ".join(f"{name} {count}" for name, count in zip(cohort.classes, counts, strict=True))
+    def start(self, session: Session, notices: Sequence[str]) -> None:
+        self._folds, self._epochs, self._task = session.folds, session.config.epochs, session.cohort.task
+        for notice in notices:
+            self._print(f"warning: {notice}")
+        cohort = session.cohort
         sizes = [len(f) for f in cohort.features]
         self._print(
-            f"{len(sizes)} slides of {patients} patients, {min(sizes)} to {max(sizes)} patches "
+            f"{len(sizes)} slides of {len(set(cohort.patient_ids))} patients, {min(sizes)} to {max(sizes)} patches "
             f"(median {np.median(sizes):.0f}), {cohort.encoder['dim']} features from {cohort.encoder['encoder']}"
         )
-        positive = "" if cohort.positive is None else f"; positive class: {cohort.classes[cohort.positive]}"
-        self._print(f"target {target}: {classes}{positive}")
+        self._print(cohort.task.describe(session.target, cohort.targets))
         first = self._folds[0]
         parts = f"train {len(first.train)}, val {len(first.val)}, test {len(first.test)} slides in the first"
-        self._print(f"head {head} on {device}; {len(self._folds)} fold(s), {parts}")
+        self._print(f"head {session.config.head} on {session.device}; {len(self._folds)} fold(s), {parts}")
 
-    def epoch(self, fold: Fold, epoch: Epoch) -> None:
-        self._completed[fold.number] = epoch.epoch
+    def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
+        if not self._trained:
+            self._started = time.monotonic()
+            self._live.update(self._bar, total=len(self._folds) * self._epochs)
+            self._live.start()
+        self._completed[fold.number] = int(values["epoch"])
         self._trained += 1
         text = (
-            f"{self._name(fold)}  epoch {epoch.epoch}/{self._epochs}  train {epoch.train_loss:.3f}  "
-            f"val {epoch.val_loss:.3f}  val AUROC {epoch.val_auroc:.3f}  "
-            f"{seconds_in_words(self._seconds_left())} left"
+            f"{self._name(fold)}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
+            f"{self._of_validation(values)}  {seconds_in_words(self._seconds_left())} left"
         )
-        self._live.update(self._task, description=text, completed=sum(self._completed.values()))
+        self._live.update(self._bar, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
             self._print(text)
             self._last_plain = time.monotonic()
 
-    def fold_skipped(self, fold: Fold) -> None:
+    def skipped(self, fold: Fold) -> None:
         self._completed[fold.number] = self._epochs
         self._print(f"{self._name(fold)}  already trained")
 
-    def fold_done(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
+    def ended(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
         self._completed[fold.number] = self._epochs
         self._lengths.append(len(history))
         best = history.iloc[kept_epoch(history)]
-        threshold = "" if checkpoint.threshold is None else f"  threshold {checkpoint.threshold:.2f}"
         self._print(
             f"{self._name(fold)}  keeps epoch {best['epoch']:.0f} of {len(history)}  train {best['train_loss']:.3f}  "
-            f"val {best['val_loss']:.3f}  val AUROC {best['val_auroc']:.3f}{threshold}"
+            f"{self._of_validation(best)}{self._task.calibration_said(checkpoint.calibration)}"
         )
 
-    def result(self, out: Path, metrics: dict[str, Any], cohort: Cohort) -> None:
-        counts, repeats = metrics["counts"], metrics["counts"]["repeats"]
-        table = Table(title="Test slides, none seen in training (95 % intervals by patient)", title_justify="left")
-        table.add_column("")
-        table.add_column(f"slides ({counts['slides']})", justify="right")
-        table.add_column(f"patients ({counts['patients']})", justify="right")
-        levels = [metrics["slide"], metrics["patient"]]
-        for name, title in _ROWS.items():
-            if name in metrics["slide"]:
-                table.add_row(title, *(_cell(level, name) for level in levels))
-        if "patch" in metrics:
-            table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
-        self._console.print(table)
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def finish(self, metrics: Mapping[str, Any] | None) -> None:
+        self._live.stop()
+
+    def result(self, trained: Trained, compared_with: str) -> None:
+        """Everything that stands in the run directory now, in short."""
+        out, metrics = trained.out, read_metrics(trained.out)
+        if trained.was_complete:
+            self._print(f"{out} is complete and was made from the same request: nothing to do")
+        self._console.print(_figures(metrics, trained.task))
         if "patient_reason" in metrics:
             self._print(f"no figures by patient: {metrics['patient_reason']}")
-        if cohort.positive is not None:
-            self._print(f"sensitivity is of class {cohort.classes[cohort.positive]}, specificity of the other one")
-        else:
-            self._print("AUROC, sensitivity and specificity are macro averages of one class against the rest")
+        for note in trained.task.figure_notes():
+            self._print(note)
         if "against_mean" in metrics:
-            against = metrics["against_mean"]
-            self._print(difference_line("logistic regression on mean features", against["auroc"]["value"], against))
-        if repeats > 1:
-            self._print(f"each slide counts once in each of {repeats} repeats")
+            self._print(_difference(trained.task, trained.task.baseline, metrics["against_mean"]))
+        if metrics["counts"]["repeats"] > 1:
+            self._print(f"each slide counts once in each of {metrics['counts']['repeats']} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
         self._print(f"all metrics  {out / 'metrics.json'}")
         self._print(f"report       {out / 'report.html'}")
         self._print(f"plots        {out / 'curves.png'}  {out / 'roc.png'}")
         self._print(f"attention    {out / 'attention'}")
         self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
+        if trained.compared is not None:
+            self._print(_difference(trained.task, compared_with, trained.compared))
 
-    def note(self, text: str) -> None:
-        self._print(text)
+    def _of_validation(self, values: Mapping[str, float] | pd.Series) -> str:
+        watched = self._task.watched
+        title = self._task.figure_titles.get(watched, watched)
+        return f"val {values['val_loss']:.3f}  val {title} {values[f'val_{watched}']:.3f}"
 
     def _name(self, fold: Fold) -> str:
         return f"fold {fold.number + 1}/{len(self._folds)}"
@@ -159,6 +134,24 @@ class Display:
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
+
+
+def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
+    counts = metrics["counts"]
+    table = Table(title="Test slides, none seen in training (95 % intervals by patient)", title_justify="left")
+    table.add_column("")
+    table.add_column(f"slides ({counts['slides']})", justify="right")
+    table.add_column(f"patients ({counts['patients']})", justify="right")
+    for name, title in task.figure_titles.items():
+        if name in metrics["slide"]:
+            table.add_row(title, *(_cell(metrics[level], name) for level in ("slide", "patient")))
+    if "patch" in metrics:
+        table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
+    return table
+
+
+def _difference(task: Task, name: str, against: Mapping[str, Any]) -> str:
+    return difference_line(name, against[task.headline]["value"], against)
 
 
 def difference_line(name: str, auroc: float, against: Mapping[str, float | None]) -> str:

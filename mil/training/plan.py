@@ -19,7 +19,7 @@ from mil.heads.dropout import Noise, seed_dropout
 from mil.heads.head import HeadShape, OwnRecipe
 from mil.heads.registry import build_head
 from mil.training.config import TrainConfig
-from mil.training.stack import Stack
+from mil.training.stack import Stack, TrainingLoss
 
 _LARGE_STEP = 500_000  # features in a step, above which a CPU is busy with one model
 _GPU_FLOATS = 2**32  # inputs of all models in a step: 16 GiB, and about twice that with what is kept for gradients
@@ -38,7 +38,7 @@ class Plan:
 def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, device: torch.device) -> Plan:
     shape = HeadShape(
         dim_in=cohort.features[0].shape[1],
-        n_classes=len(cohort.classes),
+        n_classes=len(cohort.task.output_names),
         embed_dim=config.embed_dim,
         attention_dim=config.attention_dim,
         dropout=config.dropout,
@@ -53,7 +53,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         size = 1 if large else len(folds)
     elif not size:
         size = max(1, min(len(folds), math.floor(_GPU_FLOATS / features_in_step)))
-    if size > 1 and not can_stack(config.head, shape):
+    if size > 1 and not can_stack(config.head, shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
     groups = tuple(tuple(folds[start : start + size]) for start in range(0, len(folds), size))
@@ -67,7 +67,7 @@ def _has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def can_stack(name: str, shape: HeadShape) -> bool:
+def can_stack(name: str, shape: HeadShape, cohort: Cohort) -> bool:
     """Whether two heads of this kind can be trained as one, tried on two small bags."""
     heads = [build_head(name, shape) for _ in range(2)]
     if isinstance(heads[0], OwnRecipe):
@@ -77,10 +77,12 @@ def can_stack(name: str, shape: HeadShape) -> bool:
         seed_dropout(head, noise)
     bags = pack([torch.ones(3, shape.dim_in), torch.ones(2, shape.dim_in)])
     noise.set([0, 1], bags.sizes, 0)
-    stack = Stack(heads)
+    task, targets = cohort.task, cohort.targets
+    stack = Stack(heads, TrainingLoss(task, task.losses[0]))
+    terms = torch.stack([task.loss_terms(targets)] * 2)
     try:
         for train in (False, True):
-            losses, _ = stack(bags, torch.tensor([0, 1]), torch.ones(2, shape.n_classes), train)
+            losses, _ = stack(bags, torch.from_numpy(targets[[0, -1]]), terms, train)
         losses.sum().backward()
     except (RuntimeError, NotImplementedError):  # what vmap raises for data-dependent shapes and unseeded randomness
         return False

@@ -5,6 +5,7 @@ small to keep the machine busy. A stack of one model is run as it is.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +13,34 @@ from torch.func import functional_call, vmap
 
 from mil.heads.bags import Bags
 from mil.heads.head import Head
-from mil.heads.losses import criterion
+from mil.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """What a head is trained for."""
+
+    task: Task
+    name: str
+    label_smoothing: float = 0.0
 
 
 class _Judge(nn.Module):
     """A head and its loss as one function of the weights."""
 
-    def __init__(self, head: Head, loss: str, label_smoothing: float) -> None:
+    def __init__(self, head: Head, loss: TrainingLoss) -> None:
         super().__init__()
-        self.head, self.loss, self.label_smoothing = head, loss, label_smoothing
+        self.head, self.loss = head, loss
 
-    def forward(self, bags: Bags, labels: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (B,) and logits (B, C); the loss of evaluation is the plain cross-entropy of the slide."""
+    def forward(self, bags: Bags, targets: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (B,) and logits (B, C); the loss of evaluation is the task's own, of the slide alone."""
         output = self.head(bags)
         logits = output.logits.float()
+        task = self.loss.task
         if not self.training:
-            return criterion("cross-entropy", class_weights)(logits, labels), logits
-        loss = criterion(self.loss, class_weights, self.label_smoothing)
-        return self.head.bag_losses(output, bags, labels, loss), logits
+            return task.judged_by(terms)(logits, targets), logits
+        criterion = task.criterion(self.loss.name, terms, self.loss.label_smoothing)
+        return self.head.bag_losses(output, bags, targets, criterion), logits
 
 
 class Stack:
@@ -38,8 +49,8 @@ class Stack:
     The first head is used in each pass and must not be used elsewhere.
     """
 
-    def __init__(self, heads: Sequence[Head], loss: str = "cross-entropy", label_smoothing: float = 0.0) -> None:
-        self._judge = _Judge(heads[0], loss, label_smoothing)
+    def __init__(self, heads: Sequence[Head], loss: TrainingLoss) -> None:
+        self._judge = _Judge(heads[0], loss)
         self._shapes = {name: p.shape for name, p in self._judge.named_parameters()}
         rows = [torch.cat([p.detach().flatten() for p in head.parameters()]) for head in heads]
         self.weights = torch.stack(rows).requires_grad_()
@@ -49,22 +60,22 @@ class Stack:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __call__(self, bags: Bags, labels: Tensor, class_weights: Tensor, train: bool) -> tuple[Tensor, Tensor]:
-        """labels (B,), class_weights (M, C) -> losses (M, B) and logits (M, B, C)."""
+    def __call__(self, bags: Bags, targets: Tensor, terms: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        """targets (B, …), the task's loss terms (M, P) -> losses (M, B) and logits (M, B, C)."""
         self._judge.train(train)
         sizes = [shape.numel() for shape in self._shapes.values()]
         parts = self.weights.split(sizes, dim=1)
         state = {n: p.unflatten(1, s) for (n, s), p in zip(self._shapes.items(), parts, strict=True)}
         state |= self._buffers
 
-        def one(state: dict[str, Tensor], class_weights: Tensor) -> tuple[Tensor, Tensor]:
-            result: tuple[Tensor, Tensor] = functional_call(self._judge, state, (bags, labels, class_weights))
+        def one(state: dict[str, Tensor], terms: Tensor) -> tuple[Tensor, Tensor]:
+            result: tuple[Tensor, Tensor] = functional_call(self._judge, state, (bags, targets, terms))
             return result
 
         if len(self) == 1:
-            losses, logits = one({name: value[0] for name, value in state.items()}, class_weights[0])
+            losses, logits = one({name: value[0] for name, value in state.items()}, terms[0])
             return losses.unsqueeze(0), logits.unsqueeze(0)
-        both: tuple[Tensor, Tensor] = vmap(one, randomness="error")(state, class_weights)
+        both: tuple[Tensor, Tensor] = vmap(one, randomness="error")(state, terms)
         return both
 
     def keep(self, models: Sequence[int]) -> None:

@@ -4,29 +4,50 @@ Weights & Biases is imported only when asked for. With WANDB_MODE=offline it nee
 `<run>/wandb` is sent later with `wandb sync`. Sent are settings, losses and metrics; no path, slide id or picture.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from torch.utils.tensorboard import SummaryWriter
+
 from mil.cohort.splits import Fold
-from mil.run.tables import read_metrics
-from mil.training.trainer import Epoch
+from mil.run.checkpoint import Checkpoint
+from mil.run.layout import tensorboard_folder
+from mil.training.watch import Watcher
 from tiling.jobs.errors import RequestError
 
+_OTHERS = ("classes", "positive", "task", "target", "slides", "features", "packages")  # of provenance, sent as settings
 
-class Tracker:
-    """Tracks nothing; the form that all trackers have."""
 
-    def epoch(self, fold: Fold, epoch: Epoch) -> None:
-        """Called once an epoch of a fold, folds in any order."""
+class TensorBoard(Watcher):
+    """Events of each fold under `<run>/tensorboard`, those of a group that was killed replaced."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._writers: dict[int, SummaryWriter] = {}
+
+    def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
+        if fold.number not in self._writers:
+            events = tensorboard_folder(self._out, fold.number)
+            shutil.rmtree(events, ignore_errors=True)
+            self._writers[fold.number] = SummaryWriter(str(events))
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writers[fold.number].add_scalar(name, value, int(values["epoch"]))
+
+    def ended(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
+        if fold.number in self._writers:
+            self._writers.pop(fold.number).close()
 
     def finish(self, metrics: Mapping[str, Any] | None) -> None:
-        """Called once; metrics as in metrics.json, None if the run did not end well."""
+        for writer in self._writers.values():
+            writer.close()
 
 
-class WandbTracker(Tracker):
+class WandbTracker(Watcher):
     """A run of Weights & Biases with curves `fold-<k>/<loss>` over `fold-<k>/epoch`, and the figures as its summary."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -47,12 +68,12 @@ class WandbTracker(Tracker):
             ) from error
         self._known: set[int] = set()
 
-    def epoch(self, fold: Fold, epoch: Epoch) -> None:
+    def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
         name = f"fold-{fold.number}"
         if fold.number not in self._known:
             self._known.add(fold.number)
             self._run.define_metric(f"{name}/*", step_metric=f"{name}/epoch")
-        self._run.log({f"{name}/{key}": value for key, value in asdict(epoch).items()})
+        self._run.log({f"{name}/{key}": value for key, value in values.items()})
 
     def finish(self, metrics: Mapping[str, Any] | None) -> None:
         for level in ("slide", "patient"):
@@ -62,17 +83,9 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=0 if metrics else 1)
 
 
-@contextmanager
-def tracking(track: str, out: Path, provenance: Mapping[str, Any]) -> Iterator[Tracker]:
-    """The tracker called `track`, one that does nothing for an empty name; it gets the metrics of `out` at the end.
-
-    RequestError if it cannot be had.
-    """
-    settings = {key: provenance[key] for key in ("target", "classes", "positive", "slides", "features", "packages")}
-    tracker = WandbTracker(out, {**provenance["settings"], **settings}) if track == "wandb" else Tracker()
-    try:
-        yield tracker
-    except BaseException:
-        tracker.finish(None)
-        raise
-    tracker.finish(read_metrics(out))
+def tracker(track: str, out: Path, provenance: Mapping[str, Any]) -> Watcher:
+    """The tracker called `track`, one that does nothing for an empty name. RequestError if it cannot be had."""
+    if track != "wandb":
+        return Watcher()
+    settings = {key: provenance[key] for key in _OTHERS if key in provenance}
+    return WandbTracker(out, {**provenance["settings"], **settings})

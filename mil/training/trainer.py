@@ -11,7 +11,7 @@ and dropout from the seed, epoch and slide. So a fold's model does not depend on
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,15 +27,14 @@ from mil.heads.bags import pack
 from mil.heads.dropout import Noise, seed_dropout
 from mil.heads.head import Head, HeadShape, OwnRecipe, TrainingSlides
 from mil.heads.registry import build_head
-from mil.metrics.classification import macro_auroc
 from mil.run.checkpoint import Checkpoint
-from mil.tasks.temperature import calibrated, fit_temperature
-from mil.tasks.threshold import choose_threshold
+from mil.tasks.task import Task
 from mil.training.config import TrainConfig
 from mil.training.plan import Plan
-from mil.training.stack import Stack
+from mil.training.stack import Stack, TrainingLoss
 from tiling.jobs.errors import RequestError
 
+OnEpoch = Callable[[Fold, Mapping[str, float]], None]  # values by the columns of history.csv
 _WARM_UP = 0.05  # part of all steps
 _EARLIEST = 0.2  # part of all epochs before which none is kept
 _SMOOTHED = 0.05  # part of all epochs whose validation losses are averaged
@@ -45,14 +44,18 @@ _EVALUATED_PATCHES = 8192  # in one pass of evaluation, as long as that is more 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of history.csv. Losses are means over slides; val_auroc is macro for more than two classes."""
+    """One row of history.csv. Losses are means over slides."""
 
     epoch: int  # from 1
     learning_rate: float
     train_loss: float
     val_loss: float
-    val_auroc: float
+    val_score: float  # the figure that the task watches
     stop_loss: float  # mean of the last validation losses, NaN while it is too early to keep an epoch
+
+    def columns(self, task: Task) -> dict[str, float]:
+        """By the names that they have in history.csv."""
+        return {f"val_{task.watched}" if name == "val_score" else name: value for name, value in vars(self).items()}
 
 
 def epoch_order(seed: int, epoch: int, slides: int) -> Indices:
@@ -68,7 +71,7 @@ class _Model:
         self.history: list[Epoch] = []
         self.worst_step: list[Indices] = []  # of each epoch, the slides of the step with the highest loss
         self.best_epoch, self.best_loss = 0, math.inf
-        self.best: tuple[dict[str, Tensor], NDArray[np.float64]] | None = None  # state; probabilities (val, C)
+        self.best: tuple[dict[str, Tensor], NDArray[np.float64]] | None = None  # state; answers (val, C)
 
 
 def train_folds(
@@ -76,7 +79,7 @@ def train_folds(
     folds: Sequence[Fold],
     config: TrainConfig,
     device: torch.device,
-    on_epoch: Callable[[Fold, Epoch], None],
+    on_epoch: OnEpoch,
     plan: Plan,
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
     """The kept epoch's checkpoint and the history of each fold. RequestError when a loss is no longer a number.
@@ -92,9 +95,7 @@ def train_folds(
     return [(_checkpoint(model, cohort, config, plan.shape), _table(model, cohort)) for model in models]
 
 
-def _fit(
-    head: OwnRecipe, cohort: Cohort, model: _Model, config: TrainConfig, on_epoch: Callable[[Fold, Epoch], None]
-) -> None:
+def _fit(head: OwnRecipe, cohort: Cohort, model: _Model, config: TrainConfig, on_epoch: OnEpoch) -> None:
     """Train by the head's own recipe, which makes a history of one epoch with learning rate 0."""
     fold = model.fold
     slides = TrainingSlides(
@@ -110,16 +111,16 @@ def _fit(
         raise RequestError(f"fold {fold.number + 1}: the loss of --head {config.head} is no longer a number")
     with torch.no_grad():
         logits = [head(pack([cohort.features[i].to(head.device)])).logits.double().cpu() for i in fold.val]
-    labels = cohort.labels[fold.val]
-    probabilities = torch.cat([*logits, torch.empty(0, len(cohort.classes))]).softmax(1).numpy()
-    weights = _class_weights(cohort.labels[fold.train], len(cohort.classes)).double().numpy()[labels]
-    val_loss, auroc = math.nan, math.nan
-    if len(labels):
-        val_loss = float(np.mean(-weights * np.log(probabilities[np.arange(len(labels)), labels])))
-        auroc = float(macro_auroc(probabilities, labels, np.ones((1, len(labels))), cohort.positive)[0])
-    model.history.append(Epoch(1, 0.0, train_loss, val_loss, auroc, val_loss))
-    model.best = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}, probabilities
-    on_epoch(fold, model.history[-1])
+    task, targets = cohort.task, cohort.targets[fold.val]
+    of_val = torch.cat([*logits, torch.empty(0, len(task.output_names))])
+    answers = task.answers(of_val)
+    val_loss, score = math.nan, math.nan
+    if len(targets):
+        judged_by = task.judged_by(task.loss_terms(cohort.targets[fold.train]).double())
+        val_loss, score = float(judged_by(of_val, torch.from_numpy(targets)).mean()), task.score(answers, targets)
+    model.history.append(Epoch(1, 0.0, train_loss, val_loss, score, val_loss))
+    model.best = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}, answers
+    on_epoch(fold, model.history[-1].columns(task))
 
 
 class _Training:
@@ -140,16 +141,18 @@ class _Training:
         self._steps, self._bf16 = plan.steps_per_epoch, plan.bf16
         for head in heads:
             seed_dropout(head, self._noise)
-        self._stack = Stack(heads, config.loss, config.label_smoothing)
+        self._stack = Stack(
+            heads, TrainingLoss(cohort.task, config.loss_of(cohort.task.losses), config.label_smoothing)
+        )
         self._rows = list(self._stack.weights.detach())
         self._optimiser = self._fresh_optimiser()
-        self._labels = torch.from_numpy(cohort.labels)
+        self._targets = torch.from_numpy(cohort.targets)
         self._features = on_device(cohort.features, device)
         self._set_parts()
 
-    def run(self, on_epoch: Callable[[Fold, Epoch], None]) -> None:
+    def run(self, on_epoch: OnEpoch) -> None:
         for number in range(1, self._config.epochs + 1):
-            order = epoch_order(self._config.seed, number, len(self._cohort.labels))
+            order = epoch_order(self._config.seed, number, len(self._cohort.slide_ids))
             losses, worst = np.zeros(len(self._models)), np.full(len(self._models), -np.inf)
             worst_steps = [order[:0]] * len(self._models)
             for place, step in enumerate(np.array_split(order, self._steps)):
@@ -202,13 +205,13 @@ class _Training:
                 features[at] = f[self._noise.instances(i, len(f), dropped, epoch).to(f.device)]
         bags = pack(features).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
-        labels = self._labels[torch.from_numpy(slides)].to(self._device)
+        targets = self._targets[torch.from_numpy(slides)].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
-            return self._stack(bags, labels, self._class_weights, train)
+            return self._stack(bags, targets, self._terms, train)
 
     @torch.no_grad()
     def _judge_epoch(
-        self, number: int, rate: float, train_losses: NDArray[np.float64], on_epoch: Callable[[Fold, Epoch], None]
+        self, number: int, rate: float, train_losses: NDArray[np.float64], on_epoch: OnEpoch
     ) -> list[bool]:
         """Evaluate all models on their validation parts; which of them stop here."""
         judged = np.flatnonzero(self._in_val.any(axis=0))
@@ -218,32 +221,29 @@ class _Training:
             ]
         results = [self._forward(part, number, train=False) for part in self._parts_of(judged)]
         losses = torch.cat([r[0] for r in results], dim=1).double().cpu().numpy()  # (M, judged)
-        probabilities = torch.cat([r[1] for r in results], dim=1).double().softmax(2).cpu().numpy()
+        answers = self._cohort.task.answers(torch.cat([r[1] for r in results], dim=1).double())  # (M, judged, C)
         stopped = []
         for row, model in enumerate(self._models):
             own = self._in_val[row, judged]
-            loss, own_probabilities = float(losses[row, own].mean()), probabilities[row, own]
+            loss, own_answers = float(losses[row, own].mean()), answers[row, own]
             self._require_finite(np.array([[loss]]), own[None], judged, number)
-            ones = np.ones((1, own.sum()))
-            auroc = macro_auroc(own_probabilities, self._cohort.labels[judged[own]], ones, self._cohort.positive)
+            score = self._cohort.task.score(own_answers, self._cohort.targets[judged[own]])
             stop_loss = self._stop_loss(number, [*(epoch.val_loss for epoch in model.history), loss])
-            model.history.append(Epoch(number, rate, float(train_losses[row]), loss, float(auroc[0]), stop_loss))
+            model.history.append(Epoch(number, rate, float(train_losses[row]), loss, score, stop_loss))
             if stop_loss < model.best_loss:
                 model.best_epoch, model.best_loss = number, stop_loss
-                model.best = self._stack.state(row, self._rows[row]), own_probabilities
-            on_epoch(model.fold, model.history[-1])
+                model.best = self._stack.state(row, self._rows[row]), own_answers
+            on_epoch(model.fold, model.history[-1].columns(self._cohort.task))
             stopped.append(model.best is not None and number - model.best_epoch >= self._config.patience)
         return stopped
 
-    def _end_unjudged(
-        self, row: int, number: int, rate: float, train_loss: float, on_epoch: Callable[[Fold, Epoch], None]
-    ) -> bool:
+    def _end_unjudged(self, row: int, number: int, rate: float, train_loss: float, on_epoch: OnEpoch) -> bool:
         """Without a validation part nothing stops the training, and the last epoch is kept."""
         model = self._models[row]
         model.history.append(Epoch(number, rate, float(train_loss), math.nan, math.nan, math.nan))
-        on_epoch(model.fold, model.history[-1])
+        on_epoch(model.fold, model.history[-1].columns(self._cohort.task))
         if number == self._config.epochs:
-            model.best = self._stack.state(row, self._rows[row]), np.empty((0, len(self._cohort.classes)))
+            model.best = self._stack.state(row, self._rows[row]), np.empty((0, len(self._cohort.task.output_names)))
         return number == self._config.epochs
 
     def _stop_loss(self, number: int, val_losses: Sequence[float]) -> float:
@@ -272,13 +272,13 @@ class _Training:
         return torch.optim.AdamW(self._rows, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
     def _set_parts(self) -> None:
-        """Who learns from which slides (M, S), who is judged on which (M, S), class weights (M, C)."""
+        """Who learns from which slides (M, S), who is judged on which (M, S), the loss's terms (M, P)."""
         cohort = self._cohort
-        slides, folds = np.arange(len(cohort.labels)), [model.fold for model in self._models]
+        slides, folds = np.arange(len(cohort.slide_ids)), [model.fold for model in self._models]
         self._in_train = np.stack([np.isin(slides, fold.train) for fold in folds])
         self._in_val = np.stack([np.isin(slides, fold.val) for fold in folds])
-        weights = [_class_weights(cohort.labels[fold.train], len(cohort.classes)) for fold in folds]
-        self._class_weights = torch.stack(weights).to(self._device)
+        terms = [cohort.task.loss_terms(cohort.targets[fold.train]) for fold in folds]
+        self._terms = torch.stack(terms).to(self._device)
 
     def _learning_rate(self, step: int) -> float:
         """Rising to the largest in the warm-up, then half a cosine down to 0 at the end of all epochs."""
@@ -309,33 +309,18 @@ def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShap
 
 def _checkpoint(model: _Model, cohort: Cohort, config: TrainConfig, shape: HeadShape) -> Checkpoint:
     assert model.best is not None
-    state, probabilities = model.best
-    temperature, threshold = _calibrate(probabilities, cohort.labels[model.fold.val], cohort.positive)
+    state, answers = model.best
     return Checkpoint(
         head=config.head,
         shape=asdict(shape),
-        classes=cohort.classes,
-        positive=cohort.positive,
-        threshold=threshold,
-        temperature=temperature,
+        task=cohort.task,
+        calibration=cohort.task.calibrate(answers, cohort.targets[model.fold.val]),
         tensors={name: tensor.numpy() for name, tensor in state.items()},
     )
 
 
-def _calibrate(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None
-) -> tuple[float, float | None]:
-    """Temperature, and the threshold of calibrated probabilities, both from the validation part (val, C), (val,)."""
-    temperature = fit_temperature(probabilities, labels)
-    if positive is None:
-        return temperature, None
-    if not len(labels):
-        return temperature, 0.5
-    return temperature, choose_threshold(calibrated(probabilities, temperature)[:, positive], labels == positive)
-
-
 def _table(model: _Model, cohort: Cohort) -> pd.DataFrame:
-    table = pd.DataFrame([asdict(epoch) for epoch in model.history])
+    table = pd.DataFrame([epoch.columns(cohort.task) for epoch in model.history])
     if model.worst_step:
         table["worst_step"] = [" ".join(cohort.slide_ids[slides]) for slides in model.worst_step]
     return table
@@ -349,9 +334,3 @@ def _set_standardisation(head: Head, cohort: Cohort, slides: Indices) -> None:
     std = np.sqrt((squares + sizes * (means - mean) ** 2).sum(axis=0) / sizes.sum())
     head.get_buffer("mean").copy_(torch.from_numpy(mean))
     head.get_buffer("std").copy_(torch.from_numpy(np.where(std > _SMALLEST_STD, std, 1.0)))
-
-
-def _class_weights(labels: NDArray[np.int64], n_classes: int) -> Tensor:
-    """(C,) such that each class adds the same to the loss, 1 for balanced classes."""
-    counts = np.bincount(labels, minlength=n_classes)
-    return torch.from_numpy(len(labels) / (n_classes * counts)).float()

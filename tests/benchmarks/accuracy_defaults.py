@@ -66,7 +66,7 @@ def judge(cohort: Cohort, folds: list[Fold], config: TrainConfig) -> list[np.nda
     trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
     heads = [load_head(checkpoint, CPU) for checkpoint, _ in trained]
     return [
-        np.stack([predict_slide(head, cohort.features[i], CPU).probabilities for i in fold.test])
+        np.stack([predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer for i in fold.test])
         for fold, head in zip(folds, heads, strict=True)
     ]
 

@@ -40,7 +40,9 @@ def out_of_fold(cohort: Cohort, config: TrainConfig) -> np.ndarray:
     for fold, (checkpoint, _) in zip(folds, trained, strict=True):
         head = load_head(checkpoint, CPU)
         for i in fold.test:
-            scores[fold.repeat, i] = predict_slide(head, cohort.features[i], CPU).probabilities[cohort.positive]
+            scores[fold.repeat, i] = predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer[
+                cohort.positive
+            ]
     return scores
 
 

@@ -23,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
 from mil.run.ensemble import load_head, predict_slide
+from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
@@ -51,7 +52,9 @@ def make(
             x = x * (1 + warp * rng.standard_normal(DIM)) + warp * x @ (turn - turn.T)
         features.append(torch.from_numpy(x).half())
     ids = np.array([f"s{i:04d}" for i in range(count)])
-    cohort = Cohort(ids, ids, labels, ("neg", "pos"), 1, None, None, tuple(features), (), (), "", "", (), {}, ())
+    cohort = Cohort(
+        ids, ids, Classification(("neg", "pos"), 1), labels, None, None, tuple(features), (), (), "", "", (), {}, ()
+    )
     train, val, test = np.split(np.arange(count), [slides, slides + VAL])
     return cohort, Fold(0, 0, 0, train, val, test)
 
@@ -71,9 +74,9 @@ def of_head(name: str, cohort: Cohort, fold: Fold, positives: int, seed: int) ->
     plan = plan_training(cohort, [fold], config, CPU)
     [(checkpoint, _)] = train_folds(cohort, [fold], config, CPU, lambda *_: None, plan)
     head = load_head(checkpoint, CPU)
-    predictions = [predict_slide(head, cohort.features[i], CPU) for i in fold.test]
+    predictions = [predict_slide(head, cohort.features[i], CPU, cohort.task, {}) for i in fold.test]
     patches = [p.attention if name == "gated-abmil" else p.patch_logits[:, 1] for p in predictions]
-    return aurocs(cohort, fold, [p.probabilities[1] for p in predictions], patches, positives)
+    return aurocs(cohort, fold, [p.answer[1] for p in predictions], patches, positives)
 
 
 def aurocs(

@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from torch.nn.utils import clip_grad_norm_
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold, make_folds
 from mil.run.ensemble import load_head, predict_slide
+from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
-from mil.training.trainer import Epoch, train_folds
+from mil.training.trainer import train_folds
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mil"
@@ -104,7 +105,8 @@ def make_cohort(labels: Sequence[int], features: Sequence[np.ndarray]) -> Cohort
     ids = np.array([f"bag{i:03d}" for i in range(len(labels))])
     tensors = tuple(torch.from_numpy(x) for x in features)
     return Cohort(
-        slide_ids=ids, patient_ids=ids, labels=np.array(labels, dtype=np.int64), classes=("0", "1"), positive=1,
+        slide_ids=ids, patient_ids=ids, task=Classification(("0", "1"), 1),
+        targets=np.array(labels, dtype=np.int64),
         splits=None, sites=None, features=tensors, coords_l0=(), infos=(), features_sha256="", labels_sha256="",
         warnings=(), left_out={}, unreadable=(),
     )  # fmt: skip
@@ -115,7 +117,7 @@ def ours(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig) -> tuple[li
     plan = plan_training(cohort, folds, config, CPU)
     ends: list[float] = []
 
-    def on_epoch(fold: Fold, epoch: Epoch) -> None:
+    def on_epoch(fold: Fold, values: Mapping[str, float]) -> None:
         if fold is folds[-1]:
             ends.append(time.perf_counter())
 
@@ -162,7 +164,7 @@ def bench_accuracy(name: str) -> None:
     for fold, (checkpoint, _) in zip(folds, trained, strict=True):
         head = load_head(checkpoint, CPU)
         for i in fold.test:
-            decided = predict_slide(head, cohort.features[i], CPU).probabilities[1] >= 0.5
+            decided = predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer[1] >= 0.5
             correct[fold.repeat, i] = decided == cohort.labels[i]
     of_bag = correct.mean(axis=0)
     draws = np.random.default_rng(0).choice(of_bag, (2000, len(of_bag))).mean(axis=1)

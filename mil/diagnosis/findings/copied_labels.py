@@ -14,7 +14,7 @@ from mil.diagnosis.numbers.witness import WitnessRate, sampled_patches, witness_
 from mil.metrics.classification import evaluate, patch_accuracy
 from mil.metrics.difference import Difference, auroc_difference
 from mil.pages.chart import Chart
-from mil.run.ensemble import decide, load_head, predict_slide
+from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
@@ -68,24 +68,22 @@ def _predictions(cohort: Cohort, inputs: Inputs, head: str) -> pd.DataFrame:
     folds, device = inputs.folds, torch.device("cpu")
     steps = max(1, -(-max(len(fold.train) for fold in folds) // TrainConfig().batch_slides))
     epochs = int(np.clip(_STEPS // steps, 8, 100))
-    config = TrainConfig(head=head, epochs=epochs, seed=inputs.seed, positive=inputs.config.positive)
+    config = TrainConfig(head=head, epochs=epochs, seed=inputs.seed)
     plan = plan_training(cohort, folds, config, device)
     rows = []
     for group in plan.groups:
-        trained = train_folds(cohort, group, config, device, lambda fold, epoch: None, plan)
+        trained = train_folds(cohort, group, config, device, lambda fold, values: None, plan)
         for fold, (checkpoint, _) in zip(group, trained, strict=True):
             model = load_head(checkpoint, device)
             for i in fold.test:
-                made = predict_slide(model, cohort.features[i], device, checkpoint.temperature)
-                predicted = decide(made.probabilities, cohort.positive, checkpoint.threshold)
+                made = predict_slide(model, cohort.features[i], device, cohort.task, checkpoint.calibration)
                 rows.append(
                     {
                         "slide_id": cohort.slide_ids[i],
                         "patient_id": cohort.patient_ids[i],
                         "repeat": fold.repeat,
                         "label": cohort.classes[cohort.labels[i]],
-                        "prediction": cohort.classes[predicted],
-                        **{f"prob_{c}": p for c, p in zip(cohort.classes, made.probabilities, strict=True)},
+                        **cohort.task.columns(made.answer, checkpoint.calibration),
                         "correct_patches": int((made.patch_logits.argmax(axis=1) == cohort.labels[i]).sum()),
                         "patches": len(made.patch_logits),
                     }

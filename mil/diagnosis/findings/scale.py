@@ -15,6 +15,7 @@ from mil.diagnosis.numbers.probe import Probe, linear_probe, probe_difference
 from mil.diagnosis.numbers.site_ratio import SiteRatio, site_ratios
 from mil.evaluation.baseline import slide_means
 from mil.pages.chart import Chart
+from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError
 
 KEY, TITLE = "scale", "Scale"
@@ -147,7 +148,7 @@ def _compare(inputs: Inputs) -> Finding:
 
 def _load(inputs: Inputs, folder: Path) -> _AtScale:
     """Raises RequestError, also for features of another encoder: its gain would be taken for that of the scale."""
-    cohort = load_cohort(folder, inputs.table, inputs.target, inputs.config.positive)
+    cohort = load_cohort(folder, inputs.table, Target(inputs.target, inputs.config.positive))
     for key in ("encoder", "weights_sha256", "normalisation"):
         if cohort.encoder[key] != inputs.cohort.encoder[key]:
             raise RequestError(

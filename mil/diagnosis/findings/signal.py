@@ -11,6 +11,7 @@ from mil.diagnosis.numbers.learning_curve import LearningCurve, learning_curve
 from mil.diagnosis.numbers.probe import linear_probe, probe_difference
 from mil.diagnosis.numbers.ridge import kernel, macro_aurocs, parts_of, permutation_p, shuffled_labels
 from mil.pages.chart import Chart
+from mil.tasks.task import Target
 
 KEY, TITLE = "signal", "Signal"
 Floats = NDArray[np.float64]
@@ -101,7 +102,7 @@ def _floor(inputs: Inputs) -> dict[str, Figure]:
     if inputs.random_features is None:
         return {}
     cohort, config = inputs.cohort, inputs.config
-    other = load_cohort(inputs.random_features, inputs.table, inputs.target, config.positive)
+    other = load_cohort(inputs.random_features, inputs.table, Target(inputs.target, config.positive))
     at = {name: i for i, name in enumerate(other.slide_ids)}
     shared = np.array([name in at for name in cohort.slide_ids])
     means = np.zeros((len(shared), other.features[0].shape[1]))

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from mil.heads.bags import Bags
 from mil.heads.head import HeadShape, MilOutput
-from mil.heads.losses import Criterion
 from mil.heads.zoo.gated_abmil import GatedABMIL
+from mil.tasks.losses import Criterion
 
 PATCHES = 8  # with most, and as many with least attention
 BAG_WEIGHT = 0.7

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mil.heads.bags import Bags, segment_max, segment_softmax
 from mil.heads.head import Head, HeadShape, MilOutput, patch_embedding
-from mil.heads.losses import Criterion
+from mil.tasks.losses import Criterion
 
 
 @dataclass(frozen=True)

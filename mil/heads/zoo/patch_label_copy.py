@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mil.heads.bags import Bags, segment_mean, segment_sum
 from mil.heads.head import Head, HeadShape, MilOutput
-from mil.heads.losses import Criterion
+from mil.tasks.losses import Criterion
 
 
 class PatchLabelCopy(Head):

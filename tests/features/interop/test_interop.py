@@ -29,9 +29,10 @@ from features.interop.reader import LAYOUTS, open_features
 from mil.cohort.cohort import load_cohort
 from mil.maps.config import HeatmapConfig
 from mil.maps.export import export_heatmaps
-from mil.run.ensemble import load_ensemble, predict_folder
+from mil.run.predict import predict_folder
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
+from mil.training.display import Display, plain_console
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow
 
@@ -633,7 +634,9 @@ CONFIG = TrainConfig(folds=2, epochs=4, bootstrap=100, device="cpu")
 
 def test_training_in_place_gives_the_same_predictions(cohort, capsys):
     for layout in ("ours", "clam", "trident"):
-        assert train_mil(cohort / layout, cohort / "labels.csv", "diagnosis", cohort / f"run-{layout}", CONFIG) == 0
+        out = cohort / f"run-{layout}"
+        display = Display(plain_console())
+        assert not train_mil(cohort / layout, cohort / "labels.csv", "diagnosis", out, CONFIG, display).unreadable
         said = capsys.readouterr()
         assert ("do not say which encoder" in said.out + said.err) == (layout == "clam")
     for layout in ("clam", "trident"):
@@ -645,10 +648,10 @@ def test_training_in_place_gives_the_same_predictions(cohort, capsys):
     expected = {**unknown, "input_px": 0, "dim": 6, "mpp": None}
     assert made_from["clam"]["features"] == {**expected, "encoder": UNKNOWN}
     assert made_from["trident"]["features"] == {**expected, "encoder": "uni_v1"}
-    table, failures = predict_folder(load_ensemble(cohort / "run-clam", "cpu"), cohort / "clam")
-    assert len(table) == 16 and not failures
+    found = predict_folder(cohort / "run-clam", cohort / "clam", {}, "cpu")
+    assert len(found.table) == 16 and not found.failures
     with pytest.raises(RequestError, match="encoder 'unknown' instead of 'resnet18'"):
-        predict_folder(load_ensemble(cohort / "run-ours", "cpu"), cohort / "clam")
+        predict_folder(cohort / "run-ours", cohort / "clam", {}, "cpu")
 
 
 def test_what_training_in_place_says_and_refuses(cohort, tmp_path):

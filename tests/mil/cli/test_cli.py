@@ -164,12 +164,13 @@ def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path, 
 
     for _, row in got.iterrows():
         features = torch.from_numpy(read_embeddings(strangers / f"{row['slide_id']}.h5").features)
-        logits = [predict_slide(head, features, ensemble.device).probabilities for head in ensemble.heads]
-        each = [1 / (1 + (p[0] / p[1]) ** (1 / c.temperature)) for p, c in zip(logits, checkpoints, strict=True)]
+        logits = [predict_slide(head, features, ensemble.device, ensemble.task, {}).answer for head in ensemble.heads]
+        temperatures = [checkpoint.calibration["temperature"] for checkpoint in checkpoints]
+        each = [1 / (1 + (p[0] / p[1]) ** (1 / t)) for p, t in zip(logits, temperatures, strict=True)]
         assert row["prob_tumour"] == pytest.approx(np.mean(each))
         assert row["prob_tumour"] + row["prob_normal"] == pytest.approx(1) and row["models"] == 2
         assert row["fold_spread"] == pytest.approx(np.std(each))
-        threshold = np.mean([checkpoint.threshold for checkpoint in checkpoints])
+        threshold = np.mean([checkpoint.calibration["threshold"] for checkpoint in checkpoints])
         assert row["prediction"] == ("tumour" if np.mean(each) >= threshold else "normal")
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from mil.cohort.cohort import load_cohort
+from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError
 
 
-def _load(table, **options):
-    return load_cohort(table.parent, table, "diagnosis", **options)
+def _load(table, positive=""):
+    return load_cohort(table.parent, table, Target("diagnosis", positive))
 
 
 def _edit(table, change):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from mil.cohort.cohort import load_cohort
 from mil.cohort.leakage import audit, near_identical
@@ -100,7 +99,7 @@ def test_a_copied_slide_stops_the_run(tmp_path, make_cohort, write_features, inf
     _copy(table, write_features, "s03", "zz", "p99", "tumour", **info)
     config = TrainConfig(epochs=1, folds=3, bootstrap=100, device="cpu")
     with pytest.raises(RequestError, match=rf"1 pair\(s\) .*same patient_id.*\n  s03 and zz: {sign}"):
-        train_mil(table.parent, table, "diagnosis", tmp_path / "run", config, console=Console(quiet=True))
+        train_mil(table.parent, table, "diagnosis", tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 

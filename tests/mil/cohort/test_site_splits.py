@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
@@ -25,11 +24,14 @@ def _cohort(sites, labels, patients=None):
         slide_ids=ids,
         patient_ids=ids if patients is None else np.array(patients),
         labels=np.array(labels),
-        classes=("normal", "tumour"),
+        strata=(np.array(labels), ("normal", "tumour")),
         splits=None,
         sites=np.array(sites),
         left_out={},
     )
+
+
+APART = np.repeat([0, 1], 12), ("normal", "tumour")
 
 
 @settings(max_examples=15, deadline=None)
@@ -74,11 +76,14 @@ def test_a_patient_seen_at_two_sites_joins_them():
         ({"sites": np.array(["a", "b", ""] * 8)}, "empty for 8: s002, s005"),
         ({"sites": np.array(["a", "b"] * 12)}, "3 folds need 3 sites, found 2; use fewer --folds"),
         (
-            {"sites": np.array(["a", "b", "c"] * 4 + ["d"] * 12), "labels": np.repeat([0, 1], 12)},
+            {
+                "sites": np.array(["a", "b", "c"] * 4 + ["d"] * 12),
+                "strata": APART,
+            },
             "'tumour' occurs at 1",
         ),
         (
-            {"sites": np.repeat(["a", "b", "c", "d"], 6), "labels": np.repeat([0, 1], 12)},
+            {"sites": np.repeat(["a", "b", "c", "d"], 6), "strata": APART},
             "the 4 sites cannot be dealt out to 3 folds so that each fold holds both classes",
         ),
         ({"splits": np.array(["train"] * 24)}, "remove the column to use --split site"),
@@ -94,10 +99,9 @@ def test_where_sites_cannot_be_kept_whole_it_says_why(change, message):
 def test_a_run_gives_its_splits_to_another_head(tmp_path, make_cohort):
     table = make_cohort(tmp_path / "f", slides=24)
     fast = dict(epochs=2, embed_dim=8, attention_dim=4, bootstrap=100, device="cpu", folds=2, repeats=2)
-    quiet = Console(quiet=True)
-    train_mil(table.parent, table, "diagnosis", tmp_path / "a", TrainConfig(**fast), console=quiet)
+    train_mil(table.parent, table, "diagnosis", tmp_path / "a", TrainConfig(**fast))
     given = TrainConfig(**fast, seed=9, head="mean", splits=str(tmp_path / "a" / "splits.csv"))
-    train_mil(table.parent, table, "diagnosis", tmp_path / "b", given, console=quiet)
+    train_mil(table.parent, table, "diagnosis", tmp_path / "b", given)
     splits = [(tmp_path / name / "splits.csv").read_bytes() for name in "ab"]
     assert splits[0] == splits[1] and fold_numbers(tmp_path / "b") == [0, 1, 2, 3]
     assert str(tmp_path) not in (tmp_path / "b" / "provenance.json").read_text()

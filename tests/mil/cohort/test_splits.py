@@ -14,9 +14,10 @@ from tiling.jobs.errors import RequestError
 
 def _cohort(patients, labels, splits=None, classes=("normal", "tumour")):
     return SimpleNamespace(
+        slide_ids=np.array([f"s{i}" for i in range(len(patients))]),
         patient_ids=np.array(patients),
         labels=np.array(labels),
-        classes=classes,
+        strata=(np.array(labels), classes),
         splits=None if splits is None else np.array(splits),
     )
 

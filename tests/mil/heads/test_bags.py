@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from mil.heads.bags import pack, segment_max, segment_mean, segment_softmax, segment_sum
 from mil.heads.head import HeadShape
-from mil.heads.losses import criterion
 from mil.heads.registry import HEADS, build_head
-from mil.training.config import LOSSES
+from mil.tasks.losses import LOSSES, criterion
 
 PACKED = sorted(set(HEADS) - {"needle", "bag-stats"})  # with a training of their own, and tests of their own
 SHAPE = HeadShape(dim_in=5, n_classes=3, embed_dim=8, attention_dim=3, dropout=0.25)

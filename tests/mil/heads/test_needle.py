@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from mil.heads.bags import pack
@@ -14,7 +13,7 @@ from mil.heads.zoo import needle as recipe
 from mil.heads.zoo.needle import _offset
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import read_checkpoint
-from mil.run.ensemble import load_ensemble, predict_folder
+from mil.run.predict import predict_folder
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -150,15 +149,19 @@ def test_from_feature_files_to_predictions(tmp_path, write_features):
     slides = _slides(24, patches=120)
     folder = tmp_path / "features"
     folder.mkdir()
+    (tmp_path / "new").mkdir()
     for slide_id, features in zip(slides.slide_ids, slides.features, strict=True):
         write_features(folder, str(slide_id), features.numpy())
     table = tmp_path / "slides.csv"
     names = np.array(["normal", "tumour"])[slides.labels]
     pd.DataFrame({"slide_id": slides.slide_ids, "diagnosis": names}).to_csv(table, index=False)
     config = TrainConfig(head="needle", folds=2, bootstrap=200, device="cpu")
-    assert train_mil(folder, table, "diagnosis", tmp_path / "run", config, console=Console(quiet=True)) == 0
+    assert not train_mil(folder, table, "diagnosis", tmp_path / "run", config).unreadable
     slide = read_attention(attention_path(tmp_path / "run", "s01"))
     assert slide.attention.sum() == pytest.approx(1, abs=1e-4) and slide.patch_logits.shape == (120, 2)
     assert read_checkpoint(tmp_path / "run", 0).tensors["prototypes"].shape == (64, 16)
-    predicted, failures = predict_folder(load_ensemble(tmp_path / "run", "cpu"), folder)
-    assert not failures and roc_auc_score(slides.labels, predicted["prob_tumour"]) > 0.7  # 9 slides trained each model
+    for slide_id, features in zip(slides.slide_ids, slides.features, strict=True):  # strangers, for all models
+        write_features(tmp_path / "new", f"new-{slide_id}", features.numpy())
+    found = predict_folder(tmp_path / "run", tmp_path / "new", {}, "cpu")
+    scores = found.table["prob_tumour"]
+    assert not found.failures and roc_auc_score(slides.labels, scores) > 0.7  # 9 slides trained each model

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
-from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from mil.demo.config import DemoConfig
@@ -356,7 +355,7 @@ def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort
     rng = np.random.default_rng(0)
     shape = {"width_l0": 8192, "height_l0": 1024, "slide_fingerprint": slide_fingerprint(slide)}
     write_features(tmp_path / "f", "s00", rng.normal(size=(20, 8)), **shape)
-    train_mil(tmp_path / "f", table, "diagnosis", run, config, console=Console(quiet=True))
+    train_mil(tmp_path / "f", table, "diagnosis", run, config)
     rows = [SlideRow("s00", path=slide, patient_id="p00")]
     settings = dict(formats=",".join(ENDINGS), score="gradient", faithfulness=True, device="cpu")
     assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out) == 0

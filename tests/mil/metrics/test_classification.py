@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from mil.metrics.bootstrap import draw_weights
-from mil.metrics.classification import by_fold, evaluate, patch_accuracy, weighted_auprc, weighted_auroc
+from mil.metrics.classification import evaluate, patch_accuracy, weighted_auprc, weighted_auroc
 from mil.metrics.difference import auroc_difference
 from mil.report.plots import roc_curves
 from mil.tasks.threshold import choose_threshold
@@ -136,15 +136,6 @@ def test_every_figure_is_within_its_range_and_interval(seed, n, classes):
         for one in [figure] if "value" in figure else figure.values():
             if one["value"] is not None and one["low"] is not None:
                 assert (-1 if name == "mcc" else 0) <= one["low"] <= one["high"] <= (2 if name == "brier" else 1)
-
-
-def test_figures_by_fold_are_those_of_its_rows():
-    table = _table(classes=("neg", "pos"))
-    table["fold"] = np.arange(60) // 2 % 3
-    got = by_fold(table, ("neg", "pos"), 1, draws=100, seed=0)
-    assert [(f["repeat"], f["fold"], f["rows"]) for f in got] == [(0, 0, 20), (0, 1, 20), (0, 2, 20)]
-    own = table[table["fold"] == 1]
-    assert got[1]["auroc"]["value"] == pytest.approx(reference.roc_auc_score(own["label"] == "pos", own["prob_pos"]))
 
 
 def test_the_interval_is_that_of_an_explicit_bootstrap():

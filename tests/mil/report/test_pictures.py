@@ -1,13 +1,13 @@
 """Pictures of the report: the right patches in the right order, from the very store that was embedded, or none."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from mil.report.pictures import top_patches, write_pictures
 from mil.run.attention import SlideAttention, attention_path, read_attention, write_attention
@@ -116,19 +116,19 @@ def test_a_finished_run_gets_its_pictures_later(tmp_path, write_features):
     config = TrainConfig(folds=2, epochs=2, embed_dim=4, attention_dim=2, bootstrap=100, device="cpu")
 
     def train(**more):
-        train_mil(tmp_path / "f", table, "y", tmp_path / "run", config, console=Console(quiet=True), **more)
+        train_mil(tmp_path / "f", table, "y", tmp_path / "run", replace(config, **more))
         return (tmp_path / "run" / "report.html").read_text()
 
     assert "<img" not in train()
     weights = (tmp_path / "run" / "fold-0" / "checkpoint.safetensors").stat().st_mtime_ns
     with pytest.raises(RequestError, match="no such folder"):
-        train(patches=tmp_path / "absent")
+        train(patches=str(tmp_path / "absent"))
     # The stores' patches lie elsewhere than the features say, so none of them is the one that was embedded.
-    assert "<img" not in train(patches=tmp_path / "stores")
+    assert "<img" not in train(patches=str(tmp_path / "stores"))
     for i in range(12):
         slide = read_attention(attention_path(tmp_path / "run", f"s{i}"))
         moved = PatchStore(tmp_path / "stores" / f"s{i}.zarr").coords_l0
         write_attention(attention_path(tmp_path / "run", f"s{i}"), SlideAttention(**{**vars(slide), "coords": moved}))
-    shown = train(patches=tmp_path / "stores")
+    shown = train(patches=str(tmp_path / "stores"))
     assert shown.count("<img") == 24 and train() == shown  # pictures stay
     assert (tmp_path / "run" / "fold-0" / "checkpoint.safetensors").stat().st_mtime_ns == weights

@@ -20,6 +20,7 @@ from mil.run.tables import (
     read_splits,
     write_predictions,
 )
+from mil.tasks.classification import Classification
 from tiling.jobs.errors import RequestError, SlideError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "run-v1"
@@ -31,9 +32,9 @@ def test_the_golden_run_of_version_1():
     assert provenance["features"]["encoder"] == "resnet50" and provenance["settings"]["folds"] == 2
     assert fold_numbers(GOLDEN) == [0, 1]
     checkpoint = read_checkpoint(GOLDEN, 1)
-    assert (checkpoint.head, checkpoint.classes, checkpoint.positive) == ("gated-abmil", ("normal", "tumour"), 1)
+    assert checkpoint.head == "gated-abmil" and checkpoint.task == Classification(("normal", "tumour"), 1)
     assert checkpoint.shape["dim_in"] == 3 and checkpoint.tensors["mean"].shape == (3,)
-    assert 0 < checkpoint.threshold < 1
+    assert 0 < checkpoint.calibration["threshold"] < 1
     assert read_history(GOLDEN, 0)["epoch"].tolist() == [1, 2]
     predictions, patients = read_predictions(GOLDEN), read_patient_predictions(GOLDEN)
     assert predictions["slide_id"].tolist() == [f"s{i:02d}" for i in range(16)]
@@ -61,7 +62,7 @@ def test_the_golden_models_still_predict():
     info = EmbeddingInfo(slide_id="x", store_digest="", weights="default", **identity, **place)
     features = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], np.float16)
     got = ensemble.predict(Embeddings(features, np.zeros((2, 2), np.int64), info))
-    assert got.probabilities == pytest.approx([0.25795, 0.74205], abs=1e-4)
+    assert got.answer == pytest.approx([0.25795, 0.74205], abs=1e-4)
     assert got.attention.sum() == pytest.approx(1)
 
 
@@ -71,8 +72,10 @@ def test_the_golden_run_of_version_2():
 
     golden = GOLDEN.parent / "run-v2"
     assert require_complete(golden)["settings"]["split"] == "patient"
-    assert [read_checkpoint(golden, k).temperature for k in (0, 1)] == pytest.approx([1.08887, 1.62574], abs=1e-5)
-    assert [read_checkpoint(GOLDEN, k).temperature for k in (0, 1)] == [1, 1]
+    assert [read_checkpoint(golden, k).calibration["temperature"] for k in (0, 1)] == pytest.approx(
+        [1.08887, 1.62574], abs=1e-5
+    )
+    assert ["temperature" in read_checkpoint(GOLDEN, k).calibration for k in (0, 1)] == [False, False]
     training, fingerprints = read_training_slides(golden)
     assert len(fingerprints) == 16 and fingerprints["s07"] == f"{7:064x}"
     assert training.distance(np.zeros(3)) == pytest.approx(0.22421, abs=1e-4) and training.limit > 3
@@ -87,7 +90,7 @@ def test_the_golden_run_of_version_2():
     info = EmbeddingInfo(slide_id="x", store_digest="", weights="default", **identity, **place)
     features = np.array([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]], np.float16)
     got = ensemble.predict(Embeddings(features, np.zeros((2, 2), np.int64), info))
-    assert got.probabilities == pytest.approx([0.26333, 0.73667], abs=1e-4)
+    assert got.answer == pytest.approx([0.26333, 0.73667], abs=1e-4)
 
 
 def test_version_3_is_refused_by_name(tmp_path):
@@ -114,7 +117,8 @@ def test_an_unfinished_run_is_refused(tmp_path):
 
 def _checkpoint():
     tensors = {name: np.arange(4, dtype=np.float32) for name in ("weight", "bias", "mean", "std")}
-    return Checkpoint("mean", {"dim_in": 4}, ("a", "b"), 1, 0.4, tensors)
+    calibration = {"threshold": 0.4, "temperature": 1.0}
+    return Checkpoint("mean", {"dim_in": 4}, Classification(("a", "b"), 1), calibration, tensors)
 
 
 def test_a_fold_is_read_back_and_has_the_same_bytes_each_time(tmp_path):

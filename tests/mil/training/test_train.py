@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import make_folds
@@ -37,7 +37,7 @@ COMPARED = (
 
 def _train(table, out, **settings):
     config = TrainConfig(**{**FAST, **settings})
-    assert train_mil(table.parent, table, "diagnosis", out, config, console=Console(quiet=True)) == 0
+    assert not train_mil(table.parent, table, "diagnosis", out, config).unreadable
     return read_metrics(out)
 
 
@@ -99,7 +99,7 @@ def test_permuted_labels_teach_nothing(tmp_path, planted):
     table = tmp_path / "permuted.csv"
     frame.assign(diagnosis=frame["patient_id"].map(permuted)).to_csv(table, index=False)
     config = TrainConfig(**{**FAST, "epochs": 5})
-    train_mil(planted.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True))
+    train_mil(planted.parent, table, "diagnosis", tmp_path / "r", config)
     metrics = read_metrics(tmp_path / "r")
     for level in ("slide", "patient"):
         assert metrics[level]["auroc"]["low"] < 0.5 < metrics[level]["auroc"]["high"]
@@ -126,15 +126,15 @@ def test_models_trained_together_equal_models_trained_alone(planted, head):
     folds = make_folds(cohort, config.split_plan())
     cpu = torch.device("cpu")
     plan = plan_training(cohort, folds, config, cpu)
-    assert can_stack(head, plan.shape) and plan.groups == (tuple(folds),)
+    assert can_stack(head, plan.shape, cohort) and plan.groups == (tuple(folds),)
     together = train_folds(cohort, folds, config, cpu, lambda *_: None, plan)
     alone = [train_folds(cohort, [fold], config, cpu, lambda *_: None, plan)[0] for fold in folds]
     if head == "gated-abmil":
         assert len({len(history) for _, history in alone}) > 1  # some stopped before others
     for (checkpoint, history), (expected, expected_history) in zip(together, alone, strict=True):
         pd.testing.assert_frame_equal(history, expected_history, rtol=1e-3)  # rounding, made larger by ten epochs
-        assert checkpoint.threshold == pytest.approx(expected.threshold, abs=1e-4)
-        ours, theirs = ([predict_slide(load_head(c, cpu), f, cpu).probabilities for f in cohort.features]
+        assert checkpoint.calibration["threshold"] == pytest.approx(expected.calibration["threshold"], abs=1e-4)
+        ours, theirs = ([predict_slide(load_head(c, cpu), f, cpu, c.task, {}).answer for f in cohort.features]
                         for c in (checkpoint, expected))  # fmt: skip
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
@@ -184,7 +184,7 @@ def test_a_complete_run_is_left_alone_and_a_different_one_refused(tmp_path, make
     with pytest.raises(RequestError, match=r"settings\.epochs: found 2, wanted 3.*--overwrite"):
         _train(table, out, folds=2, epochs=3)
     config = TrainConfig(**{**FAST, "folds": 3, "epochs": 2})
-    train_mil(table.parent, table, "diagnosis", out, config, overwrite=True, console=Console(quiet=True))
+    train_mil(table.parent, table, "diagnosis", out, replace(config, overwrite=True))
     assert fold_numbers(out) == [0, 1, 2]
 
 
@@ -210,7 +210,7 @@ def test_three_classes_and_patients_with_two_labels(tmp_path, make_cohort):
     table = make_cohort(tmp_path / "f", slides=36, classes=("a", "b", "c"), positives=8)
     metrics = _train(table, tmp_path / "three", folds=3)
     assert metrics["slide"]["auroc"]["value"] > 0.8
-    assert read_checkpoint(tmp_path / "three", 0).threshold is None
+    assert read_checkpoint(tmp_path / "three", 0).calibration["threshold"] is None
     frame = pd.read_csv(table)
     frame.loc[0, "diagnosis"] = "b"  # its patient's other slide stays "a"
     frame.to_csv(table, index=False)
@@ -234,14 +234,14 @@ def test_predictions_use_the_threshold_of_their_fold_and_models_that_never_saw_t
     ensemble = load_ensemble(out, "cpu")
     for _, row in predictions.iterrows():
         checkpoint = read_checkpoint(out, row["fold"])
-        threshold = checkpoint.threshold
+        threshold = checkpoint.calibration["threshold"]
         assert row["prediction"] == ("tumour" if row["prob_tumour"] >= threshold else "normal")
         own = splits[(splits["fold"] == row["fold"]) & (splits["patient_id"] == row["patient_id"])]
         assert set(own["split"]) == {"test"}
         i = cohort.slide_ids.tolist().index(row["slide_id"])
         head = ensemble.heads[row["fold"]]
-        again = predict_slide(head, cohort.features[i], torch.device("cpu"), checkpoint.temperature)
-        assert row["prob_tumour"] == pytest.approx(again.probabilities[1], abs=1e-7)
+        again = predict_slide(head, cohort.features[i], torch.device("cpu"), cohort.task, checkpoint.calibration)
+        assert row["prob_tumour"] == pytest.approx(again.answer[1], abs=1e-7)
 
 
 def test_the_kept_epoch_has_the_lowest_mean_validation_loss_and_is_not_among_the_first(trained, planted):
@@ -249,7 +249,9 @@ def test_the_kept_epoch_has_the_lowest_mean_validation_loss_and_is_not_among_the
     cohort = load_cohort(planted.parent, planted, "diagnosis")
     fold = make_folds(cohort, TrainConfig(**FAST).split_plan())[0]
     head = load_ensemble(out, "cpu").heads[0]
-    p = np.array([predict_slide(head, cohort.features[i], torch.device("cpu")).probabilities for i in fold.val])
+    p = np.array(
+        [predict_slide(head, cohort.features[i], torch.device("cpu"), cohort.task, {}).answer for i in fold.val]
+    )
     labels, train = cohort.labels[fold.val], cohort.labels[fold.train]
     weights = len(train) / (2 * np.bincount(train))
     loss = np.mean(-np.log(p[np.arange(len(labels)), labels]) * weights[labels])
@@ -274,7 +276,7 @@ def test_without_a_validation_part_all_slides_are_learnt_from_to_the_last_epoch(
     _train(table, tmp_path / "r", folds=2, epochs=4, patience=1, val_fraction=0.0)
     assert set(read_splits(tmp_path / "r")["split"]) == {"train", "test"}
     assert len(read_history(tmp_path / "r", 1)) == 4
-    assert read_checkpoint(tmp_path / "r", 1).threshold == 0.5
+    assert read_checkpoint(tmp_path / "r", 1).calibration["threshold"] == 0.5
 
 
 def test_bf16_follows_the_same_loss_curve_and_judges_in_float32(planted):
@@ -304,7 +306,7 @@ def test_a_damaged_feature_file_is_recorded_and_tells_the_exit_code(tmp_path, ma
     (table.parent / f"{ids[0]}.h5").write_bytes(b"damaged")
     (table.parent / f"{ids[1]}.h5").unlink()
     config = TrainConfig(**{**FAST, "epochs": 2, "folds": 2})
-    assert train_mil(table.parent, table, "diagnosis", tmp_path / "r", config, console=Console(quiet=True)) == 1
+    assert train_mil(table.parent, table, "diagnosis", tmp_path / "r", config).unreadable
     left_out = pd.read_csv(tmp_path / "r" / "failures.csv").set_index("slide_id")["reason"]
     assert "not a readable HDF5 file" in left_out[ids[0]] and left_out[ids[1]] == "no feature file"
     provenance = (tmp_path / "r/provenance.json").read_text()

@@ -14,7 +14,6 @@ import pytest
 import tifffile
 from matplotlib import colormaps
 from PIL import Image
-from rich.console import Console
 
 from mil.maps.grid import score_grid
 from mil.run.attention import attention_path, read_attention, write_attention
@@ -59,7 +58,7 @@ def run(tmp_path_factory, make_cohort, write_features):
     shape["slide_fingerprint"] = slide_fingerprint(folder / "s00.tif")
     write_features(folder / "f", "s00", np.random.default_rng(0).normal(size=(len(CORNERS), 8)), **shape)
     config = TrainConfig(folds=2, epochs=2, device="cpu")
-    train_mil(folder / "f", table, "diagnosis", folder / "run", config, console=Console(quiet=True))
+    train_mil(folder / "f", table, "diagnosis", folder / "run", config)
     scores = np.linspace(-1, 0, len(CORNERS))
     scores[MARKED] = 3
     path = attention_path(folder / "run", "s00")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LOSSES = ("cross-entropy", "focal", "generalised-cross-entropy")
 Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) int64 -> losses (n,)
 
 _FOCUS = 2.0  # γ of Lin et al., "Focal loss for dense object detection", ICCV 2017

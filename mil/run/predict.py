@@ -1,0 +1,94 @@
+"""What a run says of slides that it may never have seen.
+
+A slide or patient that the run was trained on is judged by those models alone that did not see it, as in its
+out-of-fold predictions; where all of them did, it is refused. Nobody gets a flattering prediction by mistake.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.feature_file import EmbeddingInfo, Embeddings
+from features.interop.reader import open_features
+from mil.run.ensemble import Ensemble, load_ensemble
+from mil.run.novelty import TrainingSlides, read_training_slides
+from mil.run.trained_on import TrainedOn, read_trained_on
+from tiling.jobs.errors import RequestError, SlideError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`table`: slide_id, prediction, the task's value columns, fold_spread, models, in_training, distance,
+    unlike_training; one row a slide. `failures`: why other slides have none, by slide id."""
+
+    table: pd.DataFrame
+    failures: Mapping[str, str]
+    models: int  # of the run
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The models of a run, and what says which of them may judge a slide and whether it is like those they know."""
+
+    ensemble: Ensemble
+    trained_on: TrainedOn
+    training: TrainingSlides | None
+    patients: Mapping[str, str] = field(default_factory=dict)  # patient of each slide id, as far as the caller knows
+
+
+def predict_folder(run: Path, features: Path, patients: Mapping[str, str], device: str = "auto") -> Predictions:
+    """Predictions of every feature file in `features`.
+
+    patients: patient of each slide id, by which slides of the run's own patients are known too; may be empty.
+    RequestError before any prediction for an unfinished run, a folder without feature files, or another encoder's.
+    """
+    judge = _Judge(load_ensemble(run, device), read_trained_on(run), read_training_slides(run)[0], patients)
+    source = open_features(features)
+    if not source.paths:
+        raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
+    rows, failures = [], {}
+    for slide_id in source.paths:
+        try:
+            rows.append(_row(judge, slide_id, source.read(slide_id)))
+        except SlideError as error:
+            failures[slide_id] = str(error)
+    columns = ["slide_id", "prediction", *judge.ensemble.task.value_columns, "fold_spread", "models"]
+    table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
+    return Predictions(table, failures, len(judge.ensemble.heads))
+
+
+def _row(judge: _Judge, slide_id: str, embeddings: Embeddings) -> dict[str, Any]:
+    known, models = _allowed(judge, embeddings.info, judge.patients.get(slide_id, ""))
+    prediction = judge.ensemble.predict(embeddings, models)
+    return {
+        "slide_id": slide_id,
+        **judge.ensemble.columns(prediction.answer, models),
+        "fold_spread": prediction.spread,
+        "models": len(models),
+        "in_training": known,
+        **_novelty(judge.training, embeddings),
+    }
+
+
+def _allowed(judge: _Judge, info: EmbeddingInfo, patient: str) -> tuple[bool, list[int]]:
+    """Whether the slide or its patient taught the run, and the models that did not see it. SlideError if none."""
+    known = judge.trained_on.patient(info.slide_id, info.slide_fingerprint, patient)
+    unseen = judge.trained_on.unseen_by(known)
+    if not unseen:
+        raise SlideError(
+            f"{info.slide_id}: all models of the run were trained on this slide or its patient {known}, "
+            "so a prediction would look better than it is"
+        )
+    return bool(known), unseen
+
+
+def _novelty(training: TrainingSlides | None, embeddings: Embeddings) -> dict[str, Any]:
+    """How far the slide's mean embedding is from the training slides', 1 being the limit; empty if not known."""
+    if training is None:
+        return {"distance": None, "unlike_training": None}
+    distance = training.distance(embeddings.features.mean(axis=0, dtype=np.float64))
+    return {"distance": distance, "unlike_training": distance > 1}

@@ -1,0 +1,221 @@
+"""Classification: each slide is of one of C classes, of which one is positive where there are two."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
+from mil.metrics.classification import evaluate, macro_auroc
+from mil.metrics.difference import auroc_difference
+from mil.tasks.losses import LOSSES, Criterion, criterion
+from mil.tasks.task import Calibration, Indices, Judged, Target, Targets, Task
+from mil.tasks.temperature import calibrated, fit_temperature
+from mil.tasks.threshold import choose_threshold
+from tiling.manifest import SlideRow
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: small is strong
+_SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
+_TITLES = {
+    "auroc": "AUROC",
+    "auroc_delong": "AUROC, DeLong",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "mcc": "MCC",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Targets are (S,) int64, positions in `classes`; an answer is a probability of each class."""
+
+    classes: tuple[str, ...]  # C, sorted
+    positive: int | None  # position in classes; None unless C = 2
+
+    kind = "classification"
+    losses = LOSSES
+    watched = "auroc"
+    headline = "auroc"
+    baseline = "logistic regression on mean features"
+
+    @classmethod
+    def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
+        classes = tuple(sorted({row.labels[target.column] for row in rows}))
+        if fault := _class_fault(classes, target, table):
+            raise ValueError(fault)
+        positive = None
+        if len(classes) == 2:
+            positive = classes.index(target.positive) if target.positive else 1
+        return cls(classes, positive), np.array([classes.index(row.labels[target.column]) for row in rows])
+
+    @classmethod
+    def restored(cls, described: Mapping[str, Any]) -> Self:
+        """A checkpoint counts the positive class, provenance names it."""
+        classes, positive = tuple(described["classes"]), described["positive"]
+        return cls(classes, classes.index(positive) if isinstance(positive, str) else positive)
+
+    def provenance(self) -> dict[str, Any]:
+        return {"classes": list(self.classes), "positive": self.positive_name or None}
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes), "positive": self.positive}
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
+    def positive_name(self) -> str:
+        return "" if self.positive is None else self.classes[self.positive]
+
+    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
+        return targets, self.classes
+
+    def loss_terms(self, targets: Targets) -> Tensor:
+        """(C,) such that each class adds the same to the loss, 1 for balanced classes."""
+        counts = np.bincount(targets, minlength=len(self.classes))
+        return torch.from_numpy(len(targets) / (len(self.classes) * counts)).float()
+
+    def criterion(self, loss: str, terms: Tensor, label_smoothing: float = 0.0) -> Criterion:
+        return criterion(loss, terms, label_smoothing)
+
+    def judged_by(self, terms: Tensor) -> Criterion:
+        return criterion("cross-entropy", terms)
+
+    def score(self, answers: Floats, targets: Targets) -> float:
+        """Macro AUROC for more than two classes."""
+        return float(macro_auroc(answers, targets, np.ones((1, len(targets))), self.positive)[0])
+
+    def answers(self, logits: Tensor) -> Floats:
+        probabilities: Floats = logits.softmax(-1).cpu().numpy()
+        return probabilities
+
+    def calibrate(self, answers: Floats, targets: Targets) -> Calibration:
+        """Temperature, and the threshold of calibrated probabilities (None unless C = 2, 0.5 for n = 0)."""
+        temperature, threshold = fit_temperature(answers, targets), None
+        if self.positive is not None:
+            threshold = 0.5
+            if len(targets):
+                scores = calibrated(answers, temperature)[:, self.positive]
+                threshold = choose_threshold(scores, targets == self.positive)
+        return {"threshold": threshold, "temperature": temperature}
+
+    def calibrated(self, answers: Floats, calibration: Calibration) -> Floats:
+        return calibrated(answers, calibration.get("temperature", 1.0))
+
+    def shared(self, calibrations: Sequence[Calibration]) -> Calibration:
+        thresholds = [c["threshold"] for c in calibrations if c["threshold"] is not None]
+        return {"threshold": float(np.mean(thresholds)) if thresholds else None}
+
+    def columns(self, answer: Floats, calibration: Calibration) -> dict[str, Any]:
+        probabilities = zip(self.value_columns, answer, strict=True)
+        return {"prediction": self.classes[self._decide(answer, calibration["threshold"])], **dict(probabilities)}
+
+    def calibration_said(self, calibration: Calibration) -> str:
+        threshold = calibration["threshold"]
+        return "" if threshold is None else f"  threshold {threshold:.2f}"
+
+    def _decide(self, answer: Floats, threshold: float | None) -> int:
+        """By threshold for two classes, else the most probable."""
+        if self.positive is None or threshold is None:
+            return int(answer.argmax())
+        return self.positive if answer[self.positive] >= threshold else 1 - self.positive
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        return tuple(f"prob_{name}" for name in self.classes)
+
+    def label(self, target: Any) -> str:
+        return self.classes[int(target)]
+
+    def spread_output(self, answer: Floats) -> int:
+        return self.shown_output(answer) if self.positive is None else self.positive
+
+    def evaluate(self, table: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+        return evaluate(table, self.classes, self.positive, bootstrap.draws, bootstrap.seed)
+
+    def counts(self, table: pd.DataFrame) -> dict[str, Any]:
+        return {"slides_of_class": {name: int((table["label"] == name).sum()) for name in self.classes}}
+
+    def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+        found = auroc_difference(table, other, self.classes, self.positive, bootstrap.draws, bootstrap.seed)
+        weights = draw_weights(other["patient_id"].tolist(), bootstrap.draws, bootstrap.seed)
+        own = macro_auroc(*self._judgeable(other), weights, self.positive)
+        return {**asdict(found), "auroc": interval(own)}
+
+    def _judgeable(self, table: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
+        """Probabilities (n, C) and labels (n,) of a prediction table."""
+        labels = np.array([self.classes.index(name) for name in table["label"]])
+        return table[list(self.value_columns)].to_numpy(np.float64), labels
+
+    def fit_baseline(
+        self, vectors: Floats, targets: Targets, held_out: tuple[Floats, Targets]
+    ) -> Callable[[Floats], Floats]:
+        """Logistic regression, the strength of its penalty chosen on the held-out part (0.01 without one)."""
+        fitted = [
+            make_pipeline(StandardScaler(), LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000)).fit(
+                vectors, targets
+            )
+            for penalty in _PENALTIES
+        ]
+        chosen = _PENALTIES.index(1e-2)  # scikit-learn's own strength is far too weak for so few slides
+        if len(held_out[1]):
+            every = np.arange(len(self.classes))
+            losses = [log_loss(held_out[1], model.predict_proba(held_out[0]), labels=every) for model in fitted]
+            chosen = int(np.argmin(losses))
+        predict: Callable[[Floats], Floats] = fitted[chosen].predict_proba
+        return predict
+
+    def judge(self, table: pd.DataFrame) -> Judged:
+        """said: the probability of the slide's own label."""
+        probabilities, labels = self._judgeable(table)
+        own = probabilities[np.arange(len(labels)), labels]
+        right = (table["label"] == table["prediction"]).to_numpy(bool)
+        return Judged(right, [f"{p:.3f}" for p in own], -np.log(np.maximum(own, _SMALLEST_PROBABILITY)))
+
+    def describe(self, column: str, targets: Targets) -> str:
+        counts = np.bincount(targets)
+        classes = ", ".join(f"{name} {count}" for name, count in zip(self.classes, counts, strict=True))
+        return f"target {column}: {classes}" + (f"; positive class: {self.positive_name}" if self.positive_name else "")
+
+    @property
+    def figure_titles(self) -> Mapping[str, str]:
+        return _TITLES
+
+    def figure_notes(self) -> Sequence[str]:
+        if self.positive is None:
+            return ["AUROC, sensitivity and specificity are macro averages of one class against the rest"]
+        return [f"sensitivity is of class {self.positive_name}, specificity of the other one"]
+
+    def differs_from(self, other: Task) -> str:
+        same = isinstance(other, Classification) and other.classes == self.classes
+        return "" if same else f"has other classes than {', '.join(self.classes)}"
+
+
+def _class_fault(classes: tuple[str, ...], target: Target, table: str) -> str:
+    positive, column = target.positive, target.column
+    if len(classes) < 2:
+        return f"all slides with features have {column} = {classes[0]!r} in {table}; training needs two classes"
+    if positive and len(classes) != 2:
+        return f"--positive is for two classes; {column!r} has {len(classes)}: {', '.join(classes)}"
+    if positive and positive not in classes:
+        return f"--positive {positive!r} is not a class of {column!r}; they are {', '.join(classes)}"
+    return ""
+
+
+TASK = Classification

@@ -1,0 +1,197 @@
+"""The seam between a kind of target and everything else: all that the program asks of one.
+
+A task belongs to one cohort and knows what the cohort's targets have in common (for a classification its classes). A
+head gives C numbers a slide, its logits. `answers` turns them into the numbers that are reported (probabilities),
+`calibrate` learns from slides that no weight was fitted to how to correct them, `columns` says them in a table.
+S slides, n of them, C outputs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mil.metrics.bootstrap import Bootstrap, Floats
+from mil.tasks.losses import Criterion
+from tiling.manifest import SlideRow
+
+Targets = NDArray[Any]  # (S,) or (S, …): what a task makes of the slides' columns
+Indices = NDArray[np.int64]
+Calibration = Mapping[str, Any]  # of one model: JSON values by name, stored in its checkpoint
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: a column of the slide table, and what kind of target it is."""
+
+    column: str
+    positive: str = ""  # class of a two-class target; empty: the last in sorted order
+    task: str = "classification"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run said of slides, row for row of its predictions."""
+
+    right: NDArray[np.bool_]
+    said: list[str]  # the answer in a few characters, beside the target
+    loss: Floats  # what was most wrong comes first
+
+
+class Task(ABC):
+    """One kind of target, for one cohort. Implementations are frozen dataclasses, equal where they ask the same."""
+
+    kind: ClassVar[str]
+    losses: ClassVar[tuple[str, ...]]  # of training, by name, the usual one first
+    watched: ClassVar[str]  # the figure of the validation part, `val_<watched>` in history.csv
+    headline: ClassVar[str]  # the figure of metrics.json by which runs are compared
+    baseline: ClassVar[str]  # what `fit_baseline` fits to mean features, in words
+
+    # What it reads
+
+    @classmethod
+    @abstractmethod
+    def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
+        """The task and the targets of S rows, whose column is filled. ValueError with all faults, a line each."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, described: Mapping[str, Any]) -> Self:
+        """From what `provenance` or `state` gave."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """JSON values for provenance.json, by names that no other key there has."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+
+    @property
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """C names: of the logits, of patch scores, of what a heatmap may speak of."""
+
+    @property
+    def positive_name(self) -> str:
+        """The output that the task is about; empty where it is about all."""
+        return self.output_names[0] if len(self.output_names) == 1 else ""
+
+    # How it is split
+
+    @abstractmethod
+    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
+        """Stratum (S,) of each slide, and their names. A training part needs all of them, any other part two."""
+
+    # How it is learned
+
+    @abstractmethod
+    def loss_terms(self, targets: Targets) -> Tensor:
+        """(P,) float32: what the loss knows of a training part, such as the weights of its classes."""
+
+    @abstractmethod
+    def criterion(self, loss: str, terms: Tensor, label_smoothing: float = 0.0) -> Criterion:
+        """The training loss called `loss`: logits (n, C), targets (n,) -> (n,). KeyError for one it does not have."""
+
+    @abstractmethod
+    def judged_by(self, terms: Tensor) -> Criterion:
+        """The loss by which an epoch is kept."""
+
+    @abstractmethod
+    def score(self, answers: Floats, targets: Targets) -> float:
+        """The figure `watched` of n answers; NaN where it is not defined."""
+
+    # How it is predicted
+
+    @abstractmethod
+    def answers(self, logits: Tensor) -> Floats:
+        """Logits (n, C) float64 -> what is reported (n, C), before any calibration."""
+
+    @abstractmethod
+    def calibrate(self, answers: Floats, targets: Targets) -> Calibration:
+        """From n answers for slides that no weight was fitted to; n may be 0."""
+
+    @abstractmethod
+    def calibrated(self, answers: Floats, calibration: Calibration) -> Floats:
+        """Answers (…, C) as they are reported."""
+
+    @abstractmethod
+    def shared(self, calibrations: Sequence[Calibration]) -> Calibration:
+        """One with which the mean of several models' calibrated answers is put into words by `columns`."""
+
+    @abstractmethod
+    def columns(self, answer: Floats, calibration: Calibration) -> dict[str, Any]:
+        """What the tables say of a calibrated answer (C,): `prediction` and `value_columns`."""
+
+    @property
+    @abstractmethod
+    def value_columns(self) -> tuple[str, ...]:
+        """C columns of predictions.csv that hold the answer, such as `prob_<class>`."""
+
+    @abstractmethod
+    def label(self, target: Any) -> str:
+        """The text of one slide's target."""
+
+    def calibration_said(self, calibration: Calibration) -> str:
+        """What a line on a trained fold says of it, two spaces before it."""
+        return ""
+
+    def shown_output(self, answer: Floats) -> int:
+        """Which of C outputs an answer (C,) speaks for: whose attention is shown where there is one an output."""
+        return int(answer.argmax())
+
+    def spread_output(self, answer: Floats) -> int:
+        """Which output's deviation over models is the spread of a prediction."""
+        return self.shown_output(answer)
+
+    # How it is judged
+
+    @abstractmethod
+    def evaluate(self, table: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+        """All figures of a prediction table (patient_id, label, `columns`): name to interval, or to one a class."""
+
+    @abstractmethod
+    def counts(self, table: pd.DataFrame) -> dict[str, Any]:
+        """What metrics.json says of the slides (one row a slide) besides their number."""
+
+    @abstractmethod
+    def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
+        """How the headline figure differs from that of another table on the same slides, paired by patient.
+
+        value, low, high, p, and what else words.difference_sentence says; under the headline's name the other's own
+        figure. Raises ValueError unless both tables have the same slides and labels in the same repeats.
+        """
+
+    @abstractmethod
+    def fit_baseline(
+        self, vectors: Floats, targets: Targets, held_out: tuple[Floats, Targets]
+    ) -> Callable[[Floats], Floats]:
+        """A plain model of slide vectors (n, D); held_out: of the validation part, may be empty. It gives answers."""
+
+    @abstractmethod
+    def judge(self, table: pd.DataFrame) -> Judged:
+        """Each row of a prediction table."""
+
+    # What it is called
+
+    @abstractmethod
+    def describe(self, column: str, targets: Targets) -> str:
+        """One line before training."""
+
+    @property
+    @abstractmethod
+    def figure_titles(self) -> Mapping[str, str]:
+        """The figures that a terminal shows, in order, and their titles."""
+
+    @abstractmethod
+    def figure_notes(self) -> Sequence[str]:
+        """Lines below that table."""
+
+    @abstractmethod
+    def differs_from(self, other: "Task") -> str:
+        """Why runs of the two cannot be compared, as `has other classes than …`; empty where they can."""
