@@ -4,7 +4,6 @@ import functools
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,12 @@ from tiling.config import TilingConfig
 from tiling.grid.corners import covered_fraction, patch_grid
 from tiling.grid.resample import read_patch
 from tiling.grid.scale import Scale, choose_scale
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
+from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import package_versions, require_same
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.threads import ordered_map
 from tiling.jobs.workers import alive, cores
 from tiling.manifest import SlideRow, largest_first
@@ -34,21 +36,15 @@ from tiling.tissue.tissue import TissueMap, map_tissue
 from tiling.tissue.user_mask import read_user_mask
 
 
-def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
-    """Tile every slide into `out`; return the exit code."""
+def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path, listener: Listener = SILENT) -> Outcomes:
+    """Tile every slide into `out`, largest first, and write its quality-control page."""
     work = functools.partial(tile_slide, config=config, out=out)
     workers = config.workers or len(os.sched_getaffinity(0))
-    code = run_batch(
-        largest_first(rows),
-        work,
-        out=out,
-        verb="tile-slides",
-        workers=workers,
-        scheduler=config.scheduler,
-        part=config.part,
-    )
-    _or_warn(lambda: write_qc_page(out), "qc.html")
-    return code
+    execution = Execution(workers, scheduler=config.scheduler, part=config.part)
+    outcomes = run_slides(largest_first(rows), work, out, execution, listener)
+    if fault := _fault_of(lambda: write_qc_page(out), "qc.html"):
+        listener.warn(fault)
+    return outcomes
 
 
 def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
@@ -61,16 +57,17 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
             outcome = _tile(slide, row, config, path)
         finally:
             slide.close()
-        _or_warn(lambda: write_qc(PatchStore(path), out), f"the quality-control picture of {row.slide_id}")
-        return outcome
+        fault = _fault_of(lambda: write_qc(PatchStore(path), out), f"the quality-control picture of {row.slide_id}")
+        return replace(outcome, warning=fault)
 
 
-def _or_warn(draw: Callable[[], None], what: str) -> None:
-    """What is only looked at must never cost a slide, or the run, that is done."""
+def _fault_of(draw: Callable[[], None], what: str) -> str:
+    """Empty, or why it was not drawn: what is only looked at must never cost a slide, or the run, that is done."""
     try:
         draw()
     except Exception as error:
-        print(f"tile-slides: {what} was not made ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        return f"{what} was not made ({type(error).__name__}: {error})"
+    return ""
 
 
 def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outcome:

@@ -94,7 +94,9 @@ def clean(tmp_path_factory):
         rows.append((name, f"p{i:02d}", site, ("no", "yes")[i // 3 % 2]))
     pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "label"]).to_csv(folder / "slides.csv", index=False)
     config = FeatureConfig(encoder="efficientnet-lite0", device="cpu", precision="fp32")
-    assert extract_features(find_stores(folder / "patches", "", ""), config, folder / "patches", folder / "f") == 0
+    stores = find_stores(folder / "patches", "", "")
+    outcomes = extract_features(stores, config, folder / "patches", folder / "f")
+    assert outcomes.counts == {"done": SLIDES * len(SITES)}
     return folder
 
 
