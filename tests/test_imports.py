@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up
     "tiling.store",
     "tiling.qc",
     "tiling.pipeline tiling.verify",
-    "tiling.cli",
+    "tiling.api tiling.cli",
     "features.hdf5 features.device features.patch_source",
     "features.feature_file",
     "features.config features.encoders",
