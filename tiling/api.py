@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.jobs.command import settings
 from tiling.jobs.errors import RequestError
 from tiling.jobs.listener import Callback, OnOutcome
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.manifest import load_slides, select_part
-from tiling.pipeline import tile_slides
 
 if TYPE_CHECKING:
     import pandas as pd

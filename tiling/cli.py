@@ -28,9 +28,9 @@ def _run() -> int:
     arguments = parser.parse_args()
     config = config_from(TilingConfig, arguments)
 
+    from tiling.all_slides import tile_slides
     from tiling.jobs.terminal import Terminal, exit_code
     from tiling.manifest import load_slides, load_table, select_part
-    from tiling.pipeline import tile_slides
     from tiling.verify import verify_stores
 
     source, out = arguments.slides, arguments.out.absolute()  # a Dask worker has another working folder

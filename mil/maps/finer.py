@@ -29,7 +29,7 @@ def make_finer(
     that fails has no file. Raises RequestError where the slides' features are not of one kind.
     """
     from features.extract import extract_features, find_stores  # torch
-    from tiling.pipeline import tile_slides
+    from tiling.all_slides import tile_slides
 
     infos, masked, steps = {}, [], config.finer
     for row in rows:

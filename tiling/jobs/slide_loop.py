@@ -6,6 +6,7 @@ then are not done. The only broad `except` that decides about a slide stands her
 
 import errno
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -29,18 +30,20 @@ def run_slides(
     out: Path,
     execution: Execution = IN_THIS_PROCESS,
     listener: Listener = SILENT,
+    known: Sequence[Outcome] = (),
 ) -> Outcomes:
     """Do every job and write summary and failures to `out`.
 
+    known: how slides ended that need no work, which come first.
     work: picklable where `execution` has workers or a scheduler. Its RequestError is raised here; all else that it
         raises is a failure of the slide.
     """
     out.mkdir(parents=True, exist_ok=True)
     start, outcomes = time.monotonic(), []
     execute = executor(functools.partial(_guarded, work, out=out), execution)
-    running = _until_stopped(_without_dead_locks(jobs, execute, listener))
+    running = _until_stopped(known, _without_dead_locks(jobs, execute, listener))
     try:
-        with closing(running), listener.following(len(jobs)) as show:
+        with closing(running), listener.following(len(known) + len(jobs)) as show:
             for outcome in running:
                 outcomes.append(outcome)
                 if outcome.warning:
@@ -93,9 +96,11 @@ def _why_stopped(error: OSError, out: Path) -> str:
     return f"{out} cannot be written: {why} ({error.strerror}); {remedy}, then run the same command again"
 
 
-def _until_stopped(outcomes: Generator[Outcome, None, None]) -> Generator[Outcome, None, None]:
+def _until_stopped(
+    known: Sequence[Outcome], outcomes: Generator[Outcome, None, None]
+) -> Generator[Outcome, None, None]:
     with closing(outcomes):
-        for outcome in outcomes:
+        for outcome in itertools.chain(known, outcomes):
             yield outcome
             if outcome.stops:
                 return

@@ -1,12 +1,10 @@
 """What a command shows of a run over slides: a bar on a terminal, lines elsewhere, a report, the exit code."""
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tiling.jobs.listener import Listener
 from tiling.jobs.outcomes import Outcome, Outcomes
@@ -25,8 +23,8 @@ class Terminal(Listener):
 
     @contextmanager
     def following(self, total: int) -> Iterator[Callable[[Outcome], None]]:
-        console = Console(stderr=True)
-        with _bar(self._verb, total, console) if console.is_terminal else _lines(self._verb, total) as show:
+        shown = _bar if sys.stderr.isatty() or os.environ.get("FORCE_COLOR") else _lines
+        with shown(self._verb, total) as show:
             yield show
 
     def ended(self, outcomes: Outcomes) -> None:
@@ -43,7 +41,11 @@ class Terminal(Listener):
 
 
 @contextmanager
-def _bar(verb: str, total: int, console: Console) -> Iterator[Callable[[Outcome], None]]:
+def _bar(verb: str, total: int) -> Iterator[Callable[[Outcome], None]]:
+    from rich.console import Console  # here, since lines need none of it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(verb, total=total)

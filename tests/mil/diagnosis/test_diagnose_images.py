@@ -35,7 +35,7 @@ from mil.diagnosis.numbers.cell_size import cell_size_px
 from mil.diagnosis.numbers.reference_images import noise, photographs
 from mil.diagnosis.numbers.site_ratio import site_ratios
 from tiling.phantom.phantom import Phantom, PhantomSpec
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.tissue.sharpness import sharpness
 from tiling.tissue.tissue import TissueMap
 
@@ -81,7 +81,7 @@ def write_patches(path, slide_id, patches):
     tissue = TissueMap(*np.ones((4, 64, 64), bool))
     made = (MadePatch(i, sharpness(patch), encode(patch, info)) for i, patch in enumerate(patches))
     coords = np.arange(2 * len(patches), dtype=np.int64).reshape(-1, 2) * 2 * SIDE
-    write_store(path, info, coords, scores, tissue, np.zeros((64, 64, 3), np.uint8), made)
+    write_store(path, info, Candidates(coords, scores), tissue, np.zeros((64, 64, 3), np.uint8), made)
 
 
 @pytest.fixture(scope="module")
