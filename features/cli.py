@@ -23,12 +23,15 @@ def _run() -> int:
     config = config_from(FeatureConfig, arguments)
 
     from features.extract import extract_features, find_stores
+    from tiling.jobs.terminal import Terminal, exit_code
 
     patches, out = arguments.patches.absolute(), arguments.out.absolute()  # a Dask worker has another working folder
-    return extract_features(
+    outcomes = extract_features(
         find_stores(patches, arguments.slides, config.part),
         config,
         patches,
         out,
         request=find_stores(patches, arguments.slides, "") if config.adapt_bn else (),
+        listener=Terminal("extract-features"),
     )
+    return exit_code(outcomes)

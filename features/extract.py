@@ -19,9 +19,12 @@ from features.statistics.adapted_norms import FILE, adapt, keep_norms, read_norm
 from features.statistics.cohort import write_cohort_statistics
 from features.statistics.slide import NO_PIXELS, slide_statistics
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
+from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import require_same
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.workers import alive
 from tiling.manifest import SlideRow, largest_first, load_table, select_part
 from tiling.store.patches import PatchStore
@@ -50,8 +53,9 @@ def extract_features(
     patches: Path,
     out: Path,
     request: Sequence[SlideRow] = (),
-) -> int:
-    """Embed the stores `patches/<slide_id>.zarr` into `out`; return the exit code. Raises RequestError.
+    listener: Listener = SILENT,
+) -> Outcomes:
+    """Embed the stores `patches/<slide_id>.zarr` into `out`. Raises RequestError.
 
     request: all slides, of which `rows` may be a part; batch norms are adapted to them (by default to `rows`).
     """
@@ -60,24 +64,16 @@ def extract_features(
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
     embedder = _embedder(config)
     encoder = embedder.encoder
-    print(
-        f"extract-features: {encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
-        f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(rows)} slide(s)",
-        flush=True,
+    listener.say(
+        f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
+        f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(rows)} slide(s)"
     )
     work = functools.partial(extract_slide, config=config, patches=patches, out=out)
+    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
     with exact_arithmetic(embedder):
-        code = run_batch(
-            largest_first(rows) if config.scheduler else rows,
-            work,
-            out=out,
-            verb="extract-features",
-            threads=_SLIDES_AT_ONCE,
-            scheduler=config.scheduler,
-            part=config.part,
-        )
+        outcomes = run_slides(largest_first(rows) if config.scheduler else rows, work, out, execution, listener)
     write_cohort_statistics(out, encoder)
-    return code
+    return outcomes
 
 
 def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path) -> Outcome:

@@ -1,9 +1,15 @@
 """`tile-slides`: slides to patch stores."""
 
+import sys
 from pathlib import Path
 
 from tiling.config import TilingConfig
 from tiling.jobs.command import config_from, parser_for, run_command
+
+_REPAIR = (
+    "verify: to repair, delete the folders of the stores that are not whole and run the same command without "
+    "--verify, which makes what is missing; or run it with --overwrite, which makes all of them again"
+)
 
 
 def main() -> None:
@@ -22,8 +28,9 @@ def _run() -> int:
     arguments = parser.parse_args()
     config = config_from(TilingConfig, arguments)
 
+    from tiling.all_slides import tile_slides
+    from tiling.jobs.terminal import Terminal, exit_code
     from tiling.manifest import load_slides, load_table, select_part
-    from tiling.pipeline import tile_slides
     from tiling.verify import verify_stores
 
     source, out = arguments.slides, arguments.out.absolute()  # a Dask worker has another working folder
@@ -32,4 +39,9 @@ def _run() -> int:
     else:
         rows = load_slides(source)
     rows = select_part(rows, config.part) if config.part else rows
-    return verify_stores(rows, config, out) if arguments.verify else tile_slides(rows, config, out)
+    if not arguments.verify:
+        return exit_code(tile_slides(rows, config, out, Terminal("tile-slides")))
+    code = exit_code(verify_stores(rows, config, out, Terminal("verify")))
+    if code:
+        print(_REPAIR, file=sys.stderr)
+    return code

@@ -17,9 +17,10 @@ A column whose name differs from these in case or spacing only is refused, and s
 in some rows only or differs in case only: both would split a patient.
 
 A folder, a single file or a glob stands for a table with only path and slide_id; JPEG and PNG images of a folder
-count as slides only where it holds no slide file, since scanners put previews beside their slides. UTF-8, with or
-without a byte-order mark; white space around values is dropped. A table that breaks a rule MUST be refused before
-any work starts, with all its faults at once and their row numbers (the header is row 1).
+count as slides only where it holds no slide file, since scanners put previews beside their slides. In Python a data
+frame with these columns is a table, too. UTF-8, with or without a byte-order mark; white space around values is
+dropped. A table that breaks a rule MUST be refused before any work starts, with all its faults at once and their row
+numbers (the header is row 1).
 """
 
 import csv
@@ -29,10 +30,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tiling.jobs.errors import RequestError
 from tiling.slides.files import slide_files
 from tiling.slides.slide import MPP_MAX, MPP_MIN
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = "1"
 SPLITS = ("train", "val", "test")
@@ -60,8 +65,10 @@ class SlideRow:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def load_slides(source: str) -> list[SlideRow]:
-    """Slides named by `source`: a table (.csv), a folder, one slide file or a glob. Raises RequestError."""
+def load_slides(source: "str | Path | pd.DataFrame") -> list[SlideRow]:
+    """Slides named by `source`: a table (.csv or data frame), a folder, a slide or a glob. Raises RequestError."""
+    if not isinstance(source, (str, Path)):
+        return load_table(source, needs_path=True)
     path = Path(source)
     if path.suffix.lower() == ".csv":
         return load_table(path, needs_path=True)
@@ -75,7 +82,7 @@ def load_slides(source: str) -> list[SlideRow]:
     elif path.is_file():
         found = [path]
     else:
-        found = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
+        found = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).is_file())
         if not found:
             raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
     rows = [SlideRow(slide_id=p.name if p.is_dir() else p.stem, path=p.absolute()) for p in found]
@@ -84,25 +91,30 @@ def load_slides(source: str) -> list[SlideRow]:
     return rows
 
 
-def load_table(path: Path, *, needs_path: bool, target: str | None = None) -> list[SlideRow]:
-    """Read a slide table (rows in file order). Raises RequestError with every fault and its row number.
+def load_table(table: "Path | pd.DataFrame", *, needs_path: bool, target: str | None = None) -> list[SlideRow]:
+    """Read a slide table (rows in its order). Raises RequestError with every fault and its row number.
 
+    table: a CSV file, or a data frame with its columns: row numbers as if it were written to a file, and relative
+        paths start at the working folder.
     needs_path: the slides themselves will be opened, so each row needs a path that exists.
     target: the label column; must exist and be filled in every row.
     """
-    header, records = _read_csv(path)
+    if isinstance(table, Path):
+        name, folder, (header, records) = str(table), table.parent, _read_csv(table)
+    else:
+        name, folder, (header, records) = "slide table", Path(), _read_frame(table)
     faults = _header_faults(header, needs_path, target)
-    _raise_faults(path, faults)
+    _raise_faults(name, faults)
     rows = []
     for number, record in records:
-        row, row_faults = _parse_row(record, path.parent, needs_path, target)
+        row, row_faults = _parse_row(record, folder, needs_path, target)
         faults += [f"row {number}: {fault}" for fault in row_faults]
         rows.append(row)
     faults += _patient_faults(header, records)
     faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
     if not rows:
         faults.append("the table has a header and no rows")
-    _raise_faults(path, faults)
+    _raise_faults(name, faults)
     return rows
 
 
@@ -136,6 +148,20 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             values = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
             records.append((lines.line_num, dict(zip(header, values, strict=False))))
     return header, records
+
+
+def _read_frame(frame: "pd.DataFrame") -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The same from a data frame, in which NaN is an empty cell and makes its column's whole numbers fractions."""
+    header = [str(name).strip() for name in frame.columns]
+    rows = ([_as_text(cell) for cell in cells] for cells in frame.itertuples(index=False, name=None))
+    records = [(number, dict(zip(header, cells, strict=True))) for number, cells in enumerate(rows, 2)]
+    return header, [(number, record) for number, record in records if any(record.values())]
+
+
+def _as_text(cell: Any) -> str:
+    if cell is None or cell != cell or str(cell) == "<NA>":
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
 def _header_faults(header: list[str], needs_path: bool, target: str | None) -> list[str]:
@@ -239,7 +265,7 @@ def _id_faults(named: list[tuple[str, str]]) -> list[str]:
     return faults + [f"slide_id {n!r} is used by {', '.join(p)}" for n, p in places.items() if len(p) > 1]
 
 
-def _raise_faults(source: str | Path, faults: list[str]) -> None:
+def _raise_faults(source: object, faults: list[str]) -> None:
     if faults:
         shown = "\n  ".join(faults[:_SHOWN_FAULTS])
         more = f"\n  … and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""

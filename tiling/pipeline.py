@@ -1,11 +1,7 @@
 """One slide from file to patch store."""
 
-import functools
-import hashlib
-import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,42 +9,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.config import TilingConfig
+from tiling.finished import finished_patches, mask_sha256, mpp_in_table
 from tiling.grid.corners import covered_fraction, patch_grid
 from tiling.grid.resample import read_patch
 from tiling.grid.scale import Scale, choose_scale
 from tiling.jobs.locks import lock
+from tiling.jobs.outcomes import Outcome
 from tiling.jobs.provenance import package_versions, require_same
-from tiling.jobs.slide_loop import Outcome, run_batch
 from tiling.jobs.threads import ordered_map
 from tiling.jobs.workers import alive, cores
-from tiling.manifest import SlideRow, largest_first
-from tiling.qc.page import write_qc_page
+from tiling.manifest import SlideRow
+from tiling.qc.fault import fault_of
 from tiling.qc.picture import write_qc
 from tiling.slides.files import slide_fingerprint
 from tiling.slides.opening import open_slide
 from tiling.slides.slide import NO_SUBSAMPLING, Slide
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, store_path, write_store
+from tiling.store.patches import (
+    AREA_SCORES,
+    Candidates,
+    MadePatch,
+    PatchStore,
+    PatchStoreInfo,
+    encode,
+    store_path,
+    write_store,
+)
 from tiling.tissue.sharpness import sharpness
 from tiling.tissue.thumbnail import Thumbnail, mask_downsample, read_thumbnail
 from tiling.tissue.tissue import TissueMap, map_tissue
 from tiling.tissue.user_mask import read_user_mask
-
-
-def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
-    """Tile every slide into `out`; return the exit code."""
-    work = functools.partial(tile_slide, config=config, out=out)
-    workers = config.workers or len(os.sched_getaffinity(0))
-    code = run_batch(
-        largest_first(rows),
-        work,
-        out=out,
-        verb="tile-slides",
-        workers=workers,
-        scheduler=config.scheduler,
-        part=config.part,
-    )
-    _or_warn(lambda: write_qc_page(out), "qc.html")
-    return code
 
 
 def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
@@ -56,21 +45,19 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
     path = store_path(out, row.slide_id)
     with lock(path):
         assert row.path is not None
+        if (count := finished_patches(row, config, path)) is not None:
+            return _with_picture(Outcome(row.slide_id, "skipped", "already done", count), path, out)
         slide = open_slide(row.path, overlapping=config.overlap_px > 0)
         try:
             outcome = _tile(slide, row, config, path)
         finally:
             slide.close()
-        _or_warn(lambda: write_qc(PatchStore(path), out), f"the quality-control picture of {row.slide_id}")
-        return outcome
+        return _with_picture(outcome, path, out)
 
 
-def _or_warn(draw: Callable[[], None], what: str) -> None:
-    """What is only looked at must never cost a slide, or the run, that is done."""
-    try:
-        draw()
-    except Exception as error:
-        print(f"tile-slides: {what} was not made ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+def _with_picture(outcome: Outcome, path: Path, out: Path) -> Outcome:
+    what = f"the quality-control picture of {outcome.slide_id}"
+    return replace(outcome, warning=fault_of(lambda: write_qc(PatchStore(path), out), what))
 
 
 def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outcome:
@@ -79,18 +66,15 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
     fingerprint = slide_fingerprint(row.path)
     info = _info(slide, row, config, scale, fingerprint)
     if path.exists() and not config.overwrite:
-        store = PatchStore(path)
-        require_same(store.info.provenance(), info.provenance(), path)
-        return Outcome(row.slide_id, "skipped", "already done", len(store))
+        require_same(PatchStore(path).info.provenance(), info.provenance(), path)
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
     tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0, _user_mask(slide, row, thumbnail))
-    coords_l0, areas = _candidates(slide, scale, tissue, thumbnail.downsample, config)
+    candidates = _candidates(slide, scale, tissue, thumbnail.downsample, config)
     info = replace(info, thumbnail_downsample=thumbnail.downsample)
-    count = write_store(
-        path, info, coords_l0, areas, tissue, thumbnail.pixels, _make_patches(slide, scale, info, coords_l0)
-    )
+    patches = _make_patches(slide, scale, info, candidates.coords_l0)
+    count = write_store(path, info, candidates, tissue, thumbnail.pixels, patches)
     if count == 0:
-        return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(coords_l0), config))
+        return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(candidates.coords_l0), config))
     return Outcome(row.slide_id, "done", patches=count)
 
 
@@ -100,16 +84,14 @@ def _user_mask(slide: Slide, row: SlideRow, thumbnail: Thumbnail) -> NDArray[np.
     return read_user_mask(row.mask, thumbnail.pixels.shape[:2], *slide.level_sizes[0], thumbnail.downsample)
 
 
-def _candidates(
-    slide: Slide, scale: Scale, tissue: TissueMap, downsample: float, config: TilingConfig
-) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
-    """Corners (M, 2) of the grid's patches with enough tissue and little pen, and their AREA_SCORES, each (M,)."""
+def _candidates(slide: Slide, scale: Scale, tissue: TissueMap, downsample: float, config: TilingConfig) -> Candidates:
+    """The grid's patches with enough tissue and little pen."""
     coords_l0 = patch_grid(*slide.level_sizes[0], scale)
     masks = (tissue.tissue, tissue.pen, tissue.dark, tissue.white)
     fractions = [covered_fraction(mask, downsample, coords_l0, scale.patch_size_l0) for mask in masks]
     areas = dict(zip(AREA_SCORES, fractions, strict=True))
     good = (areas["tissue_fraction"] >= config.min_tissue) & (areas["pen_fraction"] <= config.max_pen)
-    return coords_l0[good], {name: values[good] for name, values in areas.items()}
+    return Candidates(coords_l0[good], {name: values[good] for name, values in areas.items()})
 
 
 def _make_patches(
@@ -152,8 +134,8 @@ def _info(
         height_l0=height_l0,
         mpp_l0=scale.mpp_l0,
         mpp_source=scale.mpp_source,
-        mpp_table=math.nan if row.mpp is None else row.mpp,
-        mask_sha256="" if row.mask is None else hashlib.sha256(row.mask.read_bytes()).hexdigest(),
+        mpp_table=mpp_in_table(row),
+        mask_sha256=mask_sha256(row),
         mpp=scale.mpp,
         patch_size_px=scale.patch_size_px,
         patch_size_l0=scale.patch_size_l0,

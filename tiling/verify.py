@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from numpy.typing import NDArray
 
 from tiling.config import TilingConfig
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
+from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import digest
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.workers import alive
 from tiling.manifest import SlideRow, largest_first
 from tiling.store.patches import NOT_IN_VERSION_1, PICTURES, SCORES, PatchStore, store_path
@@ -25,27 +27,13 @@ from tiling.store.shards import PATCHES_PER_SHARD
 _AT_ONCE = 16  # patches in memory
 
 
-def verify_stores(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> int:
-    """Verify the store of every slide and write `verify-summary.json`; return the exit code, 1 if any is bad."""
+def verify_stores(rows: Sequence[SlideRow], config: TilingConfig, out: Path, listener: Listener = SILENT) -> Outcomes:
+    """Verify the store of every slide and write `verify-summary.json`; a bad one is a failed slide."""
     if not out.is_dir():
         raise RequestError(f"{out}: no such folder; expected the --out folder of an earlier run")
-    code = run_batch(
-        largest_first(rows),
-        functools.partial(verify_slide, out=out),
-        out=out,
-        verb="verify",
-        workers=config.workers or len(os.sched_getaffinity(0)),
-        scheduler=config.scheduler,
-        part=config.part,
-        prefix="verify-",
-    )
-    if code:
-        print(
-            "verify: to repair, delete the folders of the stores that are not whole and run the same command without "
-            "--verify, which makes what is missing; or run it with --overwrite, which makes all of them again",
-            file=sys.stderr,
-        )
-    return code
+    workers = config.workers or len(os.sched_getaffinity(0))
+    execution = Execution(workers, scheduler=config.scheduler, part=config.part, prefix="verify-")
+    return run_slides(largest_first(rows), functools.partial(verify_slide, out=out), out, execution, listener)
 
 
 def verify_slide(row: SlideRow, out: Path) -> Outcome:

@@ -37,7 +37,9 @@ def _run() -> int:
 
     from features.interop.convert import convert_features, find_slides
     from features.interop.reader import open_features
+    from tiling.jobs.terminal import Terminal, exit_code
 
     source = open_features(arguments.features, arguments["from"] or "")
     rows = find_slides(source, arguments.slides, config.part)
-    return convert_features(source, rows, arguments.to, config, arguments.out)
+    listener = Terminal("convert-features")
+    return exit_code(convert_features(source, rows, arguments.to, config, arguments.out, listener))

@@ -17,8 +17,10 @@ from features.interop.layout_file import Layout
 from features.interop.reader import LAYOUTS, FeatureFolder
 from tiling.grid.scale import choose_scale
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.outcomes import Outcome, Outcomes
+from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, load_table, select_part
 from tiling.slides.opening import open_slide
 
@@ -38,15 +40,20 @@ def find_slides(source: FeatureFolder, table: str, part: str) -> list[SlideRow]:
 
 
 def convert_features(
-    source: FeatureFolder, rows: Sequence[SlideRow], target: str, config: ConvertConfig, out: Path
-) -> int:
-    """Convert every slide; return the exit code. Raises RequestError."""
+    source: FeatureFolder,
+    rows: Sequence[SlideRow],
+    target: str,
+    config: ConvertConfig,
+    out: Path,
+    listener: Listener = SILENT,
+) -> Outcomes:
+    """Convert every slide. Raises RequestError."""
     if target == "clam" and config.features_dtype == "float16":
         raise RequestError("--features-dtype float16: CLAM's files and models are float32; leave it out for --to clam")
     if config.clam_patches and not Path(config.clam_patches).is_dir():
         raise RequestError(f"--clam-patches {config.clam_patches}: no such folder")
     work = functools.partial(_convert_slide, source=source, layout=LAYOUTS[target], config=config, out=out)
-    return run_batch(rows, work, out=out, verb="convert-features")
+    return run_slides(rows, work, out, listener=listener)
 
 
 def _convert_slide(row: SlideRow, source: FeatureFolder, layout: Layout, config: ConvertConfig, out: Path) -> Outcome:

@@ -26,6 +26,7 @@ def _run() -> int:
 
     from mil.maps.export import export_heatmaps
     from tiling.jobs.errors import RequestError
+    from tiling.jobs.terminal import Terminal, exit_code
     from tiling.manifest import load_slides
 
     rows = load_slides(arguments.slides)
@@ -34,4 +35,5 @@ def _run() -> int:
         raise RequestError(f"--slide-id {' '.join(unknown)}: not in {arguments.slides}")
     if arguments.slide_id:
         rows = [row for row in rows if row.slide_id in set(arguments.slide_id)]
-    return export_heatmaps(arguments.run, arguments.features, rows, config, arguments.out)
+    listener = Terminal("export-heatmaps")
+    return exit_code(export_heatmaps(arguments.run, arguments.features, rows, config, arguments.out, listener))

@@ -12,8 +12,11 @@ import numpy as np
 
 from mil.demo.config import DemoConfig
 from tiling.jobs.atomic import write_text
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.outcomes import Outcome, Outcomes
+from tiling.jobs.slide_loop import run_slides
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
 POSITIVE, NEGATIVE = "tumour", "normal"
@@ -49,12 +52,12 @@ def plan_cohort(config: DemoConfig) -> list[DemoSlide]:
     return slides
 
 
-def make_cohort(config: DemoConfig, out: Path) -> tuple[Path, int]:
-    """Write the slides that are missing and the table `slides.csv`; return its path and the exit code."""
+def make_cohort(config: DemoConfig, out: Path, listener: Listener = SILENT) -> tuple[Path, Outcomes]:
+    """Write the slides that are missing and the table `slides.csv`; return its path and how the slides ended."""
     slides = plan_cohort(config)
     work = functools.partial(_make_slide, folder=out / "slides")
     workers = config.workers or len(os.sched_getaffinity(0))
-    code = run_batch(slides, work, out=out / "slides", verb="make slides", workers=workers)
+    outcomes = run_slides(slides, work, out / "slides", Execution(workers), listener)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["slide_id", "path", "patient_id", "site", "annotation", "tumour"])
@@ -65,7 +68,7 @@ def make_cohort(config: DemoConfig, out: Path) -> tuple[Path, int]:
             [slide.slide_id, place, slide.patient_id, f"scanner {slide.spec.scanner}", annotation, slide.label]
         )
     write_text(out / "slides.csv", table.getvalue())
-    return out / "slides.csv", code
+    return out / "slides.csv", outcomes
 
 
 def _make_slide(slide: DemoSlide, folder: Path) -> Outcome:

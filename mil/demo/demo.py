@@ -16,6 +16,7 @@ from mil.maps.lesion_truth import LesionAgreement, lesion_agreement
 from mil.metrics.difference import Difference, auroc_difference
 from mil.run.tables import read_metrics, read_predictions
 from tiling.jobs.atomic import write_json
+from tiling.jobs.terminal import Terminal, exit_code
 from tiling.manifest import load_table
 
 HEADS = ("patch-label-copy", "mean", "gated-abmil")
@@ -26,7 +27,8 @@ def run_demo(config: DemoConfig, out: Path) -> int:
     """Make, tile, embed, train and draw; print the result. Returns the exit code of the first failing step."""
     start = time.monotonic()
     _say(f"Slides with one label each: a tumour covers at most {config.lesion_fraction:.0%} of the tissue.")
-    table, code = make_cohort(config, out)
+    table, outcomes = make_cohort(config, out, Terminal("make slides"))
+    code = exit_code(outcomes)
     for command in _commands(config, out, table) if code == 0 else []:
         code = _run(command)
         if code:

@@ -25,9 +25,12 @@ from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
 from tiling.jobs.atomic import atomic_file
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
+from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import require_same
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, largest_first
 from tiling.slides.files import slide_fingerprint
 from tiling.slides.opening import open_slide
@@ -57,8 +60,15 @@ class _Drawn:
         return self.bounds_l0[:2] if self.bounds_l0 else (0, 0)
 
 
-def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config: HeatmapConfig, out: Path) -> int:
-    """Write the chosen forms for every slide; return the exit code. RequestError for an unfinished run or its classes.
+def export_heatmaps(
+    run: Path,
+    features: Path,
+    rows: Sequence[SlideRow],
+    config: HeatmapConfig,
+    out: Path,
+    listener: Listener = SILENT,
+) -> Outcomes:
+    """Write the chosen forms for every slide. Raises RequestError for an unfinished run or its classes.
 
     A slide that the run has tested gets its out-of-fold scores; any other gets the folds' ensemble.
     """
@@ -69,16 +79,16 @@ def export_heatmaps(run: Path, features: Path, rows: Sequence[SlideRow], config:
     known = read_training_slides(run)[1]
     finer = None
     if config.finer > 1:
-        finer = make_finer(features, rows, config.finer, config.weights, config.device, config.workers, out / "finer")
+        finer = make_finer(features, rows, config, out / "finer", listener)
     work = functools.partial(_export, run=run, features=features, finer=finer, config=config, out=out, known=known)
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
-    code = run_batch(largest_first(rows), work, out=out, verb="export-heatmaps", workers=workers)
+    outcomes = run_slides(largest_first(rows), work, out, Execution(workers), listener)
     if config.faithfulness:
         faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
     if config.lesions:
         lesions.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
     html.write_index(out)
-    return code
+    return outcomes
 
 
 def _export(

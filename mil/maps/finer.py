@@ -12,24 +12,26 @@ from shapely.geometry import mapping
 from features.config import FeatureConfig
 from features.feature_file import EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
+from mil.maps.config import HeatmapConfig
 from tiling.config import TilingConfig
 from tiling.jobs.atomic import write_json
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.listener import SILENT, Listener
 from tiling.manifest import SlideRow
 
 
 def make_finer(
-    features: Path, rows: Sequence[SlideRow], steps: int, weights: str, device: str, workers: int, out: Path
+    features: Path, rows: Sequence[SlideRow], config: HeatmapConfig, out: Path, listener: Listener = SILENT
 ) -> Path:
-    """The folder of feature files, under `out`, of the same tissue in steps of a patch's side / `steps`.
+    """The folder of feature files, under `out`, of the same tissue in steps of a patch's side / `config.finer`.
 
     Scale, patch size, encoder and input size are those of `features`. What is there already is not made again; a slide
     that fails has no file. Raises RequestError where the slides' features are not of one kind.
     """
     from features.extract import extract_features, find_stores  # torch
-    from tiling.pipeline import tile_slides
+    from tiling.all_slides import tile_slides
 
-    infos, masked = {}, []
+    infos, masked, steps = {}, [], config.finer
     for row in rows:
         try:
             embeddings = open_features(features).read(row.slide_id)
@@ -45,12 +47,14 @@ def make_finer(
         raise RequestError(f"--finer {steps}: a patch of {patch_px} px cannot be moved by so many equal steps")
     overlap_px = patch_px - patch_px // steps
     for mpp in dict.fromkeys(_scale(info) for info in infos.values()):
-        tiling = TilingConfig(mpp=mpp, patch_px=patch_px, overlap_px=overlap_px, workers=workers)
-        tile_slides([row for row in masked if _scale(infos[row.slide_id]) == mpp], tiling, out / "patches")
-    settings: dict[str, Any] = {"encoder": encoder, "weights": weights or made_with, "input_px": input_px}
-    extraction = FeatureConfig(**settings, precision=cast(Any, precision), device=device)
+        tiling = TilingConfig(mpp=mpp, patch_px=patch_px, overlap_px=overlap_px, workers=config.workers)
+        of_scale = [row for row in masked if _scale(infos[row.slide_id]) == mpp]
+        tile_slides(of_scale, tiling, out / "patches", listener.stage("tile-slides"))
+    settings: dict[str, Any] = {"encoder": encoder, "weights": config.weights or made_with, "input_px": input_px}
+    extraction = FeatureConfig(**settings, precision=cast(Any, precision), device=config.device)
     stores = [row for row in find_stores(out / "patches", "", "") if row.slide_id in infos]
-    extract_features(stores, extraction, out / "patches", out / "features")
+    to_hear = listener.stage("extract-features")
+    extract_features(stores, extraction, out / "patches", out / "features", listener=to_hear)
     return out / "features"
 
 

@@ -26,10 +26,10 @@ from features.embed.pipe import Embedder, exact_arithmetic
 from features.encoders import load_encoder
 from features.extract import extract_features, find_stores
 from features.patch_source import in_memory
+from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
-from tiling.pipeline import tile_slides
 from tiling.store.patches import PatchStore
 
 SLIDES = 2
@@ -51,7 +51,7 @@ def forward(embedder: Embedder, patches: np.ndarray) -> None:
 def command(stores: Path, out: Path, precision: str) -> None:
     config = FeatureConfig(encoder="resnet50", weights="random", device="cpu", precision=precision)
     shutil.rmtree(out, ignore_errors=True)
-    assert extract_features(find_stores(stores, "", ""), config, stores, out) == 0
+    assert extract_features(find_stores(stores, "", ""), config, stores, out).counts == {"done": SLIDES}
 
 
 def main(count: int = 64, runs: int = 3) -> None:

@@ -18,10 +18,11 @@ import numpy as np
 import simplejpeg
 from skimage.data import immunohistochemistry
 
+from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
-from tiling.pipeline import tile_slide, tile_slides
+from tiling.pipeline import tile_slide
 
 RUNS = 3
 CORES = sorted(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ import zarr
 
 from tiling.config import TilingConfig
 from tiling.phantom.phantom import Phantom, PhantomSpec
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.tissue.tissue import TissueMap
 
 COUNT, BATCH, RUNS, SIDE = 2048, 64, 5, 512
@@ -33,7 +33,8 @@ def make_store(path: Path) -> PatchStore:
     nothing = np.zeros((2, 2), bool)
     areas = {name: np.ones(COUNT, np.float32) for name in AREA_SCORES}
     coords = np.zeros((COUNT, 2), np.int64)
-    write_store(path, info, coords, areas, TissueMap(*[nothing] * 4), np.zeros((2, 2, 3), np.uint8), patches)
+    thumbnail = np.zeros((2, 2, 3), np.uint8)
+    write_store(path, info, Candidates(coords, areas), TissueMap(*[nothing] * 4), thumbnail, patches)
     return PatchStore(path)
 
 

@@ -32,10 +32,10 @@ from features.embed.pipe import Embedder
 from features.encoders import load_encoder
 from features.extract import extract_features, find_stores
 from features.patch_source import in_memory
+from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
-from tiling.pipeline import tile_slides
 from tiling.store.patches import PatchStore
 
 SLIDES, BATCH = 8, 128
@@ -126,7 +126,7 @@ def main(count: int = 8192, runs: int = 3) -> None:
         def command() -> None:
             shutil.rmtree(out, ignore_errors=True)
             config = FeatureConfig(encoder="resnet50", weights="random", device="cuda")
-            assert extract_features(find_stores(patches, "", ""), config, patches, out) == 0
+            assert extract_features(find_stores(patches, "", ""), config, patches, out).counts == {"done": SLIDES}
 
         works = {
             "forward only": lambda: forward_only(lane.model, count),

@@ -10,7 +10,7 @@ import torch
 from skimage.data import immunohistochemistry
 
 from features.cli import main
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStoreInfo, encode, write_store
 from tiling.tissue.tissue import TissueMap
 
 
@@ -72,8 +72,7 @@ def make_store():
         write_store(
             folder / f"{slide_id}.zarr",
             info,
-            coords,
-            {name: np.ones(n, np.float32) for name in AREA_SCORES},
+            Candidates(coords, {name: np.ones(n, np.float32) for name in AREA_SCORES}),
             TissueMap(tissue, *np.ones((3, *tissue.shape), bool)),
             np.zeros((*tissue.shape, 3), np.uint8),
             (MadePatch(i, 1.0, data) for i, data in enumerate(jpegs or [encode(patch, info) for patch in patches])),

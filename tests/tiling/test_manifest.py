@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tiling.jobs.errors import RequestError
@@ -160,3 +161,23 @@ def test_images_of_a_folder_are_slides_only_where_there_is_no_slide(tmp_path):
     assert [r.slide_id for r in load_slides(str(tmp_path))] == ["a", "b"]
     (tmp_path / "c.svs").write_bytes(b"x")
     assert [r.slide_id for r in load_slides(str(tmp_path))] == ["c"]
+
+
+def test_a_data_frame_is_read_as_the_file_it_would_be(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    text = "slide_id,path,patient_id,mpp,grade\n1,a.svs,7,,2\n,b.tiff,8,0.5,\n"
+    (folder / "slides.csv").write_text(text)
+    frame = pd.read_csv(folder / "slides.csv")
+    assert load_table(frame, needs_path=True) == load_slides("slides.csv") == load_slides(frame)
+    frame = frame.astype(object)
+    frame.loc[2] = ["x y", "gone.svs", None, 900, "1"]
+    with pytest.raises(RequestError) as error:
+        load_table(frame, needs_path=True, target="grade")
+    assert str(error.value).splitlines() == [
+        "slide table: 5 fault(s)",
+        "  row 3: label 'grade' is empty; fill it in or leave the row out",
+        f"  row 4: no such file: {folder / 'gone.svs'}",
+        "  row 4: mpp is 900, expected 0.05 to 20.0 µm per pixel",
+        "  row 4: patient_id is empty; fill it in all rows or leave the column out",
+        "  row 4: slide_id 'x y' has characters other than A-Z a-z 0-9 . _ -; give one in a slide table",
+    ]

@@ -6,7 +6,7 @@ YAML file. A key that no field has is an error.
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
 from types import FrameType
 from typing import Any, TypeVar, get_type_hints
@@ -52,6 +52,20 @@ def config_from(config_class: type[C], arguments: jsonargparse.Namespace) -> C:
     try:
         return config_class(**{name: arguments[name] for name in names})
     except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def settings(config_class: type[C], config: C | None, given: Mapping[str, Any]) -> C:
+    """The config of a call from Python: `config`, or the defaults, with what is `given` by name in place.
+
+    Checked as flags are: raises RequestError for an unknown name, a wrong type or a value that is refused.
+    """
+    parser = parser_for(config_class, "", "")
+    parser.exit_on_error = False
+    known = vars(config) if config is not None else {}
+    try:
+        return config_from(config_class, parser.parse_object({**known, **given}))
+    except jsonargparse.ArgumentError as error:
         raise RequestError(str(error)) from error
 
 

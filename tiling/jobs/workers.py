@@ -4,9 +4,13 @@ Slide libraries are C code: a damaged file can crash or hang up the process that
 pipe of its own, so it is known which job a dead worker was doing: that job fails with the signal's name, a
 fresh worker takes its place, and the others never notice. A worker says with `alive()` that its job goes on;
 one that has not said so for long is killed. `cores()` is how many cores a job may use while others rest.
+
+Workers are forked by a server (multiprocessing's forkserver) that has loaded what they need, once. No library's pool
+does all of this: those of concurrent.futures and joblib break as a whole when a worker dies; none has heart beats.
 """
 
-import ctypes
+import fcntl
+import gc
 import multiprocessing as mp
 import os
 import signal
@@ -15,17 +19,19 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 STALL_S = 600.0  # without a sign of life, after which a worker is taken for hung up
-_PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0  # for a worker to end by itself
+_FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM)
 _LATE_S = 2.0  # by which a wait may end too late before this process is taken to have been suspended
 
 
@@ -50,9 +56,22 @@ class _Signs:
     alive_s: Any  # ctypes.c_double, of this worker: when it last showed life, by time.monotonic
 
 
+@dataclass(frozen=True)
+class _Surroundings:
+    """What a worker would have from the server, which may be older, and is to have from its parent."""
+
+    cpus: frozenset[int] = field(default_factory=lambda: frozenset(os.sched_getaffinity(0)))
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def enter(self) -> None:
+        os.sched_setaffinity(0, self.cpus)
+        os.environ.clear()
+        os.environ.update(self.environment)
+
+
 @dataclass
 class _Worker(Generic[Job]):
-    process: SpawnProcess
+    process: ForkServerProcess
     pipe: Connection
     signs: _Signs
     job: Job | None = None
@@ -150,7 +169,7 @@ def map_unordered(
 
 class _Pool(Generic[Job, Result]):
     def __init__(self, work: Callable[[Job], Result], cores_in_use: int, processes: int) -> None:
-        self._context: SpawnContext = mp.get_context("spawn")
+        self._context: ForkServerContext = mp.get_context("forkserver")
         self._work = work
         self._cores_in_use = cores_in_use
         self._cores = self._context.Value("i", 1, lock=False)
@@ -190,10 +209,45 @@ class _Pool(Generic[Job, Result]):
     def _start(self) -> _Worker[Job]:
         here, there = self._context.Pipe()
         signs = _Signs(self._cores, self._context.Value("d", time.monotonic(), lock=False))
-        process = self._context.Process(target=_serve, args=(there, self._work, signs), daemon=True)
-        process.start()
+        arguments = (there, self._work, signs, _Surroundings())
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        load_ahead(_module_of(self._work))
+        with _without_main():
+            process.start()
         there.close()
         return _Worker(process, here, signs)
+
+
+def load_ahead(module: str) -> None:
+    """Start the server that workers are forked from, unless it runs, and let it load `module` meanwhile.
+
+    It ends with this process, and is deaf to Ctrl-C and to what a scheduler sends to all processes of a job.
+    """
+    forkserver.set_forkserver_preload([module])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        forkserver.set_forkserver_preload(["__main__"])  # as it was
+
+
+def _module_of(work: Any) -> str:
+    """Where the innermost function of nested partials comes from."""
+    parts = [work, *getattr(work, "args", ())]
+    inner = next((part for part in parts[1:] if callable(part)), getattr(work, "func", None))
+    return _module_of(inner) if inner is not None else str(work.__module__)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Workers need nothing of the script that is run, which would be run again by each; so it needs no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @dataclass
@@ -243,12 +297,15 @@ def _cause_of_death(worker: _Worker[Any], stall_s: float) -> str:
     return f"the process reading it ended with exit code {code}"
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any], signs: _Signs) -> None:
+def _serve(pipe: Connection, work: Callable[[Any], Any], signs: _Signs, surroundings: _Surroundings) -> None:
     global _signs
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_OUTSIDE)
+    surroundings.enter()
     _signs = signs
+    gc.freeze()  # what is loaded stays; looking through it for garbage again and again took a tenth of a worker's time
     while True:
         try:
             job = pipe.recv()
@@ -268,8 +325,16 @@ def _end(*_: object) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, even by SIGKILL, so that no lock stays held."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Ask Linux to kill this process when its parent ends, even by SIGKILL, so that no lock stays held.
+
+    Not by PR_SET_PDEATHSIG, which is about the process that forked: here the server, which outlives its clients'
+    parent as long as one of them runs. Instead the pipe that breaks when the parent ends sends the signal.
+    """
     parent = mp.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # it ended before that
+    assert parent is not None
+    pipe = int(parent.sentinel)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():  # it ended before that
         os._exit(1)

@@ -1,6 +1,8 @@
 """JPEG and PNG images as slides of one level: dermoscopy, TMA cores, exported regions."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,18 @@ from tiling.slides.slide import NO_SUBSAMPLING, Pixels
 
 _PIXELS_MAX = 2**28  # such an image is decoded as a whole: 0.8 GB
 _COLOUR_MODES = ("RGB", "RGBA", "P")
+_pillow = threading.Lock()
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow's limit, which is one for the whole process, lifted: the reader has its own, with a remedy."""
+    with _pillow:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 class ImageReader:
@@ -26,9 +40,9 @@ class ImageReader:
     subsampling: tuple[str, ...] = (NO_SUBSAMPLING,)
 
     def __init__(self, path: Path) -> None:
-        Image.MAX_IMAGE_PIXELS = None  # the limit is checked below, with a remedy
         try:
-            self._image = Image.open(path, formats=("JPEG", "PNG"))
+            with _any_size():
+                self._image = Image.open(path, formats=("JPEG", "PNG"))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             reason = "not JPEG or PNG" if isinstance(error, UnidentifiedImageError) else str(error)
             raise SlideError(f"Pillow: {reason}") from error
@@ -41,28 +55,29 @@ class ImageReader:
             )
         self.path = path
         self.level_sizes: tuple[tuple[int, int], ...] = ((width, height),)
-        self._whole: Image.Image | None = None
+        self._whole: Pixels | None = None
         self._lock = threading.Lock()
 
-    def _decode(self) -> Image.Image:
+    def _decode(self) -> Pixels:
         try:
             if self._image.mode == "RGB":
-                return self._image.convert("RGB")
+                return np.asarray(self._image)
             opaque = self._image.convert("RGBA")
         except (OSError, ValueError, SyntaxError) as error:
             raise SlideError(f"{self.path}: the image is damaged ({error})") from error
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB"))
 
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
-        box = (x * reduction, y * reduction, (x + width) * reduction, (y + height) * reduction)
+        left, top, width, height = (n * reduction for n in (x, y, width, height))
         with self._lock:
-            whole = self._whole = self._whole or self._decode()
-        if min(box) >= 0 and box[2] <= whole.width and box[3] <= whole.height:
-            region = whole.crop(box)
-        else:
-            region = Image.new("RGB", (width * reduction, height * reduction), "white")
-            region.paste(whole, (-box[0], -box[1]))
-        return np.asarray(region.reduce(reduction))
+            if self._whole is None:
+                self._whole = self._decode()
+        inside = self._whole[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
+        if inside.shape[:2] != (height, width):
+            region = np.full((height, width, 3), 255, np.uint8)
+            region[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]] = inside
+            inside = region
+        return np.asarray(Image.fromarray(inside).reduce(reduction))
 
     def close(self) -> None:
         self._image.close()

@@ -29,7 +29,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simplejpeg
@@ -46,7 +46,9 @@ from tiling.jobs.provenance import check_format, digest
 from tiling.slides.slide import NO_SUBSAMPLING, Pixels
 from tiling.store.jpeg_codec import JpegCodec
 from tiling.store.shards import PATCHES_PER_SHARD, ShardReader, ShardWriter
-from tiling.tissue.tissue import TissueMap
+
+if TYPE_CHECKING:
+    from tiling.tissue.tissue import TissueMap  # loads scipy and scikit-image, which no reader needs
 
 FORMAT, VERSION = "slidemil-patches", 2
 AREA_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
@@ -85,9 +87,22 @@ class PatchStoreInfo:
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
-        mpp_table = None if math.isnan(self.mpp_table) else self.mpp_table
-        mask = {"mask in the slide table": self.mask_sha256} if self.mask_sha256 else {}
-        return {"slide file": self.fingerprint, "mpp in the slide table": mpp_table, **mask, **self.config}
+        return provenance(self.fingerprint, self.mpp_table, self.mask_sha256, self.config)
+
+
+def provenance(fingerprint: str, mpp_table: float, mask_sha256: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as PatchStoreInfo.provenance, of a store that may not be there yet."""
+    mpp = None if math.isnan(mpp_table) else mpp_table
+    mask = {"mask in the slide table": mask_sha256} if mask_sha256 else {}
+    return {"slide file": fingerprint, "mpp in the slide table": mpp, **mask, **config}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Patches of the grid that may be stored, M of them."""
+
+    coords_l0: NDArray[np.int64]  # (M, 2) corners
+    areas: Mapping[str, NDArray[np.float32]]  # AREA_SCORES, each (M,)
 
 
 @dataclass(frozen=True)
@@ -102,16 +117,14 @@ class MadePatch:
 def write_store(
     path: Path,
     info: PatchStoreInfo,
-    coords_l0: NDArray[np.int64],
-    areas: Mapping[str, NDArray[np.float32]],
-    tissue: TissueMap,
+    candidates: Candidates,
+    tissue: "TissueMap",
     thumbnail: Pixels,
     patches: Iterable[MadePatch],
 ) -> int:
     """Write a store atomically and return how many patches it holds.
 
-    coords_l0: (M, 2) corners of the candidates; areas: their AREA_SCORES, each (M,). Stored are those candidates
-    that `patches` yields, in their order.
+    Stored are those candidates that `patches` yields, in their order.
     """
     with atomic_folder(path) as folder:
         writer = ShardWriter(folder / "patches")
@@ -130,8 +143,8 @@ def write_store(
             _describe_patches(group, len(kept), info)
         index = np.array(kept, np.int64)
         arrays: dict[str, NDArray[Any]] = {
-            "coords_l0": coords_l0[index],
-            **{name: areas[name][index] for name in AREA_SCORES},
+            "coords_l0": candidates.coords_l0[index],
+            **{name: candidates.areas[name][index] for name in AREA_SCORES},
             "sharpness": np.array(sharpness, np.float32),
             "tissue_mask": tissue.tissue.astype(np.uint8),
             "pen_mask": tissue.pen.astype(np.uint8),

@@ -676,8 +676,10 @@ def test_heatmaps_need_the_geometry(cohort, phantom_slide):
                 file["coords"].attrs.update(level0_width=4000, level0_height=3008)
         train_mil(cohort / layout, cohort / "labels.csv", "diagnosis", cohort / f"run-{layout}", CONFIG)
     rows = [SlideRow("s00", path=phantom_slide)]
-    assert export_heatmaps(cohort / "run-clam", cohort / "clam", rows, HeatmapConfig(workers=1), out / "clam") == 1
+    found = export_heatmaps(cohort / "run-clam", cohort / "clam", rows, HeatmapConfig(workers=1), out / "clam")
+    assert found.counts == {"failed": 1}
     assert "did not say how large a patch and the slide are" in reasons(out / "clam")["s00"]
-    assert export_heatmaps(cohort / "run-trident", cohort / "trident", rows, HeatmapConfig(workers=1), out / "t") == 0
+    found = export_heatmaps(cohort / "run-trident", cohort / "trident", rows, HeatmapConfig(workers=1), out / "t")
+    assert found.counts == {"done": 1}
     collection = json.loads((out / "t/s00.geojson").read_text())
     assert collection["features"][1]["geometry"]["coordinates"][0][0] == [1024, 0]

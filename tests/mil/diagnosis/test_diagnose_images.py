@@ -35,7 +35,7 @@ from mil.diagnosis.numbers.cell_size import cell_size_px
 from mil.diagnosis.numbers.reference_images import noise, photographs
 from mil.diagnosis.numbers.site_ratio import site_ratios
 from tiling.phantom.phantom import Phantom, PhantomSpec
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.tissue.sharpness import sharpness
 from tiling.tissue.tissue import TissueMap
 
@@ -81,7 +81,7 @@ def write_patches(path, slide_id, patches):
     tissue = TissueMap(*np.ones((4, 64, 64), bool))
     made = (MadePatch(i, sharpness(patch), encode(patch, info)) for i, patch in enumerate(patches))
     coords = np.arange(2 * len(patches), dtype=np.int64).reshape(-1, 2) * 2 * SIDE
-    write_store(path, info, coords, scores, tissue, np.zeros((64, 64, 3), np.uint8), made)
+    write_store(path, info, Candidates(coords, scores), tissue, np.zeros((64, 64, 3), np.uint8), made)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,9 @@ def clean(tmp_path_factory):
         rows.append((name, f"p{i:02d}", site, ("no", "yes")[i // 3 % 2]))
     pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "label"]).to_csv(folder / "slides.csv", index=False)
     config = FeatureConfig(encoder="efficientnet-lite0", device="cpu", precision="fp32")
-    assert extract_features(find_stores(folder / "patches", "", ""), config, folder / "patches", folder / "f") == 0
+    stores = find_stores(folder / "patches", "", "")
+    outcomes = extract_features(stores, config, folder / "patches", folder / "f")
+    assert outcomes.counts == {"done": SLIDES * len(SITES)}
     return folder
 
 

@@ -39,7 +39,8 @@ from mil.run.attention import SlideAttention, attention_path, write_attention
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import SlideError
-from tiling.jobs.slide_loop import run_batch
+from tiling.jobs.execution import IN_THIS_PROCESS
+from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 
@@ -345,8 +346,8 @@ def test_faithfulness_knows_a_true_map_from_a_false_one(tmp_path):
 
 
 def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort, write_features, monkeypatch):
-    in_this_process = lambda rows, work, *, workers, **rest: run_batch(rows, work, **rest)  # noqa: E731
-    monkeypatch.setattr("mil.maps.export.run_batch", in_this_process)
+    here = lambda rows, work, out, _, listener: run_slides(rows, work, out, IN_THIS_PROCESS, listener)  # noqa: E731
+    monkeypatch.setattr("mil.maps.export.run_slides", here)
     table = make_cohort(tmp_path / "f", slides=16)
     run, out = tmp_path / "run", tmp_path / "out"
     config = TrainConfig(folds=2, epochs=3, device="cpu")
@@ -358,7 +359,7 @@ def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort
     train_mil(tmp_path / "f", table, "diagnosis", run, config)
     rows = [SlideRow("s00", path=slide, patient_id="p00")]
     settings = dict(formats=",".join(ENDINGS), score="gradient", faithfulness=True, device="cpu")
-    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out) == 0
+    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out).counts == {"done": 1}
     assert {f"s00{ending}" for ending in ENDINGS.values()} <= {path.name for path in out.iterdir()}
     read = pd.read_csv(out / "s00.csv")
     assert (
@@ -368,18 +369,19 @@ def test_every_form_from_a_run_and_another_file_is_refused(tmp_path, make_cohort
     )
     assert "s00.html" in (out / "index.html").read_text() and "Faithfulness" in (out / "index.html").read_text()
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("s00.*")}
-    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out) == 0  # skipped
+    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(**settings), out).counts == {"skipped": 1}
     assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("s00.*")}
-    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(formats="csv"), out) == 1  # another score is there
+    [other_score] = export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(formats="csv"), out)
+    assert other_score.status == "failed" and "made differently" in other_score.reason
     splits = pd.read_csv(run / "splits.csv")
     tested = splits[(splits.slide_id == "s00") & (splits.split == "test")].fold.item()
     one = HeatmapConfig(formats="csv", fold=tested, device="cpu")
-    assert export_heatmaps(run, tmp_path / "f", rows, one, tmp_path / "one") == 0
+    assert export_heatmaps(run, tmp_path / "f", rows, one, tmp_path / "one").counts == {"done": 1}
     seen = HeatmapConfig(formats="csv", fold=1 - tested, device="cpu")
-    assert export_heatmaps(run, tmp_path / "f", rows, seen, tmp_path / "seen") == 1
+    assert export_heatmaps(run, tmp_path / "f", rows, seen, tmp_path / "seen").counts == {"failed": 1}
     assert "was trained on this slide" in (tmp_path / "seen" / "failures.csv").read_text()
     tifffile.imwrite(slide, np.full((1024, 8192, 3), 201, np.uint8), photometric="rgb", tile=(256, 256))
-    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(), tmp_path / "other") == 1
+    assert export_heatmaps(run, tmp_path / "f", rows, HeatmapConfig(), tmp_path / "other").counts == {"failed": 1}
     assert "is another file than the one" in (tmp_path / "other" / "failures.csv").read_text()
 
 

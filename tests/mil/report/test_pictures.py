@@ -15,7 +15,7 @@ from mil.run.layout import picture_path, pictured_slides
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.tissue.tissue import TissueMap
 
 SIDE, PATCHES = 16, 6
@@ -38,9 +38,8 @@ def _store(folder: Path, slide_id: str, pixels: str = "zstd") -> str:
     patches = [np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in COLOURS]
     made = [MadePatch(i, 1.0, encode(patch, info)) for i, patch in enumerate(patches)]
     thumbnail = np.full((64, 320, 3), 255, np.uint8)
-    write_store(
-        folder / f"{slide_id}.zarr", info, coords, ones, TissueMap(*np.ones((4, 64, 320), bool)), thumbnail, made
-    )
+    tissue = TissueMap(*np.ones((4, 64, 320), bool))
+    write_store(folder / f"{slide_id}.zarr", info, Candidates(coords, ones), tissue, thumbnail, made)
     return PatchStore(folder / f"{slide_id}.zarr").digest
 
 

@@ -13,9 +13,14 @@ import pytest
 
 from tiling.jobs.atomic import atomic_file, write_text
 from tiling.jobs.errors import SlideError
+from tiling.jobs.execution import Execution
+from tiling.jobs.listener import Callback
 from tiling.jobs.locks import lock
-from tiling.jobs.slide_loop import Outcome, run_batch
+from tiling.jobs.outcomes import Outcome
+from tiling.jobs.slide_loop import run_slides
+from tiling.jobs.terminal import Terminal, exit_code
 from tiling.jobs.workers import WorkerDied, cores, map_unordered
+from tiling.manifest import SlideRow, largest_first
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ JOBS = [Job(n) for n in ("a", "broken", "b", "bug", "empty", "c")]
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_bad_slide_never_ends_the_run(tmp_path, workers, capsys):
-    assert run_batch(JOBS, work, out=tmp_path, verb="try", workers=workers) == 1
+    outcomes = run_slides(JOBS, work, tmp_path, Execution(workers), Terminal("try"))
+    assert exit_code(outcomes) == 1 and outcomes.counts == {"done": 3, "failed": 2, "empty": 1}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["counts"] == {"done": 3, "failed": 2, "empty": 1}
     assert (tmp_path / "failures.csv").read_text().splitlines() == [
@@ -50,21 +56,21 @@ def test_one_bad_slide_never_ends_the_run(tmp_path, workers, capsys):
     ]
     printed = capsys.readouterr()
     assert "3 done, 1 empty, 2 failed" in printed.out and "failures.csv" in printed.err
-    assert run_batch([Job("a")], work, out=tmp_path, verb="try", workers=workers) == 0
+    assert exit_code(run_slides([Job("a")], work, tmp_path, Execution(workers))) == 0
     assert not (tmp_path / "failures.csv").exists()
 
 
 def test_a_crash_in_native_code_costs_one_slide(tmp_path):
     jobs = [Job(n) for n in ("a", "crash", "b", "exit", "c", "d")]
-    assert run_batch(jobs, work, out=tmp_path, verb="try", workers=2) == 1
+    assert run_slides(jobs, work, tmp_path, Execution(2)).counts == {"done": 4, "failed": 2}
     slides = json.loads((tmp_path / "summary.json").read_text())["slides"]
     assert [n for n in slides if slides[n]["status"] == "done"] == ["a", "b", "c", "d"]
     assert "SIGSEGV" in slides["crash"]["reason"] and "exit code 7" in slides["exit"]["reason"]
 
 
 def test_parts_keep_their_own_summary(tmp_path):
-    run_batch([Job("broken")], work, out=tmp_path, verb="try", part="1/2")
-    run_batch([Job("a")], work, out=tmp_path, verb="try", part="2/2")
+    run_slides([Job("broken")], work, tmp_path, Execution(part="1/2"))
+    run_slides([Job("a")], work, tmp_path, Execution(part="2/2"))
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"summary-1-of-2.json", "failures-1-of-2.csv", "summary-2-of-2.json"}
 
@@ -97,11 +103,16 @@ def sleep(job):
     time.sleep(60)
 
 
-RUN = "import sys\nfrom pathlib import Path\nfrom tests_batch import Job, sleep\n\
-from tiling.jobs.slide_loop import run_batch\n\
-from tiling.jobs.command import run_command\n\
-if __name__ == '__main__':\n\
-    run_command('try', lambda: run_batch([Job('a'), Job('b')], sleep, out=Path(sys.argv[1]), verb='try', workers=2))\n"
+RUN = """
+import sys
+from pathlib import Path
+from tests_batch import Job, sleep
+from tiling.jobs.command import run_command
+from tiling.jobs.execution import Execution
+from tiling.jobs.slide_loop import run_slides
+if __name__ == "__main__":
+    run_command("try", lambda: len(run_slides([Job("a"), Job("b")], sleep, Path(sys.argv[1]), Execution(2))))
+"""
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -109,7 +120,7 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     (tmp_path / "tests_batch.py").write_text(Path(__file__).read_text())
     (tmp_path / "run.py").write_text(RUN)
     pids = tmp_path / "pids"
-    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "run.py", tmp_path / "out"],
         env=environment,
@@ -126,22 +137,41 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     assert not [pid for pid in pids.read_text().split() if _alive(pid)]
 
 
-@dataclass(frozen=True)
-class Sized:
-    slide_id: str
-    path: Path
-
-
-def test_the_largest_slide_is_done_first(tmp_path, capsys):
-    jobs = [Sized(name, tmp_path / name) for name in ("small", "folder", "gone", "large")]
+def test_the_largest_slide_is_done_first(tmp_path):
     (tmp_path / "small").write_bytes(bytes(10))
     (tmp_path / "large").write_bytes(bytes(3000))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/a.dcm").write_bytes(bytes(1000))
     (tmp_path / "folder/b.dcm").write_bytes(bytes(1000))
-    assert run_batch(jobs, work, out=tmp_path / "out", verb="try", workers=1) == 0
-    lines = [line.split()[2] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["large:", "folder:", "small:", "gone:"]
+    rows = largest_first([SlideRow(name, tmp_path / name) for name in ("small", "folder", "gone", "large")])
+    outcomes = run_slides(rows, work, tmp_path / "out", Execution(1))
+    assert [o.slide_id for o in outcomes] == ["large", "folder", "small", "gone"]
+
+
+def test_what_is_shown_where_there_is_no_terminal(tmp_path, capsys):
+    jobs, seen = [Job(n) for n in ("a", "empty", "broken")], []
+    run_slides(jobs, work, tmp_path, listener=Terminal("try"))
+    printed = capsys.readouterr()
+    assert printed.out.startswith("try: 1 done, 1 empty, 1 failed, 3 patches in 0 s (")
+    assert printed.out.endswith(f"/s) → {tmp_path}\n")
+    assert printed.err.splitlines() == [
+        "try [1/3] a: done, 3 patches",
+        "try [2/3] empty: empty",
+        "try [3/3] broken: failed, broken.svs: is damaged, with a comma",
+        f"try: why slides failed is in {tmp_path / 'failures.csv'}",
+    ]
+    outcomes = run_slides(jobs, work, tmp_path, listener=Callback(lambda *told: seen.append(told)))
+    assert capsys.readouterr() == ("", "")
+    assert seen == [(outcome, number, 3) for number, outcome in enumerate(outcomes, 1)]
+
+
+def test_outcomes_as_a_table(tmp_path):
+    outcomes = run_slides(JOBS, work, tmp_path)
+    table = outcomes.table()
+    assert list(table.columns) == ["slide_id", "status", "reason", "patches"]
+    assert list(table.slide_id) == ["a", "b", "broken", "bug", "c", "empty"] and table.patches.sum() == 12
+    assert [o.slide_id for o in outcomes.failed] == ["broken", "bug"] and not outcomes.stopped
+    assert outcomes.patches == 9 and outcomes.failures == tmp_path / "failures.csv"
 
 
 def full(job):
@@ -153,7 +183,8 @@ def full(job):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_stops_the_run_once(tmp_path, workers, capsys):
     jobs = [Job(n) for n in "abcde"]
-    assert run_batch(jobs, full, out=tmp_path, verb="try", workers=workers) == 1
+    outcomes = run_slides(jobs, full, tmp_path, Execution(workers), Terminal("try"))
+    assert exit_code(outcomes) == 1 and "make room" in outcomes.stopped
     slides = json.loads((tmp_path / "summary.json").read_text())["slides"]
     assert [slides[n]["status"] for n in "abcde"] == ["done", "failed", "not done", "not done", "not done"]
     assert str(tmp_path) in slides["b"]["reason"] and "make room" in slides["b"]["reason"]
@@ -168,7 +199,7 @@ def killed_with_its_lock(job, out):
 
 def test_nothing_is_left_of_a_worker_that_was_killed(tmp_path):
     job = functools.partial(killed_with_its_lock, out=tmp_path)
-    assert run_batch([Job("a")], job, out=tmp_path, verb="try", workers=1) == 1
+    assert run_slides([Job("a")], job, tmp_path, Execution(1)).counts == {"failed": 1}
     assert {p.name for p in tmp_path.iterdir()} == {"summary.json", "failures.csv"}
 
 
@@ -188,10 +219,10 @@ def test_the_lock_of_a_job_killed_on_another_host_is_waited_for(tmp_path, monkey
     monkeypatch.setattr("tiling.jobs.slide_loop.RETRY_S", 1.0)
     _foreign_lock(tmp_path, 117)
     job = functools.partial(locked_work, out=tmp_path)
-    assert run_batch([Job("a"), Job("b")], job, out=tmp_path, verb="try") == 0
+    assert exit_code(run_slides([Job("a"), Job("b")], job, tmp_path, listener=Terminal("try"))) == 0
     slides = json.loads((tmp_path / "summary.json").read_text())["slides"]
     assert {n: s["status"] for n, s in slides.items()} == {"a": "done", "b": "done"}
-    assert "waiting" in capsys.readouterr().err
+    assert "try: 1 slides are locked by jobs on other machines; waiting up to 122 s" in capsys.readouterr().err
 
 
 def test_the_lock_of_a_live_job_on_another_host_is_seen_to_live(tmp_path, monkeypatch):
@@ -200,7 +231,9 @@ def test_the_lock_of_a_live_job_on_another_host_is_seen_to_live(tmp_path, monkey
     beat = threading.Timer(0.5, os.utime, (file,))
     beat.start()
     begun = time.monotonic()
-    assert run_batch([Job("a")], functools.partial(locked_work, out=tmp_path), out=tmp_path, verb="try") == 0
+    with pytest.warns(UserWarning, match="1 slides are locked by jobs on other machines; waiting up to"):
+        outcomes = run_slides([Job("a")], functools.partial(locked_work, out=tmp_path), tmp_path)
+    assert exit_code(outcomes) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["counts"] == {"locked": 1}
     assert time.monotonic() - begun < 10
 
@@ -208,7 +241,7 @@ def test_the_lock_of_a_live_job_on_another_host_is_seen_to_live(tmp_path, monkey
 def test_a_live_lock_of_this_host_is_not_waited_for(tmp_path):
     begun = time.monotonic()
     with lock(tmp_path / "a"):
-        run_batch([Job("a")], functools.partial(locked_work, out=tmp_path), out=tmp_path, verb="try")
+        run_slides([Job("a")], functools.partial(locked_work, out=tmp_path), tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["counts"] == {"locked": 1}
     assert time.monotonic() - begun < 5
 
@@ -238,7 +271,7 @@ def test_a_killed_dask_worker_costs_nothing_and_each_slide_is_done_once(tmp_path
     ) as cluster:
         address = cluster.scheduler_address
         run = threading.Thread(
-            target=lambda: results.append(run_batch(jobs, work, out=tmp_path, verb="try", scheduler=address))
+            target=lambda: results.append(run_slides(jobs, work, tmp_path, Execution(scheduler=address)))
         )
         run.start()
         deadline = time.monotonic() + 60
@@ -248,7 +281,7 @@ def test_a_killed_dask_worker_costs_nothing_and_each_slide_is_done_once(tmp_path
         assert (tmp_path / "3.lock").exists()
         os.kill(int((tmp_path / "victim").read_text()), signal.SIGKILL)
         run.join(timeout=90)
-    assert results == [0]
+    assert [exit_code(outcomes) for outcomes in results] == [0]
     assert json.loads((tmp_path / "summary.json").read_text())["counts"].keys() <= {"done", "skipped"}
     assert sorted((tmp_path / "notes").read_text().split(), key=int) == [str(n) for n in range(12)]
     assert {(tmp_path / str(n)).read_text() for n in range(12)} == {"1"}  # one core a task
@@ -260,7 +293,7 @@ def test_over_dask(tmp_path):
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, processes=False
     ) as cluster:
-        code = run_batch(JOBS, work, out=tmp_path, verb="try", scheduler=cluster.scheduler_address)
-    assert code == 1
+        outcomes = run_slides(JOBS, work, tmp_path, Execution(scheduler=cluster.scheduler_address))
+    assert exit_code(outcomes) == 1
     counts = json.loads((tmp_path / "summary.json").read_text())["counts"]
     assert counts == {"done": 3, "failed": 2, "empty": 1}

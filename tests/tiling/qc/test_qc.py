@@ -23,7 +23,7 @@ from tiling.qc.facts import FORMAT, VERSION, PictureSize, SlideFacts, asdict, re
 from tiling.qc.page import failures, page_data, without_folders, write_qc_page
 from tiling.qc.picture import PATCH, PEN, TISSUE, draw_qc, round_length, write_qc
 from tiling.qc.rules import RULES, judge
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, write_store
 from tiling.tissue.tissue import TissueMap
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "patches-v1.zarr"
@@ -54,7 +54,7 @@ def drawn_store(tiled, tmp_path):
     coords = np.array([[2400, 1920], [2912, 1920], [4000, 3200]], np.int64)
     path = tmp_path / "drawn.zarr"
     write_store(
-        path, info, coords, {name: np.ones(3, np.float32) for name in AREA_SCORES},
+        path, info, Candidates(coords, {name: np.ones(3, np.float32) for name in AREA_SCORES}),
         TissueMap(tissue, pen, np.zeros_like(pen), ~tissue), np.full((200, 300, 3), GLASS, np.uint8),
         [MadePatch(i, 100.0 * 3**i, b"") for i in range(3)],
     )  # fmt: skip

@@ -13,7 +13,7 @@ import zarr
 
 from tiling.config import TilingConfig
 from tiling.jobs.errors import SlideError
-from tiling.store.patches import AREA_SCORES, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
+from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.store.shards import PATCHES_PER_SHARD
 from tiling.tissue.tissue import TissueMap
 
@@ -40,7 +40,7 @@ def make(path, patches, **settings):
     eye, thumbnail = np.eye(20, 30, dtype=bool), np.full((20, 30, 3), 7, np.uint8)
     areas = {name: fraction / (i + 1) for i, name in enumerate(AREA_SCORES)}
     made = (MadePatch(i, float(i), encode(p, info)) for i, p in enumerate(patches))
-    write_store(path, info, coords, areas, TissueMap(eye, ~eye, eye, eye), thumbnail, made)
+    write_store(path, info, Candidates(coords, areas), TissueMap(eye, ~eye, eye, eye), thumbnail, made)
     return coords, fraction
 
 
