@@ -30,8 +30,11 @@ from mil.tasks.task import Task
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from mil.training.watch import Watcher
+from tiling.jobs.command import settings
 from tiling.jobs.errors import RequestError
 from tiling.manifest import load_table
+
+__all__ = ["Predictions", "RequestError", "Run", "predict", "train"]
 
 T = TypeVar("T")
 OnEpoch = Callable[[Fold, Mapping[str, float]], None]
@@ -97,10 +100,6 @@ class Run:
         require_complete(self.path)
         return read_attention(attention_path(self.path, slide_id))
 
-    def predict(self, features: str | Path, slides: str | Path = "", device: str = "auto") -> Predictions:
-        """See `predict`."""
-        return predict(self, features, slides, device)
-
     def _read(self, reader: Callable[[Path], T]) -> T:
         require_complete(self.path)
         return reader(self.path)
@@ -108,37 +107,41 @@ class Run:
 
 def train(
     features: str | Path,
-    labels: str | Path,
+    labels: str | Path | pd.DataFrame,
     target: str,
     out: str | Path,
     on_epoch: OnEpoch | None = None,
-    **settings: Any,
+    **given: Any,
 ) -> Run:
-    """Train a head on the slide labels in column `target`, or finish the run that the same request began in `out`.
+    """Train a head on the slide labels in a column, or finish the run that the same request began in `out`.
 
-    features: folder of feature files. labels: slide table. settings: those of `train-mil` (head, folds, overwrite, …).
-    on_epoch is told the fold and the values of history.csv, epoch by epoch.
+    features: folder of feature files. labels: slide table (.csv file, or data frame with its columns). target: its
+    column. Settings of train-mil are given by name, such as `head="mean"`.
+    on_epoch: called with the fold and the values of history.csv, epoch by epoch.
     """
-    try:
-        config = TrainConfig(**settings)
-    except (TypeError, ValueError) as error:
-        raise RequestError(str(error).removeprefix("TrainConfig.__init__() ")) from error
-    trained = train_mil(Path(features), Path(labels), target, Path(out), config, _OnEpoch(on_epoch))
-    return Run(trained.out)
+    config = settings(TrainConfig, None, given)
+    table = labels if isinstance(labels, pd.DataFrame) else Path(labels)
+    return Run(train_mil(Path(features), table, target, Path(out), config, _Callback(on_epoch)).out)
 
 
-def predict(run: Run | str | Path, features: str | Path, slides: str | Path = "", device: str = "auto") -> Predictions:
+def predict(
+    run: Run | str | Path,
+    features: str | Path,
+    slides: str | Path | pd.DataFrame | None = None,
+    device: str = "auto",
+) -> Predictions:
     """What the run's models say of the slides in a folder of feature files, as a table.
 
-    slides: slide table that says whose the slides are; slides of the run's own patients are judged by the models that
+    slides: slide table that says whose the slides are; those of the run's own patients are judged by the models that
     did not see them.
     """
     path = run.path if isinstance(run, Run) else Path(run)
-    rows = load_table(Path(slides), needs_path=False) if slides else []
+    table = Path(slides) if isinstance(slides, str) else slides
+    rows = [] if table is None else load_table(table, needs_path=False)
     return predict_folder(path, Path(features), {row.slide_id: row.patient_id for row in rows}, device)
 
 
-class _OnEpoch(Watcher):
+class _Callback(Watcher):
     def __init__(self, call: OnEpoch | None) -> None:
         self._call = call
 

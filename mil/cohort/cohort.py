@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -105,9 +106,12 @@ def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
     return {**{key: getattr(info, key) for key in keys}, "dim": dim}
 
 
-def load_cohort(folder: Path, table: Path, target: Target | str, memory: str = "ram", scratch: Path = Path()) -> Cohort:
+def load_cohort(
+    folder: Path, table: Path | pd.DataFrame, target: Target | str, memory: str = "ram", scratch: Path = Path()
+) -> Cohort:
     """Join feature files and label table. Raises RequestError with all faults that make training impossible.
 
+    table: a CSV file, or a data frame with its columns.
     target: a column's name stands for a classification by it.
     memory and scratch say where the features are held, see mil.cohort.memory.
     """
@@ -116,19 +120,20 @@ def load_cohort(folder: Path, table: Path, target: Target | str, memory: str = "
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
     rows = sorted(load_table(table, needs_path=False, target=target.column), key=lambda row: row.slide_id)
-    _refuse_partial_split(rows, table)
+    name = str(table) if isinstance(table, Path) else "the slide table"
+    _refuse_partial_split(rows, name)
     intake = FeatureIntake(memory, scratch)
     loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
     if not loaded:
         raise RequestError(
-            f"no slide of {table} has features in {folder}; is it the right folder, and do the ids agree? "
+            f"no slide of {name} has features in {folder}; is it the right folder, and do the ids agree? "
             f"({'; '.join(warnings)})"
         )
     kept = [row for row in rows if row.slide_id in loaded]
     embeddings = [loaded[row.slide_id] for row in kept]
     faults = _encoder_faults(embeddings)
     try:
-        task, targets = kind.read(kept, target, str(table))
+        task, targets = kind.read(kept, target, name)
     except ValueError as error:
         faults += str(error).splitlines()
     if faults:
@@ -193,7 +198,7 @@ def shown(ids: Sequence[str]) -> str:
     return f"{len(ids)}: {', '.join(ids[:_SHOWN_IDS])}{', …' if len(ids) > _SHOWN_IDS else ''}"
 
 
-def _refuse_partial_split(rows: Sequence[SlideRow], table: Path) -> None:
+def _refuse_partial_split(rows: Sequence[SlideRow], table: str) -> None:
     without = [row.slide_id for row in rows if not row.split]
     if 0 < len(without) < len(rows):
         raise RequestError(

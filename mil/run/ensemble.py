@@ -98,7 +98,8 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
 
 
 def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
-    head = build_head(checkpoint.head, HeadShape(**checkpoint.shape))
+    with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced
+        head = build_head(checkpoint.head, HeadShape(**checkpoint.shape))
     head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
     return head.to(device).eval()
 

@@ -66,11 +66,16 @@ class Trained:
 
 
 def train_mil(
-    features: Path, labels: Path, target: str, out: Path, config: TrainConfig, watcher: Watcher | None = None
+    features: Path,
+    labels: Path | pd.DataFrame,
+    target: str,
+    out: Path,
+    config: TrainConfig,
+    watcher: Watcher | None = None,
 ) -> Trained:
     """Train, evaluate and write the run directory `out`, or finish one that the same request began.
 
-    features: folder of feature files. labels: slide table. target: its column.
+    features: folder of feature files. labels: slide table, a file or its columns. target: its column.
     RequestError before any training if the request cannot be met. Torch's modes, threads and random state are the
     caller's again afterwards.
     """
@@ -95,7 +100,8 @@ def train_mil(
             was_complete = _prepare(out, provenance, config.overwrite)
             if not was_complete:
                 settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_CALL}
-                write_config(out, {"features": str(features), "labels": str(labels), "target": target, **settings})
+                table = str(labels) if isinstance(labels, Path) else ""
+                write_config(out, {"features": str(features), "labels": table, "target": target, **settings})
                 write_splits(out, _split_table(cohort, folds))
                 _train_and_evaluate(session, tracker(config.track, out, provenance), watcher)
             write_failures(out, cohort.left_out)
