@@ -39,6 +39,8 @@ class MilOutput:
 class Head(nn.Module, ABC):
     """Base of all heads. Features are standardised with buffers `mean` and `std` (D,) of the training fold."""
 
+    for_classes_alone = False  # whether its own loss or recipe takes targets for classes
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape.dim_in))

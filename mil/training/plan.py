@@ -18,8 +18,11 @@ from mil.heads.bags import pack
 from mil.heads.dropout import Noise, seed_dropout
 from mil.heads.head import HeadShape, OwnRecipe
 from mil.heads.registry import build_head
+from mil.tasks.classification import Classification
+from mil.tasks.task import Task
 from mil.training.config import TrainConfig
 from mil.training.stack import Stack, TrainingLoss
+from tiling.jobs.errors import RequestError
 
 _LARGE_STEP = 500_000  # features in a step, above which a CPU is busy with one model
 _GPU_FLOATS = 2**32  # inputs of all models in a step: 16 GiB, and about twice that with what is kept for gradients
@@ -43,6 +46,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         attention_dim=config.attention_dim,
         dropout=config.dropout,
     )
+    _require_fitting(config.head, shape, cohort.task)
     trained_on = len(np.unique(np.concatenate([fold.train for fold in folds])))
     steps = math.ceil(max(len(fold.train) for fold in folds) / config.batch_slides)
     patches = float(np.mean([len(features) for features in cohort.features])) * trained_on / steps
@@ -58,6 +62,11 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
     groups = tuple(tuple(folds[start : start + size]) for start in range(0, len(folds), size))
     return Plan(groups, shape, steps, bf16)
+
+
+def _require_fitting(name: str, shape: HeadShape, task: Task) -> None:
+    if build_head(name, shape).for_classes_alone and not isinstance(task, Classification):
+        raise RequestError(f"the head {name} tells classes apart, and the target is a {task.kind}; take gated-abmil")
 
 
 def _has_bf16(device: torch.device) -> bool:

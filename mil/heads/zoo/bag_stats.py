@@ -45,6 +45,8 @@ _TENSORS = (
 class BagStats(OwnRecipe):
     """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C). It is fitted on the CPU."""
 
+    for_classes_alone = True
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         self.n_classes = shape.n_classes

@@ -31,6 +31,8 @@ class ClamOutput(MilOutput):
 class ClamSB(GatedABMIL):
     """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C), contributions (ΣN, C)."""
 
+    for_classes_alone = True
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         self.instance = nn.Linear(shape.embed_dim, 2 * shape.n_classes)

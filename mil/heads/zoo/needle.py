@@ -101,6 +101,8 @@ class _Calibration(NamedTuple):
 class Needle(OwnRecipe):
     """bags (ΣN, D) -> logits (B, 2), attention (ΣN,), patch_logits (ΣN, 2). ValueError unless C = 2."""
 
+    for_classes_alone = True
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         if shape.n_classes != 2:

@@ -17,6 +17,8 @@ from mil.tasks.losses import Criterion
 class PatchLabelCopy(Head):
     """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C)."""
 
+    for_classes_alone = True
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         self.classify = nn.Linear(shape.dim_in, shape.n_classes)
