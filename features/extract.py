@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.config import FeatureConfig
-from features.embed.pipe import Embedder, exact_arithmetic
+from features.embed.adaptation import keep_norms
+from features.embed.arithmetic import exact_arithmetic
+from features.embed.patch_source import PatchSource, patches_of
+from features.embed.pipe import Embedder
 from features.encoders import Encoder, load_encoder
-from features.encoders.norms import norm_layers
 from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
-from features.patch_source import PatchSource, patches_of
-from features.statistics.adapted_norms import FILE, adapt, keep_norms, read_norms
+from features.statistics.adapted_norms import FILE, adapt, read_norms
 from features.statistics.cohort import write_cohort_statistics
-from features.statistics.slide import NO_PIXELS, slide_statistics
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -60,7 +60,8 @@ def extract_features(
     request: all slides, of which `rows` may be a part; batch norms are adapted to them (by default to `rows`).
     """
     if config.adapt_bn:
-        keep_norms(request or rows, _encoder(config), config, patches, out)
+        norms = keep_norms(request or rows, _encoder(config), config, patches, out)
+        listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
     embedder = _embedder(config)
     encoder = embedder.encoder
@@ -70,7 +71,7 @@ def extract_features(
     )
     work = functools.partial(extract_slide, config=config, patches=patches, out=out)
     execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
-    with exact_arithmetic(embedder):
+    with exact_arithmetic(embedder.lanes):
         outcomes = run_slides(largest_first(rows) if config.scheduler else rows, work, out, execution, listener)
     write_cohort_statistics(out, encoder)
     return outcomes
@@ -85,7 +86,7 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        on_dask = exact_arithmetic(embedder) if config.scheduler else nullcontext()
+        on_dask = exact_arithmetic(embedder.lanes) if config.scheduler else nullcontext()
         with patches_of(store, row.path) as source, on_dask:
             features, statistics = _embed(source, embedder, config.features_dtype)
         write_embeddings(path, Embeddings(features, store.coords_l0, info), statistics)
@@ -97,15 +98,7 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
 @functools.lru_cache(maxsize=1)
 def _embedder(config: FeatureConfig) -> Embedder:
     """One network a process, also in the workers of a Dask cluster."""
-    return Embedder(
-        _encoder(config),
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        input_px=config.input_px,
-        decode=config.decode,
-        engine=config.engine,
-    )
+    return Embedder(_encoder(config), config.embedding)
 
 
 def _encoder(config: FeatureConfig) -> Encoder:
@@ -117,7 +110,7 @@ def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray
     """Embeddings (N, D) in the type that is stored, and by-products. SlideError where float16 cannot hold them."""
     features = np.empty((source.count, embedder.encoder.dim), dtype)
     largest, start = float(np.finfo(dtype).max), 0
-    pixels, norms = NO_PIXELS, None
+    by_products = embedder.nothing
     for batch in embedder.embed(source):
         alive()
         rows = batch.features
@@ -125,9 +118,8 @@ def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray
             raise SlideError(f"features reach {np.abs(rows).max():.3g}, above {dtype}; use --features-dtype float32")
         features[start : start + len(rows)] = rows
         start += len(rows)
-        pixels = pixels + batch.pixels
-        norms = norms + batch.norms if norms and batch.norms else batch.norms
-    return features, slide_statistics(pixels, norms, norm_layers(embedder.encoder.unmerged))
+        by_products = by_products + batch.by_products
+    return features, by_products.statistics
 
 
 def _require_same(path: Path, info: EmbeddingInfo, dtype: str) -> None:
@@ -144,7 +136,7 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         weights=encoder.weights,
         weights_sha256=encoder.weights_sha256,
         input_px=embedder.input_px(of.patch_size_px),
-        normalisation=encoder.normalisation,
+        normalisation=encoder.preprocessing.normalisation,
         precision=embedder.precision,
         patch_size_px=of.patch_size_px,
         patch_size_l0=of.patch_size_l0,

@@ -80,7 +80,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class SlideStatistics:
-    """By-products of embedding one slide; see features.statistics.slide. Means and variances are NaN over nothing."""
+    """By-products of embedding one slide, see features.statistics. Means and variances are NaN over nothing."""
 
     tissue_pixels: int
     pixel_mean: NDArray[np.float64]  # (3,) RGB in 0..1

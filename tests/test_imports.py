@@ -23,7 +23,7 @@ FLOORS = (  # from the ground up
     "tiling.pipeline tiling.verify",
     "tiling.all_slides",
     "tiling.api tiling.cli",
-    "features.hdf5 features.device features.patch_source",
+    "features.hdf5",
     "features.feature_file",
     "features.config features.encoders",
     "features.statistics",

@@ -6,13 +6,13 @@ The two round a little differently, by one or two of 255. On the GPU compressed 
 import threading
 import time
 from concurrent.futures import Executor
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from features.patch_source import PatchSource
+from features.config import Decode
+from features.embed.patch_source import PatchSource
 from tiling.jobs.errors import RequestError
 
 _SAMPLE = 64  # patches on which the two are compared
@@ -22,7 +22,7 @@ _PART = 8
 class Decoder:
     """Which of the two is used. `auto` measures both on the first patches and takes the faster one."""
 
-    def __init__(self, wanted: Literal["auto", "cpu", "gpu"], device: torch.device) -> None:
+    def __init__(self, wanted: Decode, device: torch.device) -> None:
         if wanted == "gpu" and device.type != "cuda":
             raise RequestError(f"--decode gpu needs a CUDA device, and the encoder runs on {device}; use --decode cpu")
         self._device = device

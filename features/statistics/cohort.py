@@ -61,8 +61,8 @@ def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[s
         "tissue_pixels": int(sum(s.tissue_pixels for s in slides)),
         "pixel_mean": mean.tolist(),
         "pixel_std": np.sqrt(variance).tolist(),
-        "encoder_mean": list(encoder.mean),
-        "encoder_std": list(encoder.std),
+        "encoder_mean": list(encoder.preprocessing.mean),
+        "encoder_std": list(encoder.preprocessing.std),
     }
     layers = norm_layers(encoder.unmerged)
     probed = [s for s in slides if s.norm_patches and s.norm_layers == layers]

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from features.device import pick_devices
+from features.config import EmbedSettings
 from features.embed.decode import Decoder, decode_on_gpu
+from features.embed.device import pick_devices
+from features.embed.patch_source import PatchSource, in_memory
 from features.embed.pipe import Embedder, embed
-from features.encoders import load_encoder
-from features.encoders.encoder import freeze
+from features.encoders import Preprocessing, freeze, load_encoder
 from features.feature_file import read_embeddings
-from features.patch_source import PatchSource, in_memory
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.store.patches import encode
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def test_slides_at_once_give_what_each_gives_alone(tissue):
     encoder = load_encoder("resnet18", "random")
-    embedder = Embedder(encoder, device="cpu", precision="fp32", batch_size=3)
+    embedder = Embedder(encoder, EmbedSettings(device="cpu", precision="fp32", batch_size=3))
     slides = [in_memory(tissue(n, 64, seed=n)) for n in (1, 17, 5, 30, 8)]
 
     def whole(slide):
@@ -38,7 +38,8 @@ def test_slides_at_once_give_what_each_gives_alone(tissue):
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(whole, slides))
     for slide, got in zip(slides, together, strict=True):
-        expected = embed(encoder, slide.read(range(slide.count)), device="cpu", precision="fp32", batch_size=1)
+        one_by_one = EmbedSettings(device="cpu", precision="fp32", batch_size=1)
+        expected = embed(encoder, slide.read(range(slide.count)), one_by_one)
         assert got.shape == expected.shape and np.abs(got - expected).max() < 1e-4 * expected.std()
 
 
@@ -116,15 +117,15 @@ def test_a_run_that_is_stopped_ends_within_seconds_and_leaves_whole_files(make_s
 def test_openvino_gives_the_same_features(tissue, name, side):
     encoder = load_encoder(name, "default" if name == "efficientnet-lite0" else "random")
     patches = tissue(3, side)
-    expected = embed(encoder, patches, device="cpu", precision="fp32")
-    got = embed(encoder, patches, device="cpu", precision="fp32", batch_size=2, engine="openvino")
+    expected = embed(encoder, patches, EmbedSettings(device="cpu", precision="fp32"))
+    got = embed(encoder, patches, EmbedSettings(device="cpu", precision="fp32", batch_size=2, engine="openvino"))
     assert got.shape == expected.shape and np.abs(got - expected).max() < 1e-3 * expected.std()
 
 
 def test_an_engine_that_is_missing_is_a_wrong_request(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(RequestError, match="needs the extra `openvino`"):
-        Embedder(load_encoder("resnet18", "random"), device="cpu", engine="openvino")
+        Embedder(load_encoder("resnet18", "random"), EmbedSettings(device="cpu", engine="openvino"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -132,8 +133,9 @@ def test_a_compiled_network_gives_the_same_features(tissue):
     if shutil.which("g++") is None:
         pytest.skip("torch needs a C++ compiler")
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    encoder = freeze("small", layers, "random", 0, dim=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    as_it_is = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    encoder = freeze("small", layers, "random", 0, dim=8, preprocessing=as_it_is)
     patches = tissue(5, 64)
-    expected = embed(encoder, patches, device="cpu", precision="fp32")
-    got = embed(encoder, patches, device="cpu", precision="fp32", engine="compile")
+    expected = embed(encoder, patches, EmbedSettings(device="cpu", precision="fp32"))
+    got = embed(encoder, patches, EmbedSettings(device="cpu", precision="fp32", engine="compile"))
     assert np.abs(got - expected).max() < 1e-3 * expected.std()

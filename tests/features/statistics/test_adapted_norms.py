@@ -5,9 +5,10 @@ import pytest
 import torch
 from torchvision import models as zoo
 
+from features.embed.patch_source import evenly_spaced
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings, read_statistics
-from features.statistics.adapted_norms import FILE, adapt, estimate_norms, evenly_spaced, read_norms
+from features.statistics.adapted_norms import FILE, adapt, estimate_norms, read_norms
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def test_moments_are_those_of_a_network_in_training_mode(tissue):
     for norm in norms:
         norm.momentum = 1.0
         norm.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].numel() // inputs[0].shape[1]))
-    normal = (images.permute(0, 2, 3, 1) / 255 - torch.tensor(encoder.mean)) / torch.tensor(encoder.std)
+    pixel_mean, pixel_std = (torch.tensor(v) for v in (encoder.preprocessing.mean, encoder.preprocessing.std))
+    normal = (images.permute(0, 2, 3, 1) / 255 - pixel_mean) / pixel_std
     with torch.no_grad():
         model.train()(normal.permute(0, 3, 1, 2))
     mean = torch.cat([norm.running_mean for norm in norms]).numpy()

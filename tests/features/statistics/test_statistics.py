@@ -15,8 +15,10 @@ from hypothesis.extra.numpy import arrays
 from features.encoders import load_encoder
 from features.encoders.norms import norm_reference
 from features.feature_file import read_embeddings, read_statistics
+from features.statistics.by_products import ByProducts
 from features.statistics.cohort import cohort_statistics
-from features.statistics.slide import NO_PIXELS, PixelSums, pixel_sums, slide_statistics
+from features.statistics.colours import NO_PIXELS, PixelSums, pixel_sums
+from features.statistics.norm_moments import no_moments
 from tiling.store.patches import PatchStore
 
 
@@ -43,7 +45,7 @@ images = arrays(np.uint8, st.tuples(st.integers(0, 20), st.just(3), st.just(7), 
 def test_sums_over_pixels_are_exact(kind, values, seed):
     """Both ways of adding, of which the one for GPUs runs on any device."""
     inside = np.random.default_rng(seed).random((len(values), 7, 7)) < 0.5
-    with mock.patch("features.statistics.slide._HISTOGRAMS", {"cpu"} if kind == "cpu" else set()):
+    with mock.patch("features.statistics.colours._HISTOGRAMS", {"cpu"} if kind == "cpu" else set()):
         check_sums(values, inside)
 
 
@@ -98,7 +100,7 @@ def test_batch_norm_inputs_are_those_of_the_plain_network(extract, make_store, t
     for name, module in model.eval().double().named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda _, inputs, __, name=name: seen.update({name: inputs[0]}))
-    normal = (patches[[0, 64, 128]] / 255 - np.array(encoder.mean)) / np.array(encoder.std)
+    normal = (patches[[0, 64, 128]] / 255 - np.array(encoder.preprocessing.mean)) / np.array(encoder.preprocessing.std)
     with torch.no_grad():
         model(torch.from_numpy(normal).permute(0, 3, 1, 2))
     expected = torch.cat([seen[name].mean((0, 2, 3)) for name in found.norm_layers])
@@ -117,7 +119,7 @@ def test_the_distance_is_that_of_normal_distributions(tissue):
     pixels = pixel_sums(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
     def distance(m, v):
-        slide = slide_statistics(pixels, None, layers)
+        slide = ByProducts(pixels, no_moments(layers)).statistics
         slide = type(slide)(**{**vars(slide), "norm_patches": 1, "norm_mean": m, "norm_var": v})
         return cohort_statistics([slide, slide], encoder)["batch_norm"]
 
