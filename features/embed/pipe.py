@@ -8,7 +8,7 @@ A batch never holds patches of two slides, so a slide's embeddings do not depend
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from features.statistics.by_products import NORM_EVERY, ByProducts, no_by_produc
 from features.statistics.colours import pixel_sums
 from features.statistics.norm_moments import NormCollector
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.listener import SILENT
 from tiling.jobs.threads import ordered_map
 from tiling.slides.slide import Pixels
 
@@ -62,7 +63,9 @@ class _Lane:
 class Embedder:
     """An encoder on its devices, its arithmetic and batch size chosen. Raises RequestError where it cannot run."""
 
-    def __init__(self, encoder: Encoder, settings: EmbedSettings = EmbedSettings()) -> None:
+    def __init__(
+        self, encoder: Encoder, settings: EmbedSettings = EmbedSettings(), say: Callable[[str], None] = SILENT.say
+    ) -> None:
         if settings.input_px and settings.input_px != encoder.preprocessing.input_px:
             encoder.require_input_px(settings.input_px)
         self.encoder = encoder
@@ -75,7 +78,7 @@ class Embedder:
         self.nothing = no_by_products(norm_layers(encoder.unmerged))
         self._input_px = settings.input_px or encoder.preprocessing.input_px
         self._cores = len(os.sched_getaffinity(0))
-        self._decoder = Decoder(settings.decode, self.device)
+        self._decoder = Decoder(settings.decode, self.device, say)
         self._decoders = ThreadPoolExecutor(min(_THREADS, self._cores))
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
         self.lanes = 0

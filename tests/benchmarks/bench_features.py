@@ -26,8 +26,8 @@ from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
 from tiling.all_slides import tile_slides
+from features.pipeline import extract_features, find_stores
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
@@ -52,7 +52,7 @@ def forward(embedder: Embedder, patches: np.ndarray) -> None:
 def command(stores: Path, out: Path, precision: str) -> None:
     config = FeatureConfig(encoder="resnet50", weights="random", device="cpu", precision=precision)
     shutil.rmtree(out, ignore_errors=True)
-    assert extract_features(find_stores(stores, "", ""), config, stores, out).counts == {"done": SLIDES}
+    assert extract_features(find_stores(stores), config, stores, out).counts == {"done": SLIDES}
 
 
 def main(count: int = 64, runs: int = 3) -> None:

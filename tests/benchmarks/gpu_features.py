@@ -31,8 +31,8 @@ from features.embed.decode import decode_on_gpu
 from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
 from tiling.all_slides import tile_slides
+from features.pipeline import extract_features, find_stores
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
@@ -126,7 +126,7 @@ def main(count: int = 8192, runs: int = 3) -> None:
         def command() -> None:
             shutil.rmtree(out, ignore_errors=True)
             config = FeatureConfig(encoder="resnet50", weights="random", device="cuda")
-            assert extract_features(find_stores(patches, "", ""), config, patches, out).counts == {"done": SLIDES}
+            assert extract_features(find_stores(patches), config, patches, out).counts == {"done": SLIDES}
 
         works = {
             "forward only": lambda: forward_only(lane.run, count),

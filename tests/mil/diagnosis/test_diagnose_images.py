@@ -17,8 +17,8 @@ from skimage.data import immunohistochemistry
 from features.config import EmbedSettings, FeatureConfig
 from features.embed.pipe import embed
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
 from features.feature_file import read_embeddings, read_statistics, write_embeddings
+from features.pipeline import extract_features, find_stores
 from mil.cohort.cohort import load_cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
@@ -94,7 +94,7 @@ def clean(tmp_path_factory):
         rows.append((name, f"p{i:02d}", site, ("no", "yes")[i // 3 % 2]))
     pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "label"]).to_csv(folder / "slides.csv", index=False)
     config = FeatureConfig(encoder="efficientnet-lite0", device="cpu", precision="fp32")
-    stores = find_stores(folder / "patches", "", "")
+    stores = find_stores(folder / "patches")
     outcomes = extract_features(stores, config, folder / "patches", folder / "f")
     assert outcomes.counts == {"done": SLIDES * len(SITES)}
     return folder
