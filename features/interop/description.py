@@ -14,6 +14,7 @@ from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 
 ORIGIN = "slidemil"  # attribute of a foreign file that was converted from ours: a JSON text
+SAID_IN_FULL = ("encoder", "patch_size_px", "patch_size_l0", "overlap_px", "width_l0", "height_l0", "mpp_l0")
 FLAGS = {
     "encoder": "--encoder",
     "patch_size_px": "--patch-px",
