@@ -28,8 +28,8 @@ def make_finer(
     Scale, patch size, encoder and input size are those of `features`. What is there already is not made again; a slide
     that fails has no file. Raises RequestError where the slides' features are not of one kind.
     """
-    from tiling.all_slides import tile_slides
     from features.pipeline import extract_features, find_stores  # torch
+    from tiling.all_slides import tile_slides
 
     infos, masked, steps = {}, [], config.finer
     for row in rows:

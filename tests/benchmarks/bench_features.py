@@ -26,8 +26,8 @@ from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder
 from features.encoders import load_encoder
-from tiling.all_slides import tile_slides
 from features.pipeline import extract_features, find_stores
+from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
 from tiling.phantom.phantom import PhantomSpec, write_phantom
