@@ -77,4 +77,5 @@ class FeatureConfig:
 
     @property
     def embedding(self) -> EmbedSettings:
+        """Those of the settings that the embedder itself takes."""
         return EmbedSettings(**{entry.name: getattr(self, entry.name) for entry in fields(EmbedSettings)})

@@ -9,15 +9,15 @@
     def my_net(weights: str, seed: int) -> Encoder:
         model = MyNet()  # (B, 3, 224, 224) → (B, 384)
         set_weights(model, weights, seed, default=lambda: read_weights(Path("/models/my-net.safetensors")))
-        preprocessing = Preprocessing(
-            mean=(0.7, 0.58, 0.7), std=(0.21, 0.23, 0.18), input_px=224, interpolation="bicubic"
-        )
+        preprocessing = Preprocessing((0.7, 0.58, 0.7), (0.21, 0.23, 0.18), input_px=224, interpolation="bicubic")
         return freeze("my-net", model, weights, seed, dim=384, preprocessing=preprocessing)
 
 and names it in its pyproject.toml; `extract-features --encoder my-net` finds it where both are installed.
 
     [project.entry-points."slidemil.encoders"]
     my-net = "my_package:my_net"
+
+A convolutional network whose batch norms each follow their convolution is faster through `merge_norms(freeze(…))`.
 """
 
 from features.encoders.encoder import Encoder, freeze, merge_norms

@@ -89,7 +89,7 @@ def embeddings(found: Found, known: Description, digest: str = UNKNOWN) -> Embed
     return Embeddings(found.features, _coords_l0(found, known), _info(found, known, digest))
 
 
-def as_found(found: Found) -> Embeddings:
+def read_in_place(found: Found) -> Embeddings:
     """A foreign file read in place, with what it says and no more."""
     return embeddings(found, _with_level_0_size(found.said, found.path))
 
