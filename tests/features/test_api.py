@@ -80,7 +80,7 @@ def test_twice_in_one_process_with_the_output_replaced_in_between(stores, tmp_pa
 def test_the_second_call_embeds_with_batch_norms_of_its_own_slides(stores, make_store, tissue, tmp_path):
     """The same settings and the same files, of which the second call writes others."""
     out = tmp_path / "out"
-    extract(stores, out, SETTINGS, adapt_bn=True)
+    extract(stores, out, SETTINGS, adapt_bn=True, overwrite=True)
     first = read(out / "a.h5").info.weights_sha256
     for name in ("a", "b"):
         make_store(stores, name, tissue(4, 64, seed=9) // 3)
