@@ -22,7 +22,10 @@ _PART = 8
 
 
 class Decoder:
-    """Which of the two is used. `auto` measures both on the first patches, takes the faster one and says so."""
+    """Which of the two is used. `auto` measures both on the first patches, takes the faster one and says so.
+
+    say: is told in whichever thread asks first.
+    """
 
     def __init__(self, wanted: Decode, device: torch.device, say: Callable[[str], None] = SILENT.say) -> None:
         if wanted == "gpu" and device.type != "cuda":

@@ -75,7 +75,7 @@ class Embedder:
         self.precision = best_precision(self.device) if settings.precision == "auto" else settings.precision
         default_batch = _CPU_BATCH if self.device.type == "cpu" else _CUDA_BATCH
         self.batch_size = default_batch if settings.batch_size == "auto" else settings.batch_size
-        self.nothing = no_by_products(norm_layers(encoder.unmerged))
+        self.nothing = no_by_products(norm_layers(encoder.unmerged))  # to add those of batches to
         self._input_px = settings.input_px or encoder.preprocessing.input_px
         self._cores = len(os.sched_getaffinity(0))
         self._decoder = Decoder(settings.decode, self.device, say)
