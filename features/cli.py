@@ -22,16 +22,9 @@ def _run() -> int:
     arguments = parser.parse_args()
     config = config_from(FeatureConfig, arguments)
 
-    from features.extract import extract_features, find_stores
+    from features.pipeline import extract_features, find_stores
     from tiling.jobs.terminal import Terminal, exit_code
 
     patches, out = arguments.patches.absolute(), arguments.out.absolute()  # a Dask worker has another working folder
-    outcomes = extract_features(
-        find_stores(patches, arguments.slides, config.part),
-        config,
-        patches,
-        out,
-        request=find_stores(patches, arguments.slides, "") if config.adapt_bn else (),
-        listener=Terminal("extract-features"),
-    )
-    return exit_code(outcomes)
+    rows = find_stores(patches, Path(arguments.slides) if arguments.slides else None)
+    return exit_code(extract_features(rows, config, patches, out, Terminal("extract-features")))

@@ -1,9 +1,26 @@
 """Settings of `extract-features`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from tiling.jobs.command import setting
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Decode = Literal["auto", "cpu", "gpu"]
+Engine = Literal["torch", "compile", "openvino"]
+BatchSize = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How a network embeds patches; see the fields of `FeatureConfig` of the same names."""
+
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: BatchSize = "auto"
+    input_px: int = 0
+    decode: Decode = "auto"
+    engine: Engine = "torch"
 
 
 @dataclass(frozen=True)
@@ -25,21 +42,19 @@ class FeatureConfig:
     input_px: int = setting(
         0, "side in pixels to which patches are resized; 0: as the encoder wants, convolutional ones as they are"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32"
-    )
+    precision: Precision = setting("auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32")
     features_dtype: Literal["float16", "float32"] = setting("float16", "type of the stored features")
     device: str = setting(
         "auto", "cpu, cuda, cuda:1, several as cuda:0,cuda:1, or all GPUs; auto: the first GPU, else the CPU"
     )
-    decode: Literal["auto", "cpu", "gpu"] = setting(
+    decode: Decode = setting(
         "auto", "where JPEG patches are decoded when a GPU embeds them; auto: measured at the start"
     )
-    engine: Literal["torch", "compile", "openvino"] = setting(
+    engine: Engine = setting(
         "torch",
         "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`",
     )
-    batch_size: int | Literal["auto"] = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
+    batch_size: BatchSize = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
     adapt_bn: bool = setting(
         False, "give the network's batch norms the statistics of these slides (AdaBN); estimated once, kept in --out"
     )
@@ -59,3 +74,8 @@ class FeatureConfig:
             raise ValueError("--adapt-bn estimates statistics and --adapted-norms names a file of them; give one")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}, expected 0 or more")
+
+    @property
+    def embedding(self) -> EmbedSettings:
+        """Those of the settings that the embedder itself takes."""
+        return EmbedSettings(**{entry.name: getattr(self, entry.name) for entry in fields(EmbedSettings)})

@@ -21,6 +21,8 @@ features were made; its `store_digest` is then `<layout>:` and the sha256 of the
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class SlideStatistics:
-    """By-products of embedding one slide; see features.statistics.slide. Means and variances are NaN over nothing."""
+    """By-products of embedding one slide, see features.statistics. Means and variances are NaN over nothing."""
 
     tissue_pixels: int
     pixel_mean: NDArray[np.float64]  # (3,) RGB in 0..1
@@ -100,7 +102,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, statistics: SlideStatis
     with atomic_hdf5(path) as file:
         chunks = (min(len(features), _CHUNK_ROWS), features.shape[1]) if len(features) else None
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
-        file.flush()  # chunks are placed now, or when Python drops the data set: the same bytes in any thread
+        file.flush()  # see `atomic_hdf5`
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
         file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info))
         coords_data.attrs.update(
@@ -127,7 +129,7 @@ def _write_statistics(group: h5py.Group, of: SlideStatistics) -> None:
 
 def read_statistics(path: Path) -> SlideStatistics | None:
     """None for a file without them. Raises SlideError if the file is unreadable or of another version."""
-    with _open(path) as file:
+    with opened(path) as file:
         _info(file, path)
         group = file.get("statistics")
         if group is None:
@@ -155,20 +157,20 @@ def attributes_of(info: EmbeddingInfo) -> dict[str, Any]:
 
 def read_info(path: Path) -> EmbeddingInfo:
     """The attributes alone: cheap. Raises SlideError if the file is unreadable or of another version."""
-    with _open(path) as file:
+    with opened(path) as file:
         return _info(file, path)
 
 
 def stored_dtype(path: Path) -> str:
     """Type of the stored features, "float16" or "float32". Raises SlideError like `read_info`."""
-    with _open(path) as file:
+    with opened(path) as file:
         _info(file, path)
         return str(file["features"].dtype)
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """The whole file in memory. Raises SlideError if it is unreadable, of another version or inconsistent."""
-    with _open(path) as file:
+    with opened(path) as file:
         info = _info(file, path)
         try:
             features, coords = file["features"][:], file["coords"][:]
@@ -179,15 +181,18 @@ def read_embeddings(path: Path) -> Embeddings:
     return Embeddings(features, coords, info)
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """A file of features, of any layout. Raises SlideError for whatever is wrong with it, also while it is read."""
     try:
-        return h5py.File(path, "r")
+        with h5py.File(path, "r") as file:
+            yield file
     except FileNotFoundError:
         raise SlideError(f"{path}: no such feature file") from None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if "unable to lock file" in str(error):
             raise SlideError(f"{path}: open for writing in another program; close it there and run again") from error
-        raise SlideError(f"{path}: not a readable HDF5 file ({error}); extract it again") from error
+        raise SlideError(f"{path}: not a readable HDF5 file ({error}); copy it again or extract it again") from error
 
 
 def _info(file: h5py.File, path: Path) -> EmbeddingInfo:

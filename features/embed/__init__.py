@@ -1,4 +1,5 @@
-"""The pipe from patches to embeddings: decoding, lanes of devices, engines.
+"""From patches to embeddings: where patches come from and are decoded, devices, engines, and the pipe through them.
 
-May import statistics, encoders and below.
+`pipe` is what the others are for; `adaptation` goes through a sample of the patches before it. May import statistics,
+encoders and below.
 """

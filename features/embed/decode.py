@@ -5,27 +5,32 @@ The two round a little differently, by one or two of 255. On the GPU compressed 
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from features.patch_source import PatchSource
+from features.config import Decode
+from features.embed.patch_source import PatchSource
 from tiling.jobs.errors import RequestError
+from tiling.jobs.listener import SILENT
 
 _SAMPLE = 64  # patches on which the two are compared
 _PART = 8
 
 
 class Decoder:
-    """Which of the two is used. `auto` measures both on the first patches and takes the faster one."""
+    """Which of the two is used. `auto` measures both on the first patches, takes the faster one and says so.
 
-    def __init__(self, wanted: Literal["auto", "cpu", "gpu"], device: torch.device) -> None:
+    say: is told in whichever thread asks first.
+    """
+
+    def __init__(self, wanted: Decode, device: torch.device, say: Callable[[str], None] = SILENT.say) -> None:
         if wanted == "gpu" and device.type != "cuda":
             raise RequestError(f"--decode gpu needs a CUDA device, and the encoder runs on {device}; use --decode cpu")
-        self._device = device
+        self._device, self._say = device, say
         self._choice: str = "cpu" if device.type != "cuda" else wanted
         self._lock = threading.Lock()
 
@@ -48,7 +53,7 @@ class Decoder:
             torch.cuda.synchronize(self._device)
             gpu = len(sample) / (time.perf_counter() - start)
         except RuntimeError as error:  # a torchvision without nvJPEG
-            print(f"extract-features: patches are decoded on CPU threads; the GPU cannot ({error})", flush=True)
+            self._say(f"patches are decoded on CPU threads; the GPU cannot ({error})")
             return "cpu"
         list(threads.map(patches.read, parts))
         start = time.perf_counter()
@@ -56,7 +61,7 @@ class Decoder:
         cpu = len(sample) / (time.perf_counter() - start)
         choice = "gpu" if gpu > cpu else "cpu"
         where = "on the GPU" if choice == "gpu" else "on CPU threads"
-        print(f"extract-features: patches are decoded {where} (CPU {cpu:.0f}/s, GPU {gpu:.0f}/s)", flush=True)
+        self._say(f"patches are decoded {where} (CPU {cpu:.0f}/s, GPU {gpu:.0f}/s)")
         return choice
 
 

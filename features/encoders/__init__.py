@@ -4,24 +4,35 @@
 (`timm_zoo`), and your own. For that, a package of yours holds a function (weights, seed) → `Encoder`
 
     from pathlib import Path
-    from features.encoders import Encoder, freeze, read_weights, set_weights
+    from features.encoders import Encoder, Preprocessing, freeze, read_weights, set_weights
 
     def my_net(weights: str, seed: int) -> Encoder:
         model = MyNet()  # (B, 3, 224, 224) → (B, 384)
         set_weights(model, weights, seed, default=lambda: read_weights(Path("/models/my-net.safetensors")))
-        return freeze(
-            "my-net", model, weights, seed, dim=384, input_px=224,
-            mean=(0.7, 0.58, 0.7), std=(0.21, 0.23, 0.18), interpolation="bicubic",
-        )
+        preprocessing = Preprocessing((0.7, 0.58, 0.7), (0.21, 0.23, 0.18), input_px=224, interpolation="bicubic")
+        return freeze("my-net", model, weights, seed, dim=384, preprocessing=preprocessing)
 
 and names it in its pyproject.toml; `extract-features --encoder my-net` finds it where both are installed.
 
     [project.entry-points."slidemil.encoders"]
     my-net = "my_package:my_net"
+
+A convolutional network whose batch norms each follow their convolution is faster through `merge_norms(freeze(…))`.
 """
 
-from features.encoders.encoder import Encoder, freeze
+from features.encoders.encoder import Encoder, freeze, merge_norms
+from features.encoders.preprocess import Preprocessing
 from features.encoders.weights import read_weights, set_weights, state_sha256
 from features.encoders.zoo import ENCODERS, load_encoder
 
-__all__ = ["ENCODERS", "Encoder", "freeze", "load_encoder", "read_weights", "set_weights", "state_sha256"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "Preprocessing",
+    "freeze",
+    "load_encoder",
+    "merge_norms",
+    "read_weights",
+    "set_weights",
+    "state_sha256",
+]

@@ -26,13 +26,13 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
-from features.encoders.encoder import Encoder, Triple, freeze
+from features.encoders.encoder import Encoder, freeze, merge_norms
+from features.encoders.preprocess import HALF, Preprocessing, Triple
 from features.encoders.weights import StateDict, read_weights, set_weights
 from tiling.jobs.errors import RequestError
 
 PREFIX = "timm:"
 _HUB = "hf-hub:"
-_HALF: Triple = (0.5, 0.5, 0.5)
 _SHOWN_KEYS = 10
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -89,13 +89,14 @@ HUB: dict[str, HubModel] = {  # owner/name in lower case
 
 
 def load_timm(name: str, weights: str, seed: int) -> Encoder:
-    """The encoder `timm:…`. Raises RequestError if it is unknown, cannot be had or gives no vector per image."""
+    """The encoder `timm:…`. Raises RequestError if it is unknown, cannot be had or gives no vector per image.
+
+    Random weights are timm's own, drawn from torch's global generator, which `load_encoder` has seeded.
+    """
     source = name.removeprefix(PREFIX)
     _require_known(name, source)
     known = HUB.get(source.removeprefix(_HUB).partition("@")[0].lower(), HubModel({}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of the library's own initialisation
-        model = _create(name, source, weights == "default", known.arguments)
+    model = _create(name, source, weights == "default", known.arguments)
     settings = {**resolve_model_data_config(model), **known.statistics}
     classifier = model.pretrained_cfg.get("classifier") or ()
     model.reset_classifier(0)
@@ -104,19 +105,15 @@ def load_timm(name: str, weights: str, seed: int) -> Encoder:
         set_weights(model, weights, seed, dict, heads, f"{name}: {weights}")
     if known.pool:
         model = known.pool(model)
-    side = settings["input_size"][-1]
-    return freeze(
-        name,
-        model,
-        weights,
-        seed,
-        dim=_dim(name, model.eval(), side),
+    preprocessing = Preprocessing(
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
-        input_px=side,
+        input_px=settings["input_size"][-1],
         min_px=1,
         interpolation=settings["interpolation"],
     )
+    dim = _dim(name, model.eval(), preprocessing.input_px)
+    return freeze(name, model, weights, seed, dim=dim, preprocessing=preprocessing)
 
 
 def load_lite0(weights: str, seed: int) -> Encoder:
@@ -136,17 +133,8 @@ def load_lite0(weights: str, seed: int) -> Encoder:
 
     name = "efficientnet-lite0"
     set_weights(model, weights, seed, default, ("classifier.",), f"{name}: {weights}")
-    return freeze(
-        name,
-        model,
-        weights,
-        seed,
-        dim=1280,
-        mean=_HALF,
-        std=_HALF,
-        interpolation="bicubic",
-        fold_norms=True,
-    )
+    preprocessing = Preprocessing(mean=HALF, std=HALF, interpolation="bicubic")
+    return merge_norms(freeze(name, model, weights, seed, dim=1280, preprocessing=preprocessing))
 
 
 def _require_known(name: str, source: str) -> None:

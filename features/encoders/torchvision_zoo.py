@@ -31,7 +31,8 @@ import torchvision.models as zoo
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from features.encoders.encoder import Encoder, freeze
+from features.encoders.encoder import Encoder, freeze, merge_norms
+from features.encoders.preprocess import HALF, Preprocessing
 from features.encoders.weights import StateDict, set_weights
 from tiling.jobs.errors import RequestError
 
@@ -131,19 +132,14 @@ def load_torchvision(name: str, weights: str, seed: int) -> Encoder:
     if weights == "random":
         _keep_in_range(model)
     transforms = backbone.weights.transforms()
-    return freeze(
-        name,
-        model,
-        weights,
-        seed,
-        dim=backbone.dim,
-        mean=(0.5, 0.5, 0.5) if backbone.half else tuple(transforms.mean),
-        std=(0.5, 0.5, 0.5) if backbone.half else tuple(transforms.std),
+    preprocessing = Preprocessing(
+        mean=HALF if backbone.half else tuple(transforms.mean),
+        std=HALF if backbone.half else tuple(transforms.std),
         input_px=transforms.crop_size[0] if backbone.fixed else 0,
         min_px=backbone.min_px,
         interpolation=transforms.interpolation.value,
-        fold_norms=True,
     )
+    return merge_norms(freeze(name, model, weights, seed, dim=backbone.dim, preprocessing=preprocessing))
 
 
 def _cut_model(backbone: Backbone) -> nn.Module:

@@ -1,9 +1,12 @@
 """An encoder by name: the zoo's own, timm's and the hub's, and those that installed packages bring."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+
+import torch
 
 from features.encoders.encoder import Encoder
 from features.encoders.timm_zoo import PREFIX, load_lite0, load_timm
@@ -24,11 +27,20 @@ def load_encoder(name: str, weights: str = "default", seed: int = 0) -> Encoder:
     weights: "default", "random" (drawn from `seed`), or the path of a .pth or .safetensors file that holds a
     state dict with the names of torchvision (timm for efficientnet-lite0 and timm:…), with or without classifier.
     """
-    if name in ENCODERS:
-        return ENCODERS[name](weights, seed)
-    if name.startswith(PREFIX):
-        return load_timm(name, weights, seed)
-    return _load_installed(name, weights, seed)
+    with _own_random_numbers(seed):
+        if name in ENCODERS:
+            return ENCODERS[name](weights, seed)
+        if name.startswith(PREFIX):
+            return load_timm(name, weights, seed)
+        return _load_installed(name, weights, seed)
+
+
+@contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Libraries draw initial weights from torch's global generator; the caller finds it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: torch.manual_seed reaches every GPU's
+        yield
 
 
 def _load_installed(name: str, weights: str, seed: int) -> Encoder:

@@ -21,13 +21,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.feature_file import Embeddings
+from features.feature_file import Embeddings, opened
 from features.interop.description import ORIGIN, Description, Found, joined, origin_text, with_origin
 from features.interop.layout_file import (
     Content,
     content_differences,
     data_set,
-    opened,
     require_rows,
     write_content,
 )

@@ -40,6 +40,6 @@ def _run() -> int:
     from tiling.jobs.terminal import Terminal, exit_code
 
     source = open_features(arguments.features, arguments["from"] or "")
-    rows = find_slides(source, arguments.slides, config.part)
+    rows = find_slides(source, Path(arguments.slides) if arguments.slides else None)
     listener = Terminal("convert-features")
     return exit_code(convert_features(source, rows, arguments.to, config, arguments.out, listener))

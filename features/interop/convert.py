@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,28 +16,25 @@ from features.interop.config import ConvertConfig
 from features.interop.description import Description, Found, embeddings, joined, require
 from features.interop.layout_file import Layout
 from features.interop.reader import LAYOUTS, FeatureFolder
+from features.request import Candidates, requested_slides
 from tiling.grid.scale import choose_scale
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
-from tiling.manifest import SlideRow, load_table, select_part
+from tiling.manifest import SlideRow, select_part
 from tiling.slides.opening import open_slide
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def find_slides(source: FeatureFolder, table: str, part: str) -> list[SlideRow]:
-    """The slides to convert: all of the folder, or those of the table. Raises RequestError."""
-    if not source.folder.is_dir():
-        raise RequestError(f"{source.folder}: no such folder of feature files")
-    if not source.paths:
-        raise RequestError(
-            f"{source.folder}: no feature file (*.h5) in this folder, nor in h5_files/ or features_<encoder>/ in it"
-        )
-    rows = [SlideRow(slide_id) for slide_id in source.paths]
-    if table:
-        rows = load_table(Path(table), needs_path=False)
-    return select_part(rows, part) if part else rows
+
+def find_slides(source: FeatureFolder, slides: "Path | pd.DataFrame | None" = None) -> list[SlideRow]:
+    """The slides to convert: all of the folder, or those of a slide table. Raises RequestError."""
+    missing = "no feature file (*.h5) in this folder, nor in h5_files/ or features_<encoder>/ in it"
+    return requested_slides(Candidates(source.folder, list(source.paths), "one of feature files", missing), slides)
 
 
 def convert_features(
@@ -47,13 +45,14 @@ def convert_features(
     out: Path,
     listener: Listener = SILENT,
 ) -> Outcomes:
-    """Convert every slide. Raises RequestError."""
+    """Convert the slides of `rows`, or the part of them that `config.part` names. Raises RequestError."""
     if target == "clam" and config.features_dtype == "float16":
         raise RequestError("--features-dtype float16: CLAM's files and models are float32; leave it out for --to clam")
     if config.clam_patches and not Path(config.clam_patches).is_dir():
         raise RequestError(f"--clam-patches {config.clam_patches}: no such folder")
     work = functools.partial(_convert_slide, source=source, layout=LAYOUTS[target], config=config, out=out)
-    return run_slides(rows, work, out, listener=listener)
+    own = select_part(rows, config.part) if config.part else rows
+    return run_slides(own, work, out, Execution(part=config.part), listener)
 
 
 def _convert_slide(row: SlideRow, source: FeatureFolder, layout: Layout, config: ConvertConfig, out: Path) -> Outcome:

@@ -14,6 +14,7 @@ from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 
 ORIGIN = "slidemil"  # attribute of a foreign file that was converted from ours: a JSON text
+SAID_IN_FULL = ("encoder", "patch_size_px", "patch_size_l0", "overlap_px", "width_l0", "height_l0", "mpp_l0")
 FLAGS = {
     "encoder": "--encoder",
     "patch_size_px": "--patch-px",
@@ -88,7 +89,7 @@ def embeddings(found: Found, known: Description, digest: str = UNKNOWN) -> Embed
     return Embeddings(found.features, _coords_l0(found, known), _info(found, known, digest))
 
 
-def as_found(found: Found) -> Embeddings:
+def read_in_place(found: Found) -> Embeddings:
     """A foreign file read in place, with what it says and no more."""
     return embeddings(found, _with_level_0_size(found.said, found.path))
 

@@ -1,7 +1,6 @@
 """Reading and writing HDF5 files of any layout: checked arrays in, one atomic file out, what differs by name."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +9,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.feature_file import Embeddings
+from features.feature_file import Embeddings, opened
+from features.hdf5 import atomic_hdf5
 from features.interop.description import Found
-from tiling.jobs.atomic import atomic_file
 from tiling.jobs.errors import SlideError
 
 _CHUNK_ROWS = 1024
@@ -52,18 +51,6 @@ class Content:
     attributes: Mapping[str, Attributes]
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Raises SlideError for whatever is wrong with the file, while opening and while reading."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except FileNotFoundError:
-        raise SlideError(f"{path}: no such feature file") from None
-    except (OSError, RuntimeError) as error:
-        raise SlideError(f"{path}: not a readable HDF5 file ({error}); copy it again or extract it again") from error
-
-
 def data_set(file: h5py.File, name: str, path: Path) -> NDArray[Any]:
     """A whole data set. Raises SlideError if there is none of that name."""
     found = file.get(name)
@@ -88,12 +75,12 @@ def require_rows(features: NDArray[Any], coords: NDArray[Any] | None, path: Path
 
 
 def write_content(path: Path, content: Content) -> None:
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_hdf5(path) as file:
         for name, values in content.data.items():
             chunks = (min(max(len(values), 1), _CHUNK_ROWS), max(values.shape[1], 1))
             growing = (None, *values.shape[1:])
             file.create_dataset(name, data=values, chunks=chunks, maxshape=growing, track_times=False)
-            file.flush()  # places chunks now: the same bytes whenever Python drops the data set
+            file.flush()  # see `atomic_hdf5`
         for name, attributes in content.attributes.items():
             (file[name] if name else file).attrs.update(attributes)
 

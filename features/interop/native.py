@@ -8,21 +8,13 @@ import h5py
 import numpy as np
 
 from features.feature_file import Embeddings, read_embeddings, write_embeddings
-from features.interop.description import Found, described
+from features.interop.description import SAID_IN_FULL, Found, described
 from features.interop.layout_file import require_rows
 
 
 class Native:
     name = "slidemil"
-    needed: tuple[str, ...] = (
-        "encoder",
-        "patch_size_px",
-        "patch_size_l0",
-        "overlap_px",
-        "width_l0",
-        "height_l0",
-        "mpp_l0",
-    )
+    needed: tuple[str, ...] = SAID_IN_FULL
 
     def recognises(self, file: h5py.File) -> bool:
         return "format" in file.attrs

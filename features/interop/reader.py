@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.feature_file import Embeddings, read_embeddings
+from features.feature_file import Embeddings, opened, read_embeddings
 from features.interop.clam import H5_FOLDER, PT_FOLDER, Clam
-from features.interop.description import Found, as_found
-from features.interop.layout_file import Layout, opened
+from features.interop.description import Found, read_in_place
+from features.interop.layout_file import Layout
 from features.interop.native import Native
 from features.interop.stamp import Stamp
 from features.interop.trident import FOLDER_PREFIX, Trident
@@ -30,7 +30,7 @@ class FeatureFolder:
         path = self._path(slide_id)
         if self._layout(path).name == "slidemil":
             return read_embeddings(path)
-        return as_found(self.find(slide_id))
+        return read_in_place(self.find(slide_id))
 
     def find(self, slide_id: str) -> Found:
         """One slide as it stands in the file. Raises SlideError."""

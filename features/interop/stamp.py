@@ -21,9 +21,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from features.feature_file import Embeddings
+from features.feature_file import Embeddings, opened
 from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
-from features.interop.layout_file import Content, content_differences, data_set, opened, require_rows, write_content
+from features.interop.layout_file import Content, content_differences, data_set, require_rows, write_content
 from tiling.jobs.errors import SlideError
 
 _STAMP_VERSION = "2.3.0"

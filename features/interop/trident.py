@@ -23,10 +23,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from features.feature_file import EmbeddingInfo, Embeddings
+from features.feature_file import EmbeddingInfo, Embeddings, opened
 from features.interop.clam import whole_numbers
-from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
-from features.interop.layout_file import Content, content_differences, data_set, opened, require_rows, write_content
+from features.interop.description import ORIGIN, SAID_IN_FULL, Description, Found, origin_text, with_origin
+from features.interop.layout_file import Content, content_differences, data_set, require_rows, write_content
 
 FOLDER_PREFIX = "features_"
 _BUCKETS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))  # below µm per pixel: magnification
@@ -34,15 +34,7 @@ _BUCKETS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))  #
 
 class Trident:
     name = "trident"
-    needed: tuple[str, ...] = (
-        "encoder",
-        "patch_size_px",
-        "patch_size_l0",
-        "overlap_px",
-        "width_l0",
-        "height_l0",
-        "mpp_l0",
-    )
+    needed: tuple[str, ...] = SAID_IN_FULL
 
     def recognises(self, file: h5py.File) -> bool:
         features, coords = file.get("features"), file.get("coords")

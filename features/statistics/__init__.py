@@ -1,4 +1,4 @@
-"""By-products of embedding: colours of the tissue, what batch norms see, slide by slide and over a cohort.
+"""What is counted on the way: colours of the tissue and what batch norms see, of a slide and of a cohort.
 
-May import encoders and the modules that stand beside the rooms (feature_file, patch_source, device).
+`adapted_norms` gives a network what its batch norms saw. May import encoders and feature_file.
 """

@@ -33,12 +33,13 @@ EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant 
 
 def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
     """Of all feature files in `out` that this encoder made; nothing where none has statistics."""
-    found = [s for path in sorted(out.glob("*.h5")) if (s := _of(path, encoder)) is not None and s.tissue_pixels]
+    slides = (_statistics(path, encoder) for path in sorted(out.glob("*.h5")))
+    found = [slide for slide in slides if slide is not None and slide.tissue_pixels]
     if found:
         write_json(out / "statistics.json", cohort_statistics(found, encoder))
 
 
-def _of(path: Path, encoder: Encoder) -> SlideStatistics | None:
+def _statistics(path: Path, encoder: Encoder) -> SlideStatistics | None:
     try:
         same = read_info(path).weights_sha256 == encoder.weights_sha256
         return read_statistics(path) if same else None
@@ -61,8 +62,8 @@ def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[s
         "tissue_pixels": int(sum(s.tissue_pixels for s in slides)),
         "pixel_mean": mean.tolist(),
         "pixel_std": np.sqrt(variance).tolist(),
-        "encoder_mean": list(encoder.mean),
-        "encoder_std": list(encoder.std),
+        "encoder_mean": list(encoder.preprocessing.mean),
+        "encoder_std": list(encoder.preprocessing.std),
     }
     layers = norm_layers(encoder.unmerged)
     probed = [s for s in slides if s.norm_patches and s.norm_layers == layers]

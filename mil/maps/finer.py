@@ -28,7 +28,7 @@ def make_finer(
     Scale, patch size, encoder and input size are those of `features`. What is there already is not made again; a slide
     that fails has no file. Raises RequestError where the slides' features are not of one kind.
     """
-    from features.extract import extract_features, find_stores  # torch
+    from features.pipeline import extract_features, find_stores  # torch
     from tiling.all_slides import tile_slides
 
     infos, masked, steps = {}, [], config.finer
@@ -52,7 +52,7 @@ def make_finer(
         tile_slides(of_scale, tiling, out / "patches", listener.stage("tile-slides"))
     settings: dict[str, Any] = {"encoder": encoder, "weights": config.weights or made_with, "input_px": input_px}
     extraction = FeatureConfig(**settings, precision=cast(Any, precision), device=config.device)
-    stores = [row for row in find_stores(out / "patches", "", "") if row.slide_id in infos]
+    stores = [row for row in find_stores(out / "patches") if row.slide_id in infos]
     to_hear = listener.stage("extract-features")
     extract_features(stores, extraction, out / "patches", out / "features", listener=to_hear)
     return out / "features"

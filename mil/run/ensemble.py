@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.device import pick_device
+from features.embed.device import pick_device
 from features.feature_file import EmbeddingInfo, Embeddings
 from mil.cohort.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.heads.bags import pack

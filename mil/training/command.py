@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import sklearn
 
-from features.device import pick_device
+from features.embed.device import pick_device
 from mil.cohort.cohort import Cohort, load_cohort, shown
 from mil.cohort.leakage import audit
 from mil.cohort.splits import Fold, make_folds

@@ -21,11 +21,12 @@ import torch
 import torchvision.models as zoo
 from torchvision.transforms.v2 import Normalize
 
-from features.config import FeatureConfig
-from features.embed.pipe import Embedder, exact_arithmetic
+from features.config import EmbedSettings, FeatureConfig
+from features.embed.arithmetic import exact_arithmetic
+from features.embed.patch_source import in_memory
+from features.embed.pipe import Embedder
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
-from features.patch_source import in_memory
+from features.pipeline import extract_features, find_stores
 from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
@@ -43,7 +44,7 @@ def plain(model: torch.nn.Module, patches: np.ndarray) -> None:
 
 
 def forward(embedder: Embedder, patches: np.ndarray) -> None:
-    with exact_arithmetic(embedder):
+    with exact_arithmetic(embedder.lanes):
         for _ in embedder.embed(in_memory(patches)):
             pass
 
@@ -51,7 +52,7 @@ def forward(embedder: Embedder, patches: np.ndarray) -> None:
 def command(stores: Path, out: Path, precision: str) -> None:
     config = FeatureConfig(encoder="resnet50", weights="random", device="cpu", precision=precision)
     shutil.rmtree(out, ignore_errors=True)
-    assert extract_features(find_stores(stores, "", ""), config, stores, out).counts == {"done": SLIDES}
+    assert extract_features(find_stores(stores), config, stores, out).counts == {"done": SLIDES}
 
 
 def main(count: int = 64, runs: int = 3) -> None:
@@ -60,7 +61,7 @@ def main(count: int = 64, runs: int = 3) -> None:
     model.fc = torch.nn.Identity()
     model.load_state_dict(encoder.unmerged.state_dict())
     model.eval()
-    auto = Embedder(encoder, device="cpu").precision
+    auto = Embedder(encoder, EmbedSettings(device="cpu")).precision
     with tempfile.TemporaryDirectory() as folder:
         stores = Path(folder, "patches")
         slide = Path(folder, "s.svs")
@@ -70,7 +71,7 @@ def main(count: int = 64, runs: int = 3) -> None:
         patches = np.concatenate([PatchStore(p).read(range(len(PatchStore(p)))) for p in sorted(stores.glob("*.zarr"))])
         works = {"plain torch, fp32": lambda: plain(model, patches)}
         for precision in dict.fromkeys(("fp32", auto)):
-            embedder = Embedder(encoder, device="cpu", precision=precision)
+            embedder = Embedder(encoder, EmbedSettings(device="cpu", precision=precision))
             works[f"forward path, {precision}"] = lambda embedder=embedder: forward(embedder, patches)
             out = Path(folder, precision)
             works[f"command, {precision}"] = lambda precision=precision, out=out: command(stores, out, precision)

@@ -26,12 +26,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, PILToTensor, ToDtype
 
-from features.config import FeatureConfig
+from features.config import EmbedSettings, FeatureConfig
 from features.embed.decode import decode_on_gpu
+from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
-from features.patch_source import in_memory
+from features.pipeline import extract_features, find_stores
 from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
@@ -120,16 +120,16 @@ def main(count: int = 8192, runs: int = 3) -> None:
         )
         stores = [PatchStore(path) for path in sorted(patches.glob("*.zarr"))]
         count = sum(map(len, stores))
-        ours = Embedder(encoder, device="cuda", precision="bf16")
+        ours = Embedder(encoder, EmbedSettings(device="cuda", precision="bf16"))
         lane = ours._lanes.get()
 
         def command() -> None:
             shutil.rmtree(out, ignore_errors=True)
             config = FeatureConfig(encoder="resnet50", weights="random", device="cuda")
-            assert extract_features(find_stores(patches, "", ""), config, patches, out).counts == {"done": SLIDES}
+            assert extract_features(find_stores(patches), config, patches, out).counts == {"done": SLIDES}
 
         works = {
-            "forward only": lambda: forward_only(lane.model, count),
+            "forward only": lambda: forward_only(lane.run, count),
             "extract-features": command,
             "usual loop": lambda: usual_loop(plain, stores, Path(folder)),
             "decoding on the GPU alone": lambda: decode_only(stores),

@@ -7,25 +7,25 @@ divergence, median over channels. The gap is the layers' mean distance. Photogra
 are the ends of a scale on which it can be read.
 """
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.device import pick_devices
+from features.embed.device import pick_devices
 from features.encoders import Encoder
 from features.encoders.norms import norm_layers, norm_reference
 from features.feature_file import SlideStatistics
-from features.statistics.adapted_norms import ADAPTED, AdaptedNorms, adapt, estimate_norms
+from features.statistics.adapted_norms import ADAPTED, adapt, estimate_norms
 from features.statistics.cohort import EPSILON, by_layer, frechet_by_layer
+from features.statistics.norm_moments import norm_moments
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture
 from mil.diagnosis.findings.scale import within
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.probe import Probe, linear_probe, probe_difference
 from mil.diagnosis.numbers.reference_images import noise, photographs
-from mil.diagnosis.numbers.sample import Sample, embed_sample, moments_of, steps
+from mil.diagnosis.numbers.sample import Sample, embed_sample, steps
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.difference import Difference
 from mil.pages.chart import Chart
@@ -65,8 +65,8 @@ def reference_of(encoder: Encoder) -> Reference:
 
 def gap_of_images(encoder: Encoder, pixels: Pixels, device: str = "cpu") -> Floats:
     """Distance (L,) of each layer of images (n, P, P, 3) uint8 RGB from what the encoder was trained on."""
-    sums = moments_of(replace(encoder, unmerged=copy.deepcopy(encoder.unmerged)), pixels, device)
-    return reference_of(encoder).distances(sums.mean, sums.variance)
+    seen = norm_moments(encoder, steps(pixels), pick_devices(device)[0])
+    return reference_of(encoder).distances(seen.mean, seen.variance)
 
 
 def find_domain_gap(inputs: Inputs) -> Finding:
@@ -195,10 +195,7 @@ def _adapted(inputs: Inputs) -> _Adapted | None:
     encoder, sample = inputs.encoder, inputs.sample
     crops = sample.crops(encoder)
     mixed = crops[np.random.default_rng(inputs.seed).permutation(len(crops))]
-    sums = estimate_norms(encoder, steps(mixed), pick_devices(inputs.config.device)[0])
-    norms = AdaptedNorms(
-        sums.mean, sums.variance, norm_layers(encoder.unmerged), encoder.weights_sha256, sums.patches, 0
-    )
+    norms = estimate_norms(encoder, steps(mixed), pick_devices(inputs.config.device)[0])
     inputs.progress(0.7)
     own = embed_sample(adapt(encoder, norms), crops, inputs.config.device)
     plain, adapted = (probe_of_sample(inputs, sample, values) for values in (inputs.sample_features, own))

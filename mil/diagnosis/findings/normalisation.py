@@ -5,7 +5,7 @@ substitute, is smaller: it leaves out how batches differ. Here a slide stands fo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def find_normalisation(inputs: Inputs) -> Finding:
     colours = colours_of(inputs, everything)
     encoder = inputs.encoder
     recorded = inputs.cohort.infos[0].normalisation
-    stated = recorded == encoder.normalisation
+    stated = recorded == encoder.preprocessing.normalisation
     if colours is None and inputs.patches is None:
         raise MissingInput(
             "Extract the features again with extract-features, which keeps the colours of the tissue, "
@@ -103,7 +103,8 @@ def _judge(
     if not stated:
         return (
             "fault",
-            f"The features were made with {recorded}, but {encoder.name} was trained with {encoder.normalisation}.",
+            f"The features were made with {recorded}, but {encoder.name} was trained with "
+            f"{encoder.preprocessing.normalisation}.",
             f"{again} A frozen network needs the normalisation of its own training, not that of other data.",
         )
     if effect is not None and effect.difference.low > 0:
@@ -134,7 +135,8 @@ def _reproduce(inputs: Inputs, encoder: Encoder) -> _Check:
     sample = inputs.sample
     rows = np.unique(np.linspace(0, len(sample.slides) - 1, _CHECKED).astype(int))
     stored = np.stack([inputs.cohort.features[sample.slides[r]][sample.indices[r]].float().numpy() for r in rows])
-    wide = replace(encoder, input_px=inputs.cohort.infos[0].input_px) if encoder.input_px else encoder
+    fixed = encoder.preprocessing.input_px > 0
+    wide = encoder.with_preprocessing(input_px=inputs.cohort.infos[0].input_px) if fixed else encoder
     pixels = sample.pixels[rows]
 
     def error(variant: _Variant) -> float:
@@ -163,16 +165,16 @@ def _mistakes(encoder: Encoder, inputs: Inputs) -> dict[str, _Variant]:
     zero, one, half = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
     colours = colours_of(inputs, np.arange(len(inputs.cohort.slide_ids)))
     found: dict[str, _Variant] = {
-        "that were not normalised (0 to 1)": (replace(encoder, mean=zero, std=one), _as_it_is),
+        "that were not normalised (0 to 1)": (encoder.with_preprocessing(mean=zero, std=one), _as_it_is),
         "that were neither scaled nor normalised (0 to 255)": (
-            replace(encoder, mean=zero, std=(1 / 255,) * 3),
+            encoder.with_preprocessing(mean=zero, std=(1 / 255,) * 3),
             _as_it_is,
         ),
         "normalised with ImageNet's mean and deviation": (
-            replace(encoder, mean=IMAGENET[0], std=IMAGENET[1]),
+            encoder.with_preprocessing(mean=IMAGENET[0], std=IMAGENET[1]),
             _as_it_is,
         ),
-        "normalised with mean and deviation 0.5": (replace(encoder, mean=half, std=half), _as_it_is),
+        "normalised with mean and deviation 0.5": (encoder.with_preprocessing(mean=half, std=half), _as_it_is),
         "with red and blue exchanged": (encoder, lambda pixels: np.ascontiguousarray(pixels[..., ::-1])),
     }
     if colours is not None:
@@ -182,7 +184,7 @@ def _mistakes(encoder: Encoder, inputs: Inputs) -> dict[str, _Variant]:
 
 def _own(encoder: Encoder, colours: Colours) -> Encoder:
     mean, std = (tuple(float(v) for v in values) for values in (colours.mean, colours.std))
-    return replace(encoder, mean=mean, std=std)  # type: ignore[arg-type]
+    return encoder.with_preprocessing(mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def _overview(colours: Colours, encoder: Encoder) -> Details:
         ("these slides, over all tissue pixels", _three(colours.mean), _three(colours.std)),
         ("these slides, deviations averaged slide by slide", _three(colours.mean), _three(colours.averaged_std)),
         ("ImageNet", *map(_three, IMAGENET)),
-        (f"what {encoder.name} expects", _three(encoder.mean), _three(encoder.std)),
+        (f"what {encoder.name} expects", _three(encoder.preprocessing.mean), _three(encoder.preprocessing.std)),
     ]
     return Details("Mean and deviation of red, green and blue", ("", "mean", "deviation"), tuple(rows))
 

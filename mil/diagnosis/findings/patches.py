@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from features.encoders import Encoder
-from features.encoders.preprocess import prepare
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.site_ratio import site_ratios
@@ -136,9 +135,10 @@ def _encoder(inputs: Inputs) -> Encoder | None:
 def _caption(encoder: Encoder | None) -> str:
     if encoder is None:
         return "As they are stored: the encoder's weights are not at hand. One patch a slide, slides at random."
-    size = f"resized to {encoder.input_px} px" if encoder.input_px else "at their own size"
+    wanted = encoder.preprocessing
+    size = f"resized to {wanted.input_px} px" if wanted.input_px else "at their own size"
     return (
-        f"After the preprocessing of {encoder.name} ({size}, {encoder.normalisation}), brought back to colours for "
+        f"After the preprocessing of {encoder.name} ({size}, {wanted.normalisation}), brought back to colours for "
         "display. One patch a slide, slides at random."
     )
 
@@ -156,8 +156,8 @@ def _shown(inputs: Inputs, encoder: Encoder | None, number: int, patch: int) -> 
 def as_seen(encoder: Encoder, pixels: Pixels) -> Pixels:
     """Patches (n, P, P, 3) uint8 after the encoder's preprocessing, back in 0..255."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    seen = prepare(encoder, images, encoder.input_px or images.shape[-1]).permute(0, 2, 3, 1).numpy()
-    colours = (seen * np.array(encoder.std) + np.array(encoder.mean)) * 255
+    seen = encoder.preprocessing.apply(images).permute(0, 2, 3, 1).numpy()
+    colours = (seen * np.array(encoder.preprocessing.std) + np.array(encoder.preprocessing.mean)) * 255
     back: Pixels = np.clip(np.round(colours), 0, 255).astype(np.uint8)
     return back
 

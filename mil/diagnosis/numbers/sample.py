@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.device import pick_devices
+from features.config import EmbedSettings
+from features.embed.patch_source import evenly_spaced, patches_of
 from features.embed.pipe import embed
 from features.encoders import Encoder, load_encoder
-from features.encoders.preprocess import prepare
 from features.feature_file import UNKNOWN
-from features.patch_source import patches_of
-from features.statistics.adapted_norms import ADAPTED, FILE, adapt, evenly_spaced, read_norms
-from features.statistics.slide import NormProbe, NormSums
+from features.statistics.adapted_norms import ADAPTED, FILE, adapt, read_norms
 from mil.cohort.cohort import Cohort
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.finding import MissingInput
@@ -65,7 +63,7 @@ class Sample:
     def crops(self, encoder: Encoder) -> Pixels:
         """The middle of each patch, where the network takes images of any size."""
         side = self.pixels.shape[1]
-        if encoder.input_px or side <= _CROP_PX:
+        if encoder.preprocessing.input_px or side <= _CROP_PX:
             return self.pixels
         start = (side - _CROP_PX) // 2
         return self.pixels[:, start : start + _CROP_PX, start : start + _CROP_PX]
@@ -105,20 +103,7 @@ def sample_patches(cohort: Cohort, folder: Path, wanted: int) -> Sample:
 
 def embed_sample(encoder: Encoder, pixels: Pixels, device: str) -> NDArray[np.float32]:
     """(n, D) in fp32, so that variants differ by nothing but themselves."""
-    return embed(encoder, pixels, device=device, precision="fp32")
-
-
-def moments_of(encoder: Encoder, pixels: Pixels, device: str) -> NormSums:
-    """What the encoder's batch norms see of patches (n, P, P, 3)."""
-    assert encoder.unmerged is not None
-    where = pick_devices(device)[0]
-    probe = NormProbe(encoder.unmerged.to(where))
-    total = probe.nothing
-    for step in steps(pixels):
-        images = step.to(where)
-        with torch.inference_mode():
-            total = total + probe.look(prepare(encoder, images, encoder.input_px or images.shape[-1]))
-    return total
+    return embed(encoder, pixels, EmbedSettings(device=device, precision="fp32"))
 
 
 def steps(pixels: Pixels) -> Sequence[torch.Tensor]:

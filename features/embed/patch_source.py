@@ -72,3 +72,9 @@ def _cells(store: PatchStore, corners_l0: NDArray[np.int64], cells: int) -> NDAr
     middles = (np.arange(info.patch_size_px) + 0.5) * info.patch_size_l0 / info.patch_size_px
     found = (corners_l0[:, None] + middles) / info.thumbnail_downsample
     return np.minimum(found.astype(np.int64), cells - 1)
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the indices 0..count - 1, in the middles of equal parts."""
+    parts = min(wanted, count)
+    return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]

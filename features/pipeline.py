@@ -1,23 +1,25 @@
 """Patch stores to feature files: the loop over slides, what is skipped, and what each file says of itself."""
 
 import functools
-from collections.abc import Sequence
-from contextlib import nullcontext
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.config import FeatureConfig
-from features.embed.pipe import Embedder, exact_arithmetic
+from features.embed.adaptation import keep_norms
+from features.embed.arithmetic import exact_arithmetic
+from features.embed.patch_source import PatchSource, patches_of
+from features.embed.pipe import Embedder
 from features.encoders import Encoder, load_encoder
-from features.encoders.norms import norm_layers
 from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
-from features.patch_source import PatchSource, patches_of
-from features.statistics.adapted_norms import FILE, adapt, keep_norms, read_norms
+from features.request import Candidates, requested_slides
+from features.statistics.adapted_norms import FILE, adapt, read_norms
 from features.statistics.cohort import write_cohort_statistics
-from features.statistics.slide import NO_PIXELS, slide_statistics
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -26,67 +28,65 @@ from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import require_same
 from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.workers import alive
-from tiling.manifest import SlideRow, largest_first, load_table, select_part
+from tiling.manifest import SlideRow, largest_first, select_part
 from tiling.store.patches import PatchStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SLIDES_AT_ONCE = 2  # while one is opened or written, the other keeps the devices busy
 
 
-def find_stores(patches: Path, table: str, part: str) -> list[SlideRow]:
-    """The slides to embed: all stores of the folder, or those of the table. Raises RequestError."""
-    if not patches.is_dir():
-        raise RequestError(f"{patches}: no such folder; expected the --out folder of tile-slides")
-    if patches.suffix == ".zarr":
+def find_stores(patches: Path, slides: "Path | pd.DataFrame | None" = None) -> list[SlideRow]:
+    """The slides to embed: all stores of the folder, or those of a slide table. Raises RequestError."""
+    if patches.suffix == ".zarr" and patches.is_dir():
         raise RequestError(f"{patches} is one patch store; give its folder, and --slides TABLE to pick from it")
-    stores = sorted(patches.glob("*.zarr"))
-    if not stores:
-        raise RequestError(f"{patches}: no patch store (<slide_id>.zarr) in this folder; make them with tile-slides")
-    rows = [SlideRow(store.stem) for store in stores]
-    if table:
-        rows = load_table(Path(table), needs_path=False)
-    return select_part(rows, part) if part else rows
+    stores = [store.stem for store in sorted(patches.glob("*.zarr"))]
+    missing = "no patch store (<slide_id>.zarr) in this folder; make them with tile-slides"
+    return requested_slides(Candidates(patches, stores, "the --out folder of tile-slides", missing), slides)
 
 
 def extract_features(
-    rows: Sequence[SlideRow],
-    config: FeatureConfig,
-    patches: Path,
-    out: Path,
-    request: Sequence[SlideRow] = (),
-    listener: Listener = SILENT,
+    rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path, listener: Listener = SILENT
 ) -> Outcomes:
     """Embed the stores `patches/<slide_id>.zarr` into `out`. Raises RequestError.
 
-    request: all slides, of which `rows` may be a part; batch norms are adapted to them (by default to `rows`).
+    rows: all slides of the request; of these `config.part` is done, and batch norms are adapted to all.
     """
+    own = select_part(rows, config.part) if config.part else rows
     if config.adapt_bn:
-        keep_norms(request or rows, _encoder(config), config, patches, out)
+        norms = keep_norms(rows, _encoder(config), config, patches, out)
+        listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
-    embedder = _embedder(config)
+    embedder = Embedder(_encoder(config), config.embedding, listener.say)
     encoder = embedder.encoder
     listener.say(
         f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
-        f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(rows)} slide(s)"
+        f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
     )
-    work = functools.partial(extract_slide, config=config, patches=patches, out=out)
+    work: Callable[[SlideRow], Outcome]
+    if config.scheduler:
+        own = largest_first(own)
+        work = functools.partial(_extract_on_worker, run=uuid.uuid4().hex, config=config, patches=patches, out=out)
+    else:
+        work = functools.partial(_extract_slide, embedder=embedder, config=config, patches=patches, out=out)
     execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
-    with exact_arithmetic(embedder):
-        outcomes = run_slides(largest_first(rows) if config.scheduler else rows, work, out, execution, listener)
+    with exact_arithmetic(embedder.lanes):
+        outcomes = run_slides(own, work, out, execution, listener)
     write_cohort_statistics(out, encoder)
     return outcomes
 
 
-def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
+def _extract_slide(row: SlideRow, embedder: Embedder, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
     """Write one slide's features, or skip it where the same features are there. Raises SlideError."""
     path = out / f"{row.slide_id}.h5"
     with lock(path):
-        store, embedder = PatchStore(patches / f"{row.slide_id}.zarr"), _embedder(config)
+        store = PatchStore(patches / f"{row.slide_id}.zarr")
         info = _info(store, row.slide_id, embedder)
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        on_dask = exact_arithmetic(embedder) if config.scheduler else nullcontext()
-        with patches_of(store, row.path) as source, on_dask:
+        with patches_of(store, row.path) as source:
             features, statistics = _embed(source, embedder, config.features_dtype)
         write_embeddings(path, Embeddings(features, store.coords_l0, info), statistics)
     if len(store) == 0:
@@ -94,18 +94,16 @@ def extract_slide(row: SlideRow, config: FeatureConfig, patches: Path, out: Path
     return Outcome(row.slide_id, "done", patches=len(store))
 
 
+def _extract_on_worker(row: SlideRow, run: str, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
+    embedder = _embedder_of(run, config)
+    with exact_arithmetic(embedder.lanes):
+        return _extract_slide(row, embedder, config, patches, out)
+
+
 @functools.lru_cache(maxsize=1)
-def _embedder(config: FeatureConfig) -> Embedder:
-    """One network a process, also in the workers of a Dask cluster."""
-    return Embedder(
-        _encoder(config),
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        input_px=config.input_px,
-        decode=config.decode,
-        engine=config.engine,
-    )
+def _embedder_of(run: str, config: FeatureConfig) -> Embedder:
+    """One network in each worker of a Dask cluster; another run may find other weights in the same files."""
+    return Embedder(_encoder(config), config.embedding)
 
 
 def _encoder(config: FeatureConfig) -> Encoder:
@@ -117,7 +115,7 @@ def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray
     """Embeddings (N, D) in the type that is stored, and by-products. SlideError where float16 cannot hold them."""
     features = np.empty((source.count, embedder.encoder.dim), dtype)
     largest, start = float(np.finfo(dtype).max), 0
-    pixels, norms = NO_PIXELS, None
+    by_products = embedder.nothing
     for batch in embedder.embed(source):
         alive()
         rows = batch.features
@@ -125,9 +123,8 @@ def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray
             raise SlideError(f"features reach {np.abs(rows).max():.3g}, above {dtype}; use --features-dtype float32")
         features[start : start + len(rows)] = rows
         start += len(rows)
-        pixels = pixels + batch.pixels
-        norms = norms + batch.norms if norms and batch.norms else batch.norms
-    return features, slide_statistics(pixels, norms, norm_layers(embedder.encoder.unmerged))
+        by_products = by_products + batch.by_products
+    return features, by_products.statistics
 
 
 def _require_same(path: Path, info: EmbeddingInfo, dtype: str) -> None:
@@ -144,7 +141,7 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         weights=encoder.weights,
         weights_sha256=encoder.weights_sha256,
         input_px=embedder.input_px(of.patch_size_px),
-        normalisation=encoder.normalisation,
+        normalisation=encoder.preprocessing.normalisation,
         precision=embedder.precision,
         patch_size_px=of.patch_size_px,
         patch_size_l0=of.patch_size_l0,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
-from features.config import FeatureConfig
+from features.config import EmbedSettings, FeatureConfig
 from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings
@@ -49,7 +49,7 @@ def test_rows_are_the_stores_patches_in_order(extract, stores, tissue, tmp_path)
     assert extract(stores, "--out", out, "--precision", "fp32", "--features-dtype", "float32") == 0
     encoder = load_encoder("resnet18", "random")
     found = read_embeddings(out / "a.h5")
-    expected = embed(encoder, tissue(9, 64, seed=9), precision="fp32")
+    expected = embed(encoder, tissue(9, 64, seed=9), EmbedSettings(precision="fp32"))
     assert (found.features == expected).all() and found.features.dtype == np.float32
     assert found.coords_l0[:, 0].tolist() == list(range(0, 9 * 256, 256))
     info = found.info

@@ -1,0 +1,60 @@
+"""What computes a network on a device: torch, torch after a minute's compilation, or OpenVINO's kernels for the CPU.
+
+OpenVINO, which the extra `openvino` brings, computes the same network with the same weights. Each of its lanes has a
+request of its own and does one batch at a time on one core.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from features.config import Engine
+from features.embed.arithmetic import cast_weights
+from tiling.jobs.errors import RequestError
+
+Run: TypeAlias = Callable[[Tensor], Tensor]  # (n, 3, P, P) float32 → (n, D)
+_OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def torch_run(model: nn.Module, engine: Engine, device: torch.device, precision: str) -> Run:
+    """By torch, for all lanes of a device. The caller's network keeps its weights and its place."""
+    if precision != "fp32" or device.type != "cpu":
+        model = copy.deepcopy(model)
+    cast_weights(model, precision)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    compiled: Run = torch.compile(model, dynamic=False) if engine == "compile" else model
+    return compiled
+
+
+def openvino_runs(model: nn.Module, side: int, precision: str, lanes: int) -> list[Run]:
+    """By OpenVINO, one for each lane of the CPU. Raises RequestError where OpenVINO is missing.
+
+    side: P, where the network is given images of one size; 0 for convolutional ones, which take any.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise RequestError("--engine openvino needs the extra `openvino`: pip install 'slidemil[openvino]'") from None
+    shape = openvino.PartialShape([-1, 3, side or -1, side or -1])
+    try:
+        example = torch.zeros(1, 3, side or 224, side or 224)
+        converted = openvino.convert_model(model.cpu(), example_input=example, input=shape)
+    except Exception as error:  # of its front end, which knows no common base
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f"--engine openvino cannot take this network ({reason}); use --engine torch") from error
+    settings = {
+        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISION[precision],
+        "INFERENCE_NUM_THREADS": lanes,
+        "NUM_STREAMS": lanes,
+        "ENABLE_CPU_PINNING": False,
+    }
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+
+    def run() -> Run:
+        request = compiled.create_infer_request()
+        return lambda images: torch.from_numpy(request.infer([images.contiguous().numpy()])[0].copy())
+
+    return [run() for _ in range(lanes)]

@@ -1,0 +1,106 @@
+"""What a network's batch norms see: the first two moments of each channel of their inputs.
+
+The network carries the same two of its training, its running mean and variance, so the distance of a slide from
+ImageNet can be told without any of ImageNet's images (as in Li et al., "Adaptive Batch Normalization", 2018).
+"""
+
+import copy
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from features.encoders import Encoder
+from features.encoders.norms import norm_layers
+
+
+@dataclass(frozen=True)
+class NormMoments:
+    """Sums over patches of each batch norm's input: its mean and mean square over a patch, layer after layer.
+
+    Two of the same network add up, in float64, to those of all their patches.
+    """
+
+    layers: dict[str, int]  # channels by name, in the order in which they are defined; empty without batch norms
+    patches: int
+    sums: NDArray[np.float64]  # (ΣC,)
+    squares: NDArray[np.float64]  # (ΣC,)
+
+    def __add__(self, other: "NormMoments") -> "NormMoments":
+        assert self.layers == other.layers
+        patches = self.patches + other.patches
+        return NormMoments(self.layers, patches, self.sums + other.sums, self.squares + other.squares)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(ΣC,); NaN where there is no patch."""
+        return self.sums / self.patches if self.patches else np.full(self.sums.shape, np.nan)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """(ΣC,); NaN where there is no patch."""
+        if not self.patches:
+            return np.full(self.sums.shape, np.nan)
+        return np.maximum(self.squares / self.patches - self.mean**2, 0)
+
+
+def no_moments(layers: dict[str, int]) -> NormMoments:
+    channels = sum(layers.values())
+    return NormMoments(layers, 0, np.zeros(channels), np.zeros(channels))
+
+
+def norm_moments(
+    encoder: Encoder, batches: Iterable[Tensor], device: torch.device, *, renormalise: bool = False
+) -> NormMoments:
+    """Of batches of images (n, 3, P, P) uint8; see `NormCollector`."""
+    collector = NormCollector(encoder, device, renormalise=renormalise)
+    total = no_moments(collector.layers)
+    for images in batches:
+        total = total + collector.look(encoder.preprocessing.apply(images.to(device)))
+    return total
+
+
+class NormCollector:
+    """A copy of a network on a device, its batch norms not merged into convolutions, watched at their inputs.
+
+    Threads may share one, unless it renormalises: then each batch norm gets the moments of the batch that it sees in
+    the place of those of its training, as in training mode, and what lies behind it sees the batch so normalised.
+    """
+
+    def __init__(self, encoder: Encoder, device: torch.device, *, renormalise: bool = False) -> None:
+        self.layers = norm_layers(encoder.unmerged)
+        self._renormalise = renormalise
+        self._seen = threading.local()
+        self._model = copy.deepcopy(encoder.unmerged)
+        if self._model is not None:
+            self._model.to(device).to(memory_format=torch.channels_last)
+            for name in self.layers:
+                self._model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+
+    @torch.inference_mode()
+    def look(self, images: Tensor) -> NormMoments:
+        """images: (n, 3, P, P) float32, preprocessed, on the device; of none, or without batch norms, no moments."""
+        if self._model is None or not len(images):
+            return no_moments(self.layers)
+        self._seen.moments = {}
+        self._model(images)
+        found: Mapping[str, Tensor] = self._seen.moments
+        unseen = {name: torch.full((2, n), torch.nan, device=images.device) for name, n in self.layers.items()}
+        moments = torch.cat(list({**unseen, **found}.values()), 1).double().cpu().numpy()  # (2, ΣC)
+        return NormMoments(self.layers, len(images), *(moments * len(images)))
+
+    def _hook(self, name: str) -> Any:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float()
+            mean, square = x.mean((0, 2, 3)), x.square().mean((0, 2, 3))
+            self._seen.moments[name] = torch.stack([mean, square])
+            if self._renormalise:
+                module.get_buffer("running_mean").copy_(mean)
+                module.get_buffer("running_var").copy_((square - mean.square()).clamp_min(0))
+
+        return see
