@@ -30,18 +30,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     def body() -> int:
         config = config_from(DiagnoseConfig, arguments)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads spin, and a busy machine stalls
-        from mil.diagnosis.diagnose import diagnose_cohort  # imports torch
+        from mil.diagnosis.diagnose import diagnose  # imports torch
+        from mil.diagnosis.display import Display
+        from mil.diagnosis.inputs import Sources
 
-        return diagnose_cohort(
+        sources = Sources(
             Path(arguments.features),
             Path(arguments.labels),
             arguments.target,
-            Path(arguments.out),
-            config,
             patches=Path(arguments.patches) if arguments.patches else None,
             run=Path(arguments.run) if arguments.run else None,
             random_features=Path(arguments.features_random) if arguments.features_random else None,
-            scales=[Path(folder) for folder in arguments.scales],
+            scales=tuple(map(Path, arguments.scales)),
         )
+        show, out = Display(), Path(arguments.out)
+        diagnosis = diagnose(sources, config, out=out, progress=show.progress, warn=show.warning)
+        show.result(diagnosis, out)
+        return int(diagnosis.failed)
 
     run_command("diagnose-cohort", body)

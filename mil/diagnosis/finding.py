@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["fault", "look", "fine", "missing"]  # the worst first
 SEVERITIES: tuple[Severity, ...] = ("fault", "look", "fine", "missing")
@@ -54,6 +54,30 @@ class Finding:
     details: Sequence[Details] = ()
     evidence: Mapping[str, object] = field(default_factory=dict)
     error: str = ""  # why it could not be made, where it failed on odd data
+    traceback: str = ""  # of that failure
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, the worst first, and what they are of. counts: slides, patients, patches, slides_of_class."""
+
+    target: str
+    encoder: Mapping[str, Any]  # of the features, see Cohort.encoder
+    counts: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...] = ()  # of the cohort
+
+    @property
+    def failed(self) -> bool:
+        """Whether a finding failed on odd data."""
+        return any(finding.error for finding in self.findings)
+
+    def __getitem__(self, key: str) -> Finding:
+        """KeyError for a key that no finding has."""
+        for finding in self.findings:
+            if finding.key == key:
+                return finding
+        raise KeyError(key)
 
 
 class MissingInput(Exception):

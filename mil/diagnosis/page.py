@@ -10,38 +10,47 @@ in it.
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from mil.diagnosis.finding import SEVERITIES, Details, Figure, Finding, Picture
-from mil.diagnosis.inputs import Inputs
-from mil.pages.page import report_style, table
+from mil.cohort.cohort import Cohort
+from mil.diagnosis.finding import SEVERITIES, Diagnosis, Figure, Finding, Picture
+from mil.pages.page import report_style
 from tiling.jobs.atomic import write_json, write_text
+from tiling.jobs.pages import render
 
 FORMAT, VERSION = "slidemil-diagnosis", 1
 _SAID = {"fault": "fault", "look": "look at this", "fine": "fine", "missing": "not looked at"}
 _TAG = {"fault": "failed", "look": "", "fine": "good", "missing": "none"}
 
 
-def write_diagnosis(out: Path, inputs: Inputs, findings: Sequence[Finding]) -> None:
+def write_diagnosis(out: Path, diagnosis: Diagnosis) -> None:
     """Write both files into `out`, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "diagnosis.json", diagnosis_json(inputs, findings))
-    write_text(out / "diagnosis.html", diagnosis_html(inputs, findings))
+    write_json(out / "diagnosis.json", diagnosis_json(diagnosis))
+    write_text(out / "diagnosis.html", diagnosis_html(diagnosis))
 
 
-def diagnosis_json(inputs: Inputs, findings: Sequence[Finding]) -> dict[str, Any]:
+def counts_of(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "slides": len(cohort.slide_ids),
+        "patients": len(set(cohort.patient_ids)),
+        "patches": sum(len(features) for features in cohort.features),
+        "slides_of_class": dict(zip(cohort.classes, np.bincount(cohort.labels).tolist(), strict=True)),
+    }
+
+
+def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "target": inputs.target,
-        "encoder": inputs.cohort.encoder,
-        "counts": _counts(inputs),
-        "findings": [_entry(finding) for finding in findings],
+        "target": diagnosis.target,
+        "encoder": diagnosis.encoder,
+        "counts": diagnosis.counts,
+        "findings": [_entry(finding) for finding in diagnosis.findings],
     }
 
 
@@ -62,65 +71,43 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def diagnosis_html(inputs: Inputs, findings: Sequence[Finding]) -> str:
-    counts = _counts(inputs)
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    counts = diagnosis.counts
     facts = [(f"{counts['slides']:,}", "slides"), (f"{counts['patients']:,}", "patients")]
     facts += [(f"{n:,}", name) for name, n in counts["slides_of_class"].items()]
-    facts += [(f"{counts['patches']:,}", "patches"), (str(inputs.cohort.encoder["encoder"]), "features")]
-    filled = {
-        "STYLE": report_style(),
-        "TITLE": f"Diagnosis of {escape(inputs.target)}",
-        "SUMMARY": "".join(f"<li><b>{escape(value)}</b> {escape(name)}</li>" for value, name in facts),
-        "SHORT": _short(findings),
-        "BODY": "".join(_section(finding) for finding in findings),
-    }
-    page = resources.files("mil.diagnosis").joinpath("diagnosis.html").read_text(encoding="utf-8")
-    for name, text in filled.items():
-        page = page.replace(f"__{name}__", text)
-    return page
+    facts += [(f"{counts['patches']:,}", "patches"), (str(diagnosis.encoder["encoder"]), "features")]
+    return render(
+        "mil.diagnosis",
+        "diagnosis.html",
+        style=Markup(report_style()),
+        target=diagnosis.target,
+        facts=facts,
+        lead=_lead(diagnosis.findings),
+        findings=[_shown(finding) for finding in diagnosis.findings],
+    )
 
 
-def _counts(inputs: Inputs) -> dict[str, Any]:
-    cohort = inputs.cohort
-    return {
-        "slides": len(cohort.slide_ids),
-        "patients": len(set(cohort.patient_ids)),
-        "patches": sum(len(features) for features in cohort.features),
-        "slides_of_class": dict(zip(cohort.classes, np.bincount(cohort.labels).tolist(), strict=True)),
-    }
-
-
-def _short(findings: Sequence[Finding]) -> str:
-    """The whole diagnosis in one list, the worst first."""
+def _lead(findings: Sequence[Finding]) -> str:
+    """How many findings are of each kind, the worst first."""
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     said = {**_SAID, "fault": "faults" if counts["fault"] > 1 else "fault", "look": "to look at"}
-    lead = ", ".join(f"{n} {said[severity]}" for severity, n in counts.items() if n)
-    rows = "".join(
-        f'<li>{_tag(f)}<div><a href="#{f.key}">{escape(f.title)}</a><p>{escape(f.verdict)}</p></div></li>'
-        for f in findings
-    )
-    return f'<p class="verdict">{escape(lead)}</p><ul class="short">{rows}</ul>'
+    return ", ".join(f"{n} {said[severity]}" for severity, n in counts.items() if n)
 
 
-def _section(of: Finding) -> str:
-    numbers = "".join(_number(name, figure) for name, figure in of.numbers.items())
-    heading = "What to give" if of.severity == "missing" and not of.error else "What to do"
-    parts = [
-        f"<h2>{escape(of.title)} {_tag(of)}</h2>",
-        f'<p class="verdict">{escape(of.verdict)}</p>',
-        f'<p class="remedy"><b>{heading}.</b> {escape(of.remedy)}</p>',
-        f'<div class="numbers">{numbers}</div>' if numbers else "",
-        f'<div class="figures">{"".join(map(_picture, of.pictures))}</div>' if of.pictures else "",
-        *map(_details, of.details),
-    ]
-    return f'<section id="{of.key}" class="{of.severity}">{"".join(parts)}</section>'
+def _shown(of: Finding) -> dict[str, Any]:
+    """What the template shows of a finding, beside its own texts and tables."""
+    return {
+        "of": of,
+        "said": _SAID[of.severity],
+        "tag": _TAG[of.severity],
+        "heading": "What to give" if of.severity == "missing" and not of.error else "What to do",
+        "numbers": [(name, *_number(figure)) for name, figure in of.numbers.items()],
+        "pictures": [(picture, Markup(picture.svg), _data_uri(picture)) for picture in of.pictures],
+    }
 
 
-def _tag(of: Finding) -> str:
-    return f'<span class="tag {_TAG[of.severity]}">{_SAID[of.severity]}</span>'
-
-
-def _number(name: str, figure: Figure) -> str:
+def _number(figure: Figure) -> tuple[str, str]:
+    """A value, and its interval and p."""
     value, low, high, p = (figure.get(key) for key in ("value", "low", "high", "p"))
     shown = "–" if value is None or not math.isfinite(value) else _short_number(value)
     more = []
@@ -129,28 +116,14 @@ def _number(name: str, figure: Figure) -> str:
     elif p is None and value is not None and value == round(value):
         shown = f"{value:,.0f}"  # a count
     if p is not None:
-        more.append("p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}")
-    return f'<div class="number"><span>{escape(name)}</span><b>{shown}</b><span>{", ".join(more)}</span></div>'
+        more.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+    return shown, ", ".join(more)
 
 
 def _short_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _picture(picture: Picture) -> str:
-    shown = picture.svg
-    if picture.image:
-        kind = "png" if picture.image.startswith(b"\x89PNG") else "jpeg"
-        data = base64.b64encode(picture.image).decode()
-        shown = f'<img src="data:image/{kind};base64,{data}" alt="{escape(picture.title)}">'
-    wide = ' class="wide-figure"' if picture.wide else ""
-    return (
-        f"<figure{wide}><figcaption><b>{escape(picture.title)}</b></figcaption>{shown}"
-        f"<p>{escape(picture.caption)}</p></figure>"
-    )
-
-
-def _details(part: Details) -> str:
-    rows = [[escape(cell) for cell in row] for row in part.rows]
-    shown = table([escape(name) for name in part.columns], rows)
-    return f"<details><summary>{escape(part.title)}</summary>{shown}</details>"
+def _data_uri(picture: Picture) -> str:
+    kind = "png" if picture.image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.image).decode()}" if picture.image else ""

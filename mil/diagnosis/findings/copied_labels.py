@@ -9,7 +9,8 @@ import torch
 from mil.cohort.cohort import Cohort
 from mil.diagnosis.finding import Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.numbers.ridge import parts_of
+from mil.diagnosis.numbers.folds import parts_of
+from mil.diagnosis.numbers.probe import figure_of
 from mil.diagnosis.numbers.witness import WitnessRate, sampled_patches, witness_rate
 from mil.metrics.classification import evaluate, patch_accuracy
 from mil.metrics.difference import Difference, auroc_difference
@@ -19,13 +20,13 @@ from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
 
-KEY, TITLE = "copied-labels", "Copied labels against MIL"
+KEY, TITLE, SHARE = "copied-labels", "Copied labels against MIL", 120
 HEADS = ("patch-label-copy", "mean", "gated-abmil")
 _PATCHES = 25_000  # in all that the heads are trained on
 _STEPS = 150
 
 
-def find_copied_labels(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     cohort, config = inputs.cohort, inputs.config
     rng = np.random.default_rng(np.random.SeedSequence((inputs.seed, 11)))
     small = dataclasses.replace(cohort, features=tuple(sampled_patches(cohort, _PATCHES, rng)))
@@ -45,7 +46,7 @@ def find_copied_labels(inputs: Inputs) -> Finding:
     gain = auroc_difference(
         tables[best], tables[HEADS[0]], cohort.classes, cohort.positive, config.bootstrap, inputs.seed
     )
-    numbers[f"{best} less {HEADS[0]}: AUROC"] = {"value": gain.value, "low": gain.low, "high": gain.high}
+    numbers[f"{best} less {HEADS[0]}: AUROC"] = figure_of(gain)
     rate = None
     if cohort.positive is not None:
         rate = witness_rate(

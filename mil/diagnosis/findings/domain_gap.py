@@ -1,75 +1,92 @@
 """Finding: how far the cohort is from ImageNet, and whether batch norms of its own would help (AdaBN).
 
-A pretrained network's batch norms hold the mean and variance of what they saw in ImageNet; the feature files hold the
-same moments of the cohort. Per layer the distance is the Fréchet distance of the two diagonal normal distributions in
-units of ImageNet's standard deviation (see features.statistics.cohort), and beside it the symmetric Kullback-Leibler
-divergence, median over channels. The gap is the layers' mean distance. Photographs and noise, through the same network,
-are the ends of a scale on which it can be read.
+The gap is the layers' mean distance (mil.diagnosis.numbers.norm_distance). Photographs and noise, through the same
+network, are the ends of a scale on which it can be read.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.embed.device import pick_devices
 from features.encoders import Encoder
-from features.encoders.norms import norm_layers, norm_reference
 from features.feature_file import SlideStatistics
 from features.statistics.adapted_norms import ADAPTED, adapt, estimate_norms
-from features.statistics.cohort import EPSILON, by_layer, frechet_by_layer
-from features.statistics.norm_moments import norm_moments
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture
-from mil.diagnosis.findings.scale import within
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.numbers.probe import Probe, linear_probe, probe_difference
+from mil.diagnosis.numbers.norm_distance import Reference, drawn_moments, gap_of_images, reference_of
+from mil.diagnosis.numbers.probe import Compared, figure_of
 from mil.diagnosis.numbers.reference_images import noise, photographs
-from mil.diagnosis.numbers.sample import Sample, embed_sample, steps
-from mil.metrics.bootstrap import draw_weights, interval
-from mil.metrics.difference import Difference
+from mil.diagnosis.numbers.sample import embed_sample, steps
+from mil.metrics.bootstrap import draw_weights
 from mil.pages.chart import Chart
-from tiling.slides.slide import Pixels
 
-KEY, TITLE = "domain-gap", "Distance from ImageNet"
+KEY, TITLE, SHARE = "domain-gap", "Distance from ImageNet", 30
 Floats = NDArray[np.float64]
+_ENDS = {"photographs": photographs, "noise": noise}
 _DRAWS = 200  # of patients; each goes through all channels
 _FAR = 0.6  # of the way to noise
 
 
 @dataclass(frozen=True)
-class Reference:
-    """ImageNet's moments (ΣC,), and which channels belong to which layer."""
+class _Measured:
+    """Distances by layer (L,) of the slides and of both ends, and the mean distance of the slides."""
 
-    mean: Floats
-    variance: Floats
-    layers: dict[str, int]
+    reference: Reference
+    slides: list[SlideStatistics]
+    own: Floats
+    divergences: Floats
+    ends: dict[str, Floats]
+    gap: Figure
 
-    def distances(self, mean: Floats, variance: Floats) -> Floats:
-        """Fréchet distance (…, L) of moments (…, ΣC)."""
-        found: Floats = frechet_by_layer(mean, variance, self.mean, self.variance, self.layers)
-        return found
-
-    def divergences(self, mean: Floats, variance: Floats) -> Floats:
-        """Symmetric Kullback-Leibler divergence (L,), the median over the channels of a layer."""
-        v, w, d = variance + EPSILON, self.variance + EPSILON, (mean - self.mean) ** 2
-        both = ((v + d) / w + (w + d) / v) / 2 - 1
-        return np.array([float(np.median(part)) for part in by_layer(both, self.layers)])
+    def place(self, value: float | None) -> float | None:
+        """Of a mean distance between photographs, 0, and noise, 1."""
+        low, high = (float(np.mean(self.ends[name])) for name in _ENDS)
+        return None if value is None else (value - low) / (high - low)
 
 
-def reference_of(encoder: Encoder) -> Reference:
-    assert encoder.unmerged is not None
-    mean, variance = norm_reference(encoder.unmerged)
-    return Reference(mean, variance, norm_layers(encoder.unmerged))
+def find(inputs: Inputs) -> Finding:
+    measured = _measure(inputs, _usable_encoder(inputs))
+    inputs.progress(0.4)
+    position = {key: measured.place(value) for key, value in measured.gap.items()}
+    adapted = _adapted(inputs)
+    inputs.progress(0.95)
+    where = position["value"] or 0.0
+    helps = adapted is not None and adapted.gain.low > 0
+    verdict, remedy = _judge(where, helps, tried=adapted is not None)
+    numbers: dict[str, Figure] = {
+        "place between photographs (0) and noise (1)": position,
+        "distance from ImageNet": measured.gap,
+        **{
+            f"distance of {name}": {"value": float(np.mean(of)), "low": None, "high": None}
+            for name, of in measured.ends.items()
+        },
+    }
+    if adapted is not None:
+        numbers |= {
+            "AUROC, plain": adapted.first.auroc,
+            "AUROC, adapted batch norms": adapted.second.auroc,
+            "gain by adapting": figure_of(adapted.gain),
+        }
+    return Finding(
+        KEY,
+        TITLE,
+        "look" if helps or where > _FAR else "fine",
+        verdict,
+        remedy,
+        numbers,
+        [_chart(measured)],
+        [*_by_site(inputs, measured), _by_layer(measured)],
+        {
+            "layers": dict(zip(measured.reference.layers, measured.own, strict=True)),
+            "divergence": float(np.mean(measured.divergences)),
+        },
+    )
 
 
-def gap_of_images(encoder: Encoder, pixels: Pixels, device: str = "cpu") -> Floats:
-    """Distance (L,) of each layer of images (n, P, P, 3) uint8 RGB from what the encoder was trained on."""
-    seen = norm_moments(encoder, steps(pixels), pick_devices(device)[0])
-    return reference_of(encoder).distances(seen.mean, seen.variance)
-
-
-def find_domain_gap(inputs: Inputs) -> Finding:
+def _usable_encoder(inputs: Inputs) -> Encoder:
+    """The network of the features, with its batch norms. Raises MissingInput."""
     weights = inputs.cohort.infos[0].weights
     if weights.startswith("random") or weights.endswith(ADAPTED):
         raise MissingInput(f"Diagnose features of plain pretrained weights; these are of {weights!r}.")
@@ -79,138 +96,83 @@ def find_domain_gap(inputs: Inputs) -> Finding:
             f"{encoder.name} has no batch norms, so it keeps no statistics of ImageNet. Extract features with a "
             "network that has, such as resnet50, to measure the distance."
         )
+    return encoder
+
+
+def _measure(inputs: Inputs, encoder: Encoder) -> _Measured:
     reference = reference_of(encoder)
     seen = [s for s in inputs.statistics if s is not None and s.norm_patches and s.norm_layers == reference.layers]
     if len(seen) < len(inputs.cohort.slide_ids):
         raise MissingInput("Extract the features again with extract-features, which keeps the statistics needed.")
-    curves = {"these slides": _moments(seen, np.ones((1, len(seen))))}
+    mean, variance = drawn_moments(seen, np.ones((1, len(seen))))
     ends = {name: gap_of_images(encoder, of(), inputs.config.device) for name, of in _ENDS.items()}
-    inputs.progress(0.4)
-    own = reference.distances(*curves["these slides"])[0]
-    weights_drawn = draw_weights(inputs.cohort.patient_ids.tolist(), _DRAWS, inputs.seed)
-    gap = _figure(reference, seen, weights_drawn)
-    low_end, high_end = (float(np.mean(ends[name])) for name in _ENDS)
+    drawn = draw_weights(inputs.cohort.patient_ids.tolist(), _DRAWS, inputs.seed)
+    return _Measured(
+        reference,
+        seen,
+        reference.distances(mean, variance)[0],
+        reference.divergences(mean[0], variance[0]),
+        ends,
+        reference.mean_distance(seen, drawn),
+    )
 
-    def place(value: float | None) -> float | None:
-        return None if value is None else (value - low_end) / (high_end - low_end)
 
-    position = {key: place(value) for key, value in gap.items()}
-    adapted = _adapted(inputs)
-    inputs.progress(0.95)
-    where = position["value"] or 0.0
-    helps = adapted is not None and adapted.difference.low > 0
+def _judge(where: float, helps: bool, tried: bool) -> tuple[str, str]:
+    """Verdict and remedy."""
     far = where > _FAR
     verdict = (
         f"To the network these patches lie {max(where, 0):.0%} of the way from photographs to noise"
         f"{': very far from what it was trained on' if far else ''}"
         f"{'; batch norms of their own make slides easier to tell apart' if helps else ''}."
     )
-    remedy = "Nothing to do: features of this network carry over. A network trained on pathology may still do better."
     if helps:
-        remedy = "Extract again with extract-features --adapt-bn, then train on those features."
-    elif far:
+        return verdict, "Extract again with extract-features --adapt-bn, then train on those features."
+    remedy = "Nothing to do: features of this network carry over. A network trained on pathology may still do better."
+    if far:
         remedy = (
             "Look at the patches as the model sees them, then at the normalisation. If both are right, take a network "
             "that was trained on pathology (timm:hf-hub:…)."
         )
-    numbers: dict[str, Figure] = {
-        "place between photographs (0) and noise (1)": position,
-        "distance from ImageNet": gap,
-        "distance of photographs": {"value": low_end, "low": None, "high": None},
-        "distance of noise": {"value": high_end, "low": None, "high": None},
-    }
-    if adapted is not None:
-        numbers |= {
-            "AUROC, plain": adapted.plain.auroc,
-            "AUROC, adapted batch norms": adapted.own.auroc,
-            "gain by adapting": {k: getattr(adapted.difference, k) for k in ("value", "low", "high")},
-        }
-    divergences = reference.divergences(*(part[0] for part in curves["these slides"]))
-    rows = [
-        (name, f"{d:.3f}", f"{k:.3f}", f"{p:.3f}", f"{n:.3f}")
-        for name, d, k, p, n in zip(reference.layers, own, divergences, *ends.values(), strict=True)
-    ]
-    sites = _site_rows(inputs, reference, seen, place)
-    return Finding(
-        KEY,
-        TITLE,
-        "look" if helps or far else "fine",
-        verdict,
-        remedy if adapted is not None or helps else f"{remedy} With --patches it is tried whether adapting helps.",
-        numbers,
-        [_chart(own, ends)],
-        [
-            *([Details("By site", ("site", "slides", "distance", "95 % interval", "place"), sites)] if sites else []),
-            Details("By layer", ("layer", "distance", "divergence", "photographs", "noise"), tuple(map(tuple, rows))),
-        ],
-        {"layers": dict(zip(reference.layers, own, strict=True)), "divergence": float(np.mean(divergences))},
-    )
+    return verdict, remedy if tried else f"{remedy} With --patches it is tried whether adapting helps."
 
 
-_ENDS = {"photographs": photographs, "noise": noise}
+def _adapted(inputs: Inputs) -> Compared | None:
+    """The linear probe on a sample of patches, plain and with batch norms adapted to it; None without patches."""
+    if inputs.sources.patches is None:
+        return None
+    encoder, device = inputs.encoder, inputs.config.device
+    crops = inputs.sample.crops(encoder)
+    mixed = crops[np.random.default_rng(inputs.seed).permutation(len(crops))]
+    norms = estimate_norms(encoder, steps(mixed), pick_devices(device)[0])
+    inputs.progress(0.7)
+    adapted = inputs.probe_of_sample(embed_sample(adapt(encoder, norms), crops, device))
+    return inputs.compare(inputs.probe_of_sample(inputs.sample_features), adapted)
 
 
-def _moments(slides: list[SlideStatistics], weights: Floats) -> tuple[Floats, Floats]:
-    """Mean and variance (R, ΣC) of all patches of S slides under weights (R, S)."""
-    patches = np.array([s.norm_patches for s in slides], np.float64)
-    means = np.stack([s.norm_mean for s in slides]).astype(np.float64)
-    squares = np.stack([s.norm_var for s in slides]).astype(np.float64) + means**2
-    share = weights * patches
-    share /= share.sum(1, keepdims=True)
-    mean = share @ means
-    return mean, np.maximum(share @ squares - mean**2, 0)
-
-
-def _figure(reference: Reference, slides: list[SlideStatistics], weights: Floats) -> dict[str, float | None]:
-    weights = weights[weights.sum(1) > 0]
-    return dict(interval(reference.distances(*_moments(slides, weights)).mean(1)))
-
-
-def _site_rows(
-    inputs: Inputs, reference: Reference, seen: list[SlideStatistics], place: Any
-) -> tuple[tuple[str, ...], ...]:
+def _by_site(inputs: Inputs, measured: _Measured) -> list[Details]:
     if inputs.sites is None:
-        return ()
+        return []
     rows = []
     for site in sorted(set(inputs.sites)):
         at = np.flatnonzero(inputs.sites == site)
         drawn = draw_weights(inputs.cohort.patient_ids[at].tolist(), _DRAWS, inputs.seed)
-        gap = _figure(reference, [seen[i] for i in at], drawn)
+        gap = measured.reference.mean_distance([measured.slides[i] for i in at], drawn)
         between = f"{gap['low']:.3f} – {gap['high']:.3f}"
-        rows.append((site or "(none)", str(len(at)), f"{gap['value']:.3f}", between, f"{place(gap['value']):.0%}"))
-    return tuple(rows)
+        place = f"{measured.place(gap['value']):.0%}"
+        rows.append((site or "(none)", str(len(at)), f"{gap['value']:.3f}", between, place))
+    return [Details("By site", ("site", "slides", "distance", "95 % interval", "place"), tuple(rows))]
 
 
-@dataclass(frozen=True)
-class _Adapted:
-    plain: Probe
-    own: Probe
-    difference: Difference
+def _by_layer(measured: _Measured) -> Details:
+    values = zip(measured.own, measured.divergences, *measured.ends.values(), strict=True)
+    rows = tuple(
+        (name, *(f"{value:.3f}" for value in of)) for name, of in zip(measured.reference.layers, values, strict=True)
+    )
+    return Details("By layer", ("layer", "distance", "divergence", *measured.ends), rows)
 
 
-def _adapted(inputs: Inputs) -> _Adapted | None:
-    """The linear probe on a sample of patches, plain and with batch norms adapted to it; None without patches."""
-    if inputs.patches is None:
-        return None
-    encoder, sample = inputs.encoder, inputs.sample
-    crops = sample.crops(encoder)
-    mixed = crops[np.random.default_rng(inputs.seed).permutation(len(crops))]
-    norms = estimate_norms(encoder, steps(mixed), pick_devices(inputs.config.device)[0])
-    inputs.progress(0.7)
-    own = embed_sample(adapt(encoder, norms), crops, inputs.config.device)
-    plain, adapted = (probe_of_sample(inputs, sample, values) for values in (inputs.sample_features, own))
-    difference = probe_difference(inputs.cohort, adapted, plain, inputs.config.bootstrap, inputs.seed)
-    return _Adapted(plain, adapted, difference)
-
-
-def probe_of_sample(inputs: Inputs, sample: Sample, values: NDArray[np.float32]) -> Probe:
-    """The linear probe on the means of a sample's features (n, D)."""
-    means, there = sample.slide_means(values, len(inputs.cohort.slide_ids))
-    folds = [within(fold, there) for fold in inputs.folds]
-    return linear_probe(inputs.cohort, folds, means, inputs.config.bootstrap, inputs.seed)
-
-
-def _chart(own: Floats, ends: dict[str, Floats]) -> Picture:
+def _chart(measured: _Measured) -> Picture:
+    own, ends = measured.own, measured.ends
     top = max(float(np.max(values)) for values in (own, *ends.values()))
     chart = Chart((1, len(own)), (0, top * 1.05), (760, 300), ("layer, first to last", "distance"), whole_x=True)
     numbers = np.arange(1, len(own) + 1)

@@ -4,10 +4,10 @@ from mil.cohort.leakage import same_slides
 from mil.diagnosis.finding import Details, Finding
 from mil.diagnosis.inputs import Inputs
 
-KEY, TITLE = "duplicates", "Slides that are there twice"
+KEY, TITLE, SHARE = "duplicates", "Slides that are there twice", 5
 
 
-def find_duplicates(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     cohort = inputs.cohort
     pairs = same_slides(cohort)
     patients, labels = cohort.patient_ids, cohort.labels

@@ -1,8 +1,4 @@
-"""Finding: the colours of the tissue, whether the features follow from the normalisation they name, and if it matters.
-
-Mean and standard deviation of a channel are those of all tissue pixels. The mean of batches' deviations, a common
-substitute, is smaller: it leaves out how batches differ. Here a slide stands for a batch.
-"""
+"""Finding: colours of the tissue, whether features follow from the normalisation they name, and whether it matters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,56 +7,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.encoders import Encoder
-from features.statistics.cohort import pooled
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
-from mil.diagnosis.findings.domain_gap import probe_of_sample
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.numbers.probe import Probe, probe_difference
-from mil.diagnosis.numbers.sample import Sample, embed_sample
+from mil.diagnosis.numbers.colours import Colours, colours_of, drawn_colours, with_colours
+from mil.diagnosis.numbers.probe import Compared, figure_of
+from mil.diagnosis.numbers.sample import embed_sample
 from mil.metrics.bootstrap import draw_weights, interval
-from mil.metrics.difference import Difference
 from mil.pages.chart import Chart
 from tiling.slides.slide import Pixels
 
-KEY, TITLE = "normalisation", "Normalisation"
+KEY, TITLE, SHARE = "normalisation", "Normalisation", 30
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CHECKED = 24  # patches that are compared with the stored features
 _SAME = 0.1  # relative error below which features are the same: float16 and bf16 stay below 0.03
 _Variant = tuple[Encoder, Callable[[Pixels], Pixels]]
 
 
-@dataclass(frozen=True)
-class Colours:
-    """Mean and deviation (3,) of RGB in 0..1, and what averaging the slides' deviations would give."""
-
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    averaged_std: NDArray[np.float64]
-
-
-def colours_of(inputs: Inputs, at: NDArray[np.int64]) -> Colours | None:
-    """Over all tissue pixels of the slides at these positions; None where no file has the sums."""
-    found = [s for s in (inputs.statistics[i] for i in at) if s is not None and s.tissue_pixels]
-    if not found:
-        return None
-    pixels = np.array([s.tissue_pixels for s in found], np.float64)
-    means, stds = (np.stack([getattr(s, name) for s in found]) for name in ("pixel_mean", "pixel_std"))
-    mean, variance = pooled(pixels, means, stds**2)
-    return Colours(mean, np.sqrt(variance), stds.mean(0))
-
-
-def find_normalisation(inputs: Inputs) -> Finding:
-    everything = np.arange(len(inputs.cohort.slide_ids))
-    colours = colours_of(inputs, everything)
-    encoder = inputs.encoder
+def find(inputs: Inputs) -> Finding:
+    colours, encoder, patches = colours_of(inputs.statistics), inputs.encoder, inputs.sources.patches
     recorded = inputs.cohort.infos[0].normalisation
     stated = recorded == encoder.preprocessing.normalisation
-    if colours is None and inputs.patches is None:
+    if colours is None and patches is None:
         raise MissingInput(
             "Extract the features again with extract-features, which keeps the colours of the tissue, "
             "or give --patches."
         )
-    check = _reproduce(inputs, encoder) if inputs.patches is not None else None
+    check = _reproduce(inputs, encoder) if patches is not None else None
     inputs.progress(0.2)
     right = check is not None and check.error <= _SAME
     effect = _effect(inputs, encoder, colours) if right and colours is not None else None
@@ -70,9 +42,9 @@ def find_normalisation(inputs: Inputs) -> Finding:
         numbers["difference of stored features from embedded again"] = {"value": check.error, "low": None, "high": None}
     if effect is not None:
         numbers |= {
-            "AUROC, the encoder's normalisation": effect.usual.auroc,
-            "AUROC, the cohort's own": effect.own.auroc,
-            "gain by the cohort's own": {k: getattr(effect.difference, k) for k in ("value", "low", "high")},
+            "AUROC, the encoder's normalisation": effect.first.auroc,
+            "AUROC, the cohort's own": effect.second.auroc,
+            "gain by the cohort's own": figure_of(effect.gain),
         }
     if colours is not None:
         numbers |= _deviation(inputs)
@@ -90,7 +62,7 @@ def find_normalisation(inputs: Inputs) -> Finding:
 
 
 def _judge(
-    encoder: Encoder, recorded: str, stated: bool, check: "_Check | None", effect: "_Effect | None"
+    encoder: Encoder, recorded: str, stated: bool, check: "_Check | None", effect: Compared | None
 ) -> tuple[Severity, str, str]:
     again = "Extract the features again with extract-features and train on those."
     if check is not None and check.error > _SAME:
@@ -107,7 +79,7 @@ def _judge(
             f"{encoder.preprocessing.normalisation}.",
             f"{again} A frozen network needs the normalisation of its own training, not that of other data.",
         )
-    if effect is not None and effect.difference.low > 0:
+    if effect is not None and effect.gain.low > 0:
         return (
             "look",
             "Features under the cohort's own colour mean and deviation tell slides apart better than the encoder's.",
@@ -163,7 +135,7 @@ def _as_it_is(pixels: Pixels) -> Pixels:
 
 def _mistakes(encoder: Encoder, inputs: Inputs) -> dict[str, _Variant]:
     zero, one, half = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
-    colours = colours_of(inputs, np.arange(len(inputs.cohort.slide_ids)))
+    colours = colours_of(inputs.statistics)
     found: dict[str, _Variant] = {
         "that were not normalised (0 to 1)": (encoder.with_preprocessing(mean=zero, std=one), _as_it_is),
         "that were neither scaled nor normalised (0 to 255)": (
@@ -187,33 +159,19 @@ def _own(encoder: Encoder, colours: Colours) -> Encoder:
     return encoder.with_preprocessing(mean=mean, std=std)
 
 
-@dataclass(frozen=True)
-class _Effect:
-    usual: Probe
-    own: Probe
-    difference: Difference
-
-
-def _effect(inputs: Inputs, encoder: Encoder, colours: Colours) -> _Effect:
-    sample: Sample = inputs.sample
-    own_features = embed_sample(_own(encoder, colours), sample.crops(encoder), inputs.config.device)
+def _effect(inputs: Inputs, encoder: Encoder, colours: Colours) -> Compared:
+    """The probe on the sample under the encoder's normalisation, and under the cohort's own."""
+    own = embed_sample(_own(encoder, colours), inputs.sample.crops(encoder), inputs.config.device)
     inputs.progress(0.6)
-    usual, own = (probe_of_sample(inputs, sample, values) for values in (inputs.sample_features, own_features))
-    difference = probe_difference(inputs.cohort, own, usual, inputs.config.bootstrap, inputs.seed)
-    return _Effect(usual, own, difference)
+    return inputs.compare(inputs.probe_of_sample(inputs.sample_features), inputs.probe_of_sample(own))
 
 
 def _deviation(inputs: Inputs) -> dict[str, Figure]:
     """The cohort's mean and deviation, each averaged over the channels, with intervals over patients."""
-    at = np.array([i for i, s in enumerate(inputs.statistics) if s is not None and s.tissue_pixels])
-    slides = [s for s in (inputs.statistics[i] for i in at) if s is not None]
-    weights = draw_weights(inputs.cohort.patient_ids[at].tolist(), inputs.config.bootstrap, inputs.seed)
-    pixels = weights * np.array([s.tissue_pixels for s in slides], np.float64)  # R, S
-    share = pixels[pixels.sum(1) > 0] / pixels.sum(1, keepdims=True)[pixels.sum(1) > 0]
-    means = np.stack([s.pixel_mean for s in slides])
-    mean = share @ means
-    std = np.sqrt(np.maximum(share @ (np.stack([s.pixel_std for s in slides]) ** 2 + means**2) - mean**2, 0))
-    return {"mean colour (0 to 1)": dict(interval(mean.mean(1))), "deviation": dict(interval(std.mean(1)))}
+    at, found = zip(*with_colours(inputs.statistics), strict=True)
+    weights = draw_weights(inputs.cohort.patient_ids[list(at)].tolist(), inputs.config.bootstrap, inputs.seed)
+    mean, std = drawn_colours(found, weights)
+    return {"mean colour (0 to 1)": dict(interval(mean)), "deviation": dict(interval(std))}
 
 
 def _overview(colours: Colours, encoder: Encoder) -> Details:
@@ -235,7 +193,7 @@ def _by_site(inputs: Inputs) -> Details:
     rows = []
     for site in sorted(set(sites)) if sites is not None else []:
         at = np.flatnonzero(sites == site)
-        colours = colours_of(inputs, at)
+        colours = colours_of(inputs.statistics[i] for i in at)
         if colours is not None:
             rows.append((site or "(none)", str(len(at)), _three(colours.mean), _three(colours.std)))
     return Details("By site", ("site", "slides", "mean", "deviation"), tuple(rows))
@@ -243,9 +201,8 @@ def _by_site(inputs: Inputs) -> Details:
 
 def _by_slide(inputs: Inputs) -> Details:
     rows = [
-        (str(name), _three(s.pixel_mean), _three(s.pixel_std))
-        for name, s in zip(inputs.cohort.slide_ids, inputs.statistics, strict=True)
-        if s is not None and s.tissue_pixels
+        (str(inputs.cohort.slide_ids[i]), _three(of.pixel_mean), _three(of.pixel_std))
+        for i, of in with_colours(inputs.statistics)
     ]
     return Details("By slide", ("slide", "mean", "deviation"), tuple(rows))
 
@@ -255,11 +212,10 @@ def _chart(inputs: Inputs) -> Picture:
     chart = Chart((0, 1), (0, 1), (420, 340), ("mean of red", "mean of blue"))
     sites = inputs.cohort.sites
     names = sorted(set(sites)) if sites is not None else [""]
-    for i, s in enumerate(inputs.statistics):
-        if s is not None and s.tissue_pixels:
-            site = "" if sites is None else str(sites[i])
-            said = f"{inputs.cohort.slide_ids[i]} {site}".strip()
-            chart.dot(float(s.pixel_mean[0]), float(s.pixel_mean[2]), f"c{names.index(site) % 6}", 3, said)
+    for i, of in with_colours(inputs.statistics):
+        site = "" if sites is None else str(sites[i])
+        said = f"{inputs.cohort.slide_ids[i]} {site}".strip()
+        chart.dot(float(of.pixel_mean[0]), float(of.pixel_mean[2]), f"c{names.index(site) % 6}", 3, said)
     chart.dot(IMAGENET[0][0], IMAGENET[0][2], "c1" if len(names) == 1 else "c5", 7, "ImageNet")
     key = "A colour is a site. " if len(names) > 1 else ""
     return Picture(

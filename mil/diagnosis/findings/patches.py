@@ -4,9 +4,6 @@ The sheet shows patches after the very preprocessing of the encoder, brought bac
 Sharpness is the patch stores' own score (tiling.tissue.sharpness), over all patches.
 """
 
-import io
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,13 +13,14 @@ from features.encoders import Encoder
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.site_ratio import site_ratios
+from mil.diagnosis.sheet import sheet
 from mil.run.attention import attention_path, read_attention
 from tiling.jobs.errors import SlideError
 from tiling.slides.slide import Pixels
 from tiling.store.patches import PatchStore
 
-KEY, TITLE = "patches", "Patches as the model sees them"
-_SHOWN, _COLUMNS, _SIDE_PX, _GAP_PX = 16, 8, 144, 4
+KEY, TITLE, SHARE = "patches", "Patches as the model sees them", 5
+_SHOWN, _COLUMNS, _SIDE_PX = 16, 8, 144
 _BLURRED = 4.0  # times less sharp than others; two scanners that are both in focus differ by 2
 _SURELY = 2.0
 _IN_FOCUS = (
@@ -30,7 +28,7 @@ _IN_FOCUS = (
 )
 
 
-def find_patches(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     folder = inputs.require_patches()
     sharp = np.array([_sharpness(inputs, number) for number in range(len(inputs.cohort.slide_ids))])
     if not np.isfinite(sharp).any():
@@ -39,7 +37,7 @@ def find_patches(inputs: Inputs) -> Finding:
     chosen = _chosen(inputs, np.isfinite(sharp))
     encoder = _encoder(inputs)
     pictures = [
-        Picture(title, _caption(encoder), image=sheet([_shown(inputs, encoder, *place) for place in places]), wide=True)
+        Picture(title, _caption(encoder), image=_sheet(inputs, encoder, places), wide=True)
         for title, places in chosen.items()
         if places
     ]
@@ -75,7 +73,7 @@ def find_patches(inputs: Inputs) -> Finding:
         TITLE,
         severity,
         verdict,
-        f"{remedy} {look}".strip() + ("" if inputs.run else " With --run you see what attention looks at."),
+        f"{remedy} {look}".strip() + ("" if inputs.sources.run else " With --run you see what attention looks at."),
         numbers,
         pictures,
         [
@@ -89,10 +87,9 @@ def find_patches(inputs: Inputs) -> Finding:
 
 def _store(inputs: Inputs, number: int) -> PatchStore | None:
     """The store that was embedded; None if it is not there."""
-    assert inputs.patches is not None
     info = inputs.cohort.infos[number]
     try:
-        store = PatchStore(inputs.patches / f"{info.slide_id}.zarr")
+        store = PatchStore(inputs.require_patches() / f"{info.slide_id}.zarr")
         return store if store.digest == info.store_digest else None
     except SlideError:
         return None
@@ -108,12 +105,12 @@ def _chosen(inputs: Inputs, usable: NDArray[np.bool_]) -> dict[str, list[tuple[i
     rng = np.random.default_rng(inputs.seed)
     slides = [int(s) for s in np.resize(rng.permutation(np.flatnonzero(usable)), _SHOWN)]
     found = {"Random patches": [(s, int(rng.integers(len(inputs.cohort.features[s])))) for s in slides]}
-    if inputs.run is None:
+    if inputs.sources.run is None:
         return found
     high: list[tuple[int, int]] = []
     low: list[tuple[int, int]] = []
     for s in slides:
-        path = attention_path(inputs.run, str(inputs.cohort.slide_ids[s]))
+        path = attention_path(inputs.sources.run, str(inputs.cohort.slide_ids[s]))
         if not path.exists():
             continue
         weights = read_attention(path).attention
@@ -162,15 +159,6 @@ def as_seen(encoder: Encoder, pixels: Pixels) -> Pixels:
     return back
 
 
-def sheet(images: Sequence[Pixels]) -> bytes:
-    """A JPEG of images side by side, eight in a row."""
-    step = _SIDE_PX + _GAP_PX
-    columns = min(_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * step - _GAP_PX, rows * step - _GAP_PX), "white")
-    for i, pixels in enumerate(images):
-        small = Image.fromarray(pixels).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
-        canvas.paste(small, (i % columns * step, i // columns * step))
-    out = io.BytesIO()
-    canvas.save(out, "JPEG", quality=88)
-    return out.getvalue()
+def _sheet(inputs: Inputs, encoder: Encoder | None, places: list[tuple[int, int]]) -> bytes:
+    images = [Image.fromarray(_shown(inputs, encoder, *place)) for place in places]
+    return sheet([image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX) for image in images], _COLUMNS)

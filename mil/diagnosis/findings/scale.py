@@ -7,18 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil.cohort.cohort import SCALE_RATIO, Cohort, load_cohort
-from mil.cohort.splits import Fold
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.cell_size import cell_size_px
-from mil.diagnosis.numbers.probe import Probe, linear_probe, probe_difference
+from mil.diagnosis.numbers.folds import within
+from mil.diagnosis.numbers.probe import Probe, figure_of
 from mil.diagnosis.numbers.site_ratio import SiteRatio, site_ratios
 from mil.evaluation.baseline import slide_means
 from mil.pages.chart import Chart
-from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError
 
-KEY, TITLE = "scale", "Scale"
+KEY, TITLE, SHARE = "scale", "Scale", 5
 _MEASURED = 8  # patches a slide whose cells are measured
 _ODD, _SURELY = 1.3, 1.1  # ratio of cell sizes between sites that no tissue explains, and the end of its interval
 
@@ -31,7 +30,7 @@ class _AtScale:
     means: NDArray[np.float64]  # (S, D), zero where there is no slide
 
 
-def find_scale(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     """AUROC of the linear probe at each scale, on the slides that all scales have and the same folds."""
     known = np.array([info.mpp for info in inputs.cohort.infos])
     known = known[np.isfinite(known)]
@@ -48,7 +47,7 @@ def find_scale(inputs: Inputs) -> Finding:
     wrong = [r for r in cells if r.beyond(_ODD, _SURELY)]
     if wrong:
         return _odd_site(wrong[0], cells)
-    if inputs.scales:
+    if inputs.sources.scales:
         return replace(_compare(inputs), details=_cell_table(cells))
     if not cells:
         raise MissingInput(
@@ -68,7 +67,7 @@ def find_scale(inputs: Inputs) -> Finding:
 
 def _cells_by_site(inputs: Inputs) -> list[SiteRatio]:
     """Size of cells in each site against the others; nothing without patches or sites."""
-    if inputs.patches is None or inputs.sites is None:
+    if inputs.sources.patches is None or inputs.sites is None:
         return []
     sample = inputs.sample
     sizes = np.full(len(inputs.cohort.slide_ids), np.nan)
@@ -112,18 +111,17 @@ def _cell_table(cells: list[SiteRatio]) -> list[Details]:
 def _compare(inputs: Inputs) -> Finding:
     own = _AtScale("these features", inputs.cohort.mpp or np.nan, np.ones(len(inputs.means), bool), inputs.means)
     others = []
-    for i, folder in enumerate(inputs.scales):
+    for i, folder in enumerate(inputs.sources.scales):
         others.append(_load(inputs, folder))
-        inputs.progress((i + 1) / (2 * len(inputs.scales)))
+        inputs.progress((i + 1) / (2 * len(inputs.sources.scales)))
     scales = sorted([own, *others], key=lambda scale: scale.mpp)
     shared = np.logical_and.reduce([scale.slides for scale in scales])
     folds = [within(fold, shared) for fold in inputs.folds]
-    draws, seed, cohort = inputs.config.bootstrap, inputs.seed, inputs.cohort
-    probes = [linear_probe(cohort, folds, scale.means, draws, seed) for scale in scales]
+    probes = [inputs.probe_on(scale.means, folds) for scale in scales]
     best = int(np.argmax([probe.auroc["value"] or 0 for probe in probes]))
     here = next(i for i, scale in enumerate(scales) if scale is own)
-    worse = probe_difference(cohort, probes[best], probes[here], draws, seed)
-    better = best != here and worse.low > 0
+    gain = inputs.compare(probes[here], probes[best]).gain
+    better = best != here and gain.low > 0
     said = [f"{_name(s)}: AUROC {p.auroc['value']:.2f}" for s, p in zip(scales, probes, strict=True)]
     if better:
         verdict = f"Slides are told apart better at {_name(scales[best])} than at {_name(own)}."
@@ -139,16 +137,16 @@ def _compare(inputs: Inputs) -> Finding:
         remedy,
         {
             **{f"AUROC at {_name(s)}": p.auroc for s, p in zip(scales, probes, strict=True)},
-            "gain at the best scale": {"value": worse.value, "low": worse.low, "high": worse.high},
+            "gain at the best scale": figure_of(gain),
         },
         [_chart(scales, probes)],
-        evidence={"slides": int(shared.sum()), "mpp": [scale.mpp for scale in scales], "p": worse.p},
+        evidence={"slides": int(shared.sum()), "mpp": [scale.mpp for scale in scales], "p": gain.p},
     )
 
 
 def _load(inputs: Inputs, folder: Path) -> _AtScale:
     """Raises RequestError, also for features of another encoder: its gain would be taken for that of the scale."""
-    cohort = load_cohort(folder, inputs.table, Target(inputs.target, inputs.config.positive))
+    cohort = load_cohort(folder, inputs.sources.table, inputs.sources.target, inputs.config.positive)
     for key in ("encoder", "weights_sha256", "normalisation"):
         if cohort.encoder[key] != inputs.cohort.encoder[key]:
             raise RequestError(
@@ -164,11 +162,6 @@ def _load(inputs: Inputs, folder: Path) -> _AtScale:
 
 def _mpp(cohort: Cohort) -> float:
     return np.nan if cohort.mpp is None else cohort.mpp
-
-
-def within(fold: Fold, shared: NDArray[np.bool_]) -> Fold:
-    """The fold without the slides that are not `shared` (S,)."""
-    return replace(fold, **{part: (at := getattr(fold, part))[shared[at]] for part in ("train", "val", "test")})
 
 
 def _name(scale: _AtScale) -> str:

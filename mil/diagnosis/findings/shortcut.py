@@ -10,21 +10,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.cohort.cohort import Cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.covariates import covariates
-from mil.diagnosis.numbers.probe import linear_probe, probe_difference
-from mil.diagnosis.numbers.ridge import kernel, macro_aurocs, out_of_fold, parts_of, permutation_p, shuffled_labels
+from mil.diagnosis.numbers.folds import parts_of
+from mil.diagnosis.numbers.permutation import holm, macro_aurocs, permutation_p, shuffled_labels
+from mil.diagnosis.numbers.probe import figure_of
+from mil.diagnosis.numbers.ridge import kernel, out_of_fold
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.classification import macro_auroc
 from mil.metrics.difference import Difference
 from mil.pages.chart import Chart
 from tiling.jobs.errors import RequestError
 
-KEY, TITLE = "shortcut", "Shortcuts"
+KEY, TITLE, SHARE = "shortcut", "Shortcuts", 20
 Floats = NDArray[np.float64]
 _SURE = 0.01  # corrected p at which a covariate is said to tell the label
 _STRONG = 0.65  # AUROC below which it is not worth a word
@@ -46,18 +47,18 @@ class Told:
         return self.p < _SURE and (self.auroc["value"] or 0) >= _STRONG
 
 
-def find_shortcut(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     """Raises MissingInput where nothing is known of the slides that differs between them."""
-    told = tell_label(inputs)
+    told = _tell_label(inputs)
     if not told:
         raise MissingInput("Give the column `site` (and `scanner`, if known) in the slide table.")
     inputs.progress(0.6)
-    site = told_site(inputs.cohort, inputs) if inputs.sites is not None else {}
+    site = _told_site(inputs) if inputs.sites is not None else {}
     lost, why = _across_sites(inputs)
     numbers: dict[str, Figure] = {f"label from {t.name}: AUROC": {**t.auroc, "p": t.p} for t in told}
     numbers |= site
     if lost:
-        numbers["AUROC with whole sites held out, less that with patients"] = _figure(lost)
+        numbers["AUROC with whole sites held out, less that with patients"] = figure_of(lost)
     severity, verdict, remedy = _judge(told, site, lost, why)
     return Finding(
         KEY,
@@ -72,34 +73,27 @@ def find_shortcut(inputs: Inputs) -> Finding:
     )
 
 
-def tell_label(inputs: Inputs) -> list[Told]:
+def _tell_label(inputs: Inputs) -> list[Told]:
     """Each covariate's AUROC for the label, the strongest first."""
     cohort, config = inputs.cohort, inputs.config
-    found = covariates(inputs)
-    classes = list(range(len(cohort.classes))) if cohort.positive is None else [cohort.positive]
+    sources = inputs.sources
+    found = covariates(cohort, sources.table, sources.target, inputs.statistics, sources.patches)
     draws = max(config.permutations, round(2 * len(found) / _SURE))  # else no corrected p could be small enough
     labels = shuffled_labels(cohort, inputs.folds, draws, inputs.seed)
     parts, ps, aurocs = parts_of(inputs.folds), [], []
     for covariate in found:
         products = kernel(covariate.vectors)
-        ps.append(permutation_p(macro_aurocs(products, labels, classes, cohort.patient_ids, parts)))
-        aurocs.append(linear_probe(cohort, inputs.folds, covariate.vectors, config.bootstrap, inputs.seed).auroc)
+        ps.append(permutation_p(macro_aurocs(products, labels, inputs.told_classes, cohort.patient_ids, parts)))
+        aurocs.append(inputs.probe_on(covariate.vectors).auroc)
         inputs.progress(0.6 * len(ps) / len(found))
     told = [Told(c.name, c.technical, a, p) for c, a, p in zip(found, aurocs, holm(np.array(ps)), strict=True)]
     return sorted(told, key=lambda t: -(t.auroc["value"] or 0))
 
 
-def holm(ps: Floats) -> Floats:
-    """p values corrected for their number, step down."""
-    order = np.argsort(ps)
-    corrected = np.empty(len(ps))
-    corrected[order] = np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1))
-    return np.minimum(corrected, 1)
-
-
-def told_site(cohort: Cohort, inputs: Inputs) -> dict[str, Figure]:
+def _told_site(inputs: Inputs) -> dict[str, Figure]:
     """How well the mean features tell the site, by patients held out; chance is 0.5."""
     assert inputs.sites is not None
+    cohort = inputs.cohort
     names, of_slide = np.unique(inputs.sites, return_inverse=True)
     scores = out_of_fold(kernel(inputs.means), np.eye(len(names))[of_slide], cohort.patient_ids, parts_of(inputs.folds))
     tested = np.isfinite(scores).all(axis=1)
@@ -115,8 +109,8 @@ def _across_sites(inputs: Inputs) -> tuple[Difference | None, str]:
     folds = min(config.folds, len(set(inputs.sites)))
     plan = SplitPlan(folds=folds, split="site", seed=config.seed)
     try:
-        by_site = linear_probe(cohort, make_folds(cohort, plan), inputs.means, config.bootstrap, inputs.seed)
-        return probe_difference(cohort, by_site, inputs.probe, config.bootstrap, inputs.seed), ""
+        by_site = inputs.probe_on(inputs.means, make_folds(cohort, plan))
+        return inputs.compare(inputs.probe, by_site).gain, ""
     except (RequestError, ValueError) as error:  # sites cannot be dealt out, or the table's split tests only some
         return None, str(error)
 
@@ -158,10 +152,6 @@ def _judge(told: list[Told], site: dict[str, Figure], lost: Difference | None, w
         f"None of {len(told)} ({tried}) tells the label." if len(told) > 1 else f"The {tried} does not tell the label.",
         "Nothing to do." if site else "Give the column `site` to have hospitals and scanners looked at as well.",
     )
-
-
-def _figure(of: Difference) -> Figure:
-    return {"value": of.value, "low": of.low, "high": of.high}
 
 
 def _alike_table(inputs: Inputs) -> list[Details]:

@@ -5,23 +5,23 @@ from numpy.typing import NDArray
 
 from mil.cohort.cohort import load_cohort
 from mil.diagnosis.finding import Figure, Finding, Picture, Severity
-from mil.diagnosis.findings.scale import within
 from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.numbers.folds import parts_of, within
 from mil.diagnosis.numbers.learning_curve import LearningCurve, learning_curve
-from mil.diagnosis.numbers.probe import linear_probe, probe_difference
-from mil.diagnosis.numbers.ridge import kernel, macro_aurocs, parts_of, permutation_p, shuffled_labels
+from mil.diagnosis.numbers.permutation import macro_aurocs, permutation_p, shuffled_labels
+from mil.diagnosis.numbers.probe import figure_of
+from mil.diagnosis.numbers.ridge import kernel
 from mil.pages.chart import Chart
-from mil.tasks.task import Target
 
-KEY, TITLE = "signal", "Signal"
+KEY, TITLE, SHARE = "signal", "Signal", 20
 Floats = NDArray[np.float64]
 
 
-def find_signal(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     """AUROC of the probe, its permutation p, the learning curve, and the floor of random weights."""
     cohort = inputs.cohort
-    classes = list(range(len(cohort.classes))) if cohort.positive is None else [cohort.positive]
-    p_mean, p_any, best = signal_p(inputs, classes)
+    p_mean, p_any, best = _signal_p(inputs)
+    classes = inputs.told_classes
     curve = learning_curve(cohort, inputs.folds, inputs.means, classes, inputs.seed, inputs.progress)
     auroc = inputs.probe.auroc
     numbers: dict[str, Figure] = {
@@ -38,7 +38,7 @@ def find_signal(inputs: Inputs) -> Finding:
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
 
 
-def signal_p(inputs: Inputs, classes: list[int]) -> tuple[float, float, float]:
+def _signal_p(inputs: Inputs) -> tuple[float, float, float]:
     """p of the mean patch alone, p of the best of mean, spread and extremes corrected for the three (max-T), its AUROC.
 
     The p values are the chance of as high an AUROC with shuffled labels.
@@ -46,7 +46,7 @@ def signal_p(inputs: Inputs, classes: list[int]) -> tuple[float, float, float]:
     cohort, parts = inputs.cohort, parts_of(inputs.folds)
     labels = shuffled_labels(cohort, inputs.folds, inputs.config.permutations, inputs.seed)
     vectors = [inputs.means, *_spread_and_extremes(inputs)]
-    aurocs = [macro_aurocs(kernel(own), labels, classes, cohort.patient_ids, parts) for own in vectors]
+    aurocs = [macro_aurocs(kernel(own), labels, inputs.told_classes, cohort.patient_ids, parts) for own in vectors]
     highest = np.max(aurocs, axis=0)
     return permutation_p(aurocs[0]), permutation_p(highest), float(highest[0])
 
@@ -99,21 +99,20 @@ def _judge(
 
 def _floor(inputs: Inputs) -> dict[str, Figure]:
     """AUROC with features of random weights and the gain over it, on the slides that both have."""
-    if inputs.random_features is None:
+    cohort, sources = inputs.cohort, inputs.sources
+    if sources.random_features is None:
         return {}
-    cohort, config = inputs.cohort, inputs.config
-    other = load_cohort(inputs.random_features, inputs.table, Target(inputs.target, config.positive))
+    other = load_cohort(sources.random_features, sources.table, sources.target, inputs.config.positive)
     at = {name: i for i, name in enumerate(other.slide_ids)}
     shared = np.array([name in at for name in cohort.slide_ids])
     means = np.zeros((len(shared), other.features[0].shape[1]))
     for i in np.flatnonzero(shared):
         means[i] = other.features[at[cohort.slide_ids[i]]].double().mean(0).numpy()
     folds = [within(fold, shared) for fold in inputs.folds]
-    ours, random = (linear_probe(cohort, folds, v, config.bootstrap, inputs.seed) for v in (inputs.means, means))
-    gain = probe_difference(cohort, ours, random, config.bootstrap, inputs.seed)
+    compared = inputs.compare(inputs.probe_on(means, folds), inputs.probe_on(inputs.means, folds))
     return {
-        "AUROC with random weights": random.auroc,
-        "gain over random weights": {"value": gain.value, "low": gain.low, "high": gain.high},
+        "AUROC with random weights": compared.first.auroc,
+        "gain over random weights": figure_of(compared.gain),
     }
 
 

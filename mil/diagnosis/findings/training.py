@@ -1,7 +1,7 @@
 """Finding: did training go well? Learning curves, spikes, shuffling, and what the run gets right and wrong."""
 
-import io
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.run_check import require_same_cohort
+from mil.diagnosis.sheet import sheet
 from mil.evaluation.curve_verdict import REMEDIES, Verdict, judge_all, judge_fold
 from mil.metrics.classification import evaluate
 from mil.report.charts import learning_curve, loss_axis
@@ -21,15 +21,15 @@ from mil.run.layout import picture_path, pictured_slides
 from mil.run.tables import read_history, read_predictions
 from mil.training.trainer import epoch_order
 
-KEY, TITLE = "training", "Training"
+KEY, TITLE, SHARE = "training", "Training", 3
 _SPIKE = 6.0  # median absolute deviations from the running median
 _LEAST_SPIKE = 0.2  # and part of the first loss
 _CURVES, _STRIPS = 6, 3
 
 
-def find_training(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     """Raises MissingInput without a run."""
-    provenance, folder = require_same_cohort(inputs), inputs.require_run()
+    folder, provenance = inputs.require_run()
     settings: dict[str, Any] = provenance["settings"]
     histories = {k: read_history(folder, k) for k in fold_numbers(folder)}
     own_recipe = all(len(history) == 1 and not history["learning_rate"].any() for history in histories.values())
@@ -63,7 +63,7 @@ def find_training(inputs: Inputs) -> Finding:
         said,
         "Nothing to do." if own_recipe else f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}",
         numbers,
-        [*([] if own_recipe else _curves(histories, verdicts, settings["epochs"])), *_strips(inputs, predictions)],
+        [*([] if own_recipe else _curves(histories, verdicts, settings["epochs"])), *_strips(folder, predictions)],
         [_buckets(inputs, predictions), *([] if own_recipe else [_folds(verdicts, spikes, histories)])],
         {
             "verdicts": {k: vars(v) for k, v in verdicts.items()},
@@ -150,9 +150,8 @@ def _buckets(inputs: Inputs, predictions: pd.DataFrame) -> Details:
     return Details("Right and wrong", ("label", "predicted", "slides", "part of the label"), tuple(rows))
 
 
-def _strips(inputs: Inputs, predictions: pd.DataFrame) -> list[Picture]:
+def _strips(folder: Path, predictions: pd.DataFrame) -> list[Picture]:
     """The patches that weighed most, of the slides that are surest right and surest wrong, where the run has them."""
-    folder = inputs.require_run()
     there = pictured_slides(folder)
     own = predictions[predictions["slide_id"].astype(str).isin(there)].drop_duplicates("slide_id")
     if own.empty:
@@ -165,15 +164,8 @@ def _strips(inputs: Inputs, predictions: pd.DataFrame) -> list[Picture]:
         images = [Image.open(picture_path(folder, "patches", str(i))).convert("RGB") for i in chosen["slide_id"]]
         if not images:
             continue
-        sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height + 6 for i in images) - 6), "white")
-        top = 0
-        for image in images:
-            sheet.paste(image, (0, top))
-            top += image.height + 6
-        data = io.BytesIO()
-        sheet.save(data, "JPEG", quality=88)
         names = "; ".join(f"{r.slide_id} (label {r.label}, predicted {r.prediction})" for r in chosen.itertuples())
         pictures.append(
-            Picture(title, f"Patches that weighed most, a row a slide: {names}.", image=data.getvalue(), wide=True)
+            Picture(title, f"Patches that weighed most, a row a slide: {names}.", image=sheet(images, 1), wide=True)
         )
     return pictures

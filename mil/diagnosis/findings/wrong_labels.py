@@ -7,27 +7,25 @@ from numpy.typing import NDArray
 from mil.cohort.cohort import Cohort
 from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.numbers.ridge import parts_of
+from mil.diagnosis.numbers.folds import parts_of
 from mil.diagnosis.numbers.suspects import cleaned_probabilities, confident_learning, wrong_share
-from mil.diagnosis.run_check import require_same_cohort
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.classification import macro_auroc
 from mil.pages.chart import Chart
 from mil.run.tables import read_predictions
 
-KEY, TITLE = "wrong-labels", "Labels that may be wrong"
+KEY, TITLE, SHARE = "wrong-labels", "Labels that may be wrong", 5
 _SHOWN = 20
 _LEAST, _APART = 0.05, 1.25  # lower ends of share and distance of classes from which it is an alarm
 
 
-def find_wrong_labels(inputs: Inputs) -> Finding:
+def find(inputs: Inputs) -> Finding:
     """The order is that of the run or of the linear probe, whichever agrees better with the labels (AUROC)."""
     cohort, config = inputs.cohort, inputs.config
     plain, cleaned = cleaned_probabilities(inputs.means, cohort.labels, cohort.patient_ids, parts_of(inputs.folds))
     judged = {"linear probe": (plain, cleaned)}
-    if inputs.run is not None:
-        require_same_cohort(inputs)
-        of_run = _of_run(inputs, read_predictions(inputs.run))
+    if inputs.sources.run is not None:
+        of_run = _of_run(inputs, read_predictions(inputs.require_run()[0]))
         judged["run"] = (of_run, of_run)
     figures: dict[str, Figure] = {}
     alarms = []

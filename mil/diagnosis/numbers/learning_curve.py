@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
-from mil.diagnosis.numbers.ridge import kernel, out_of_fold, parts_of
+from mil.diagnosis.numbers.folds import Parts, parts_of
+from mil.diagnosis.numbers.ridge import kernel, out_of_fold
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.classification import weighted_auroc
 
@@ -108,7 +109,7 @@ def _subset(cohort: Cohort, train: NDArray[np.int64], size: int, rng: np.random.
 def _auroc(
     cohort: Cohort,
     products: Floats,
-    parts: Sequence[tuple[NDArray[np.int64], ...]],
+    parts: Parts,
     classes: Sequence[int],
     weights: Floats,
 ) -> Floats:

@@ -1,6 +1,6 @@
-"""The yardstick of the findings: a linear probe on one vector a slide, nested in folds by patient.
+"""The yardstick of the findings: the probe on one vector a slide, nested in folds by patient.
 
-Logistic regression as in mil.evaluation.baseline: fitted on train, its penalty chosen on val, judged on test.
+As in mil.evaluation.baseline: fitted on train, its penalty chosen on val, judged on test.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,15 @@ class Probe:
     auroc: Figure
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two probes on the same slides and folds; `gain` is AUROC of the second minus that of the first."""
+
+    first: Probe
+    second: Probe
+    gain: Difference
+
+
 def linear_probe(cohort: Cohort, folds: Sequence[Fold], vectors: NDArray[np.float64], draws: int, seed: int) -> Probe:
     """vectors: (S, D), one a slide."""
     table = baseline_predictions(cohort, folds, vectors)
@@ -36,6 +45,11 @@ def linear_probe(cohort: Cohort, folds: Sequence[Fold], vectors: NDArray[np.floa
     return Probe(table, dict(interval(macro_auroc(probabilities, labels, weights, cohort.positive))))
 
 
-def probe_difference(cohort: Cohort, first: Probe, second: Probe, draws: int, seed: int) -> Difference:
-    """AUROC of the first minus that of the second on the same slides and folds, paired by patient."""
-    return auroc_difference(first.predictions, second.predictions, cohort.classes, cohort.positive, draws, seed)
+def compare_probes(cohort: Cohort, first: Probe, second: Probe, draws: int, seed: int) -> Compared:
+    """Paired by patient."""
+    tables = (second.predictions, first.predictions)
+    return Compared(first, second, auroc_difference(*tables, cohort.classes, cohort.positive, draws, seed))
+
+
+def figure_of(difference: Difference) -> Figure:
+    return {"value": difference.value, "low": difference.low, "high": difference.high}

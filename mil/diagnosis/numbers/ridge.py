@@ -5,15 +5,12 @@ labels of the train part, so all shuffles are one product. The penalty of each c
 error over inner folds by patient (nested, test labels are never used).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.model_selection import GroupKFold
 
-from mil.cohort.cohort import Cohort
-from mil.cohort.splits import Fold
+from mil.diagnosis.numbers.folds import Parts
 
 Floats = NDArray[np.float64]
 _PENALTIES = (0.01, 0.1, 1.0, 10.0)  # times the mean of the kernel's diagonal
@@ -27,9 +24,7 @@ def kernel(vectors: Floats) -> Floats:
     return np.asarray(scaled @ scaled.T)
 
 
-def out_of_fold(
-    products: Floats, targets: Floats, patients: NDArray[np.str_], folds: Sequence[tuple[NDArray[np.int64], ...]]
-) -> Floats:
+def out_of_fold(products: Floats, targets: Floats, patients: NDArray[np.str_], folds: Parts) -> Floats:
     """Scores (S, P) of targets (S, P), by models that saw neither the slide nor its patient; NaN where never tested.
 
     products: (S, S) from `kernel`; folds: (train, test) positions.
@@ -61,9 +56,7 @@ def _predict(products: Floats, targets: Floats, train: NDArray[np.int64], test: 
     return [across @ (turned / (values + penalty * size)[:, None]) + mean for penalty in _PENALTIES]
 
 
-def aurocs_within_folds(
-    scores: Floats, truth: NDArray[np.bool_], folds: Sequence[tuple[NDArray[np.int64], ...]]
-) -> Floats:
+def aurocs_within_folds(scores: Floats, truth: NDArray[np.bool_], folds: Parts) -> Floats:
     """AUROC (P,) of scores (S, P) for truth (S, P) over pairs that the same model judged; ties count one half."""
     wins, pairs = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
     for _, test in folds:
@@ -72,47 +65,3 @@ def aurocs_within_folds(
         wins += (ranks * truth[test]).sum(axis=0) - positives * (positives + 1) / 2
         pairs += positives * (len(test) - positives)
     return np.asarray(np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
-
-
-def parts_of(folds: Sequence[Fold]) -> list[tuple[NDArray[np.int64], ...]]:
-    """(train and val, test) of each fold: the probe chooses its penalty inside."""
-    return [(np.union1d(fold.train, fold.val), fold.test) for fold in folds]
-
-
-def shuffled_labels(cohort: Cohort, folds: Sequence[Fold], draws: int, seed: int) -> NDArray[np.int64]:
-    """(S, 1 + draws) labels: the true ones, then shuffles among the patients of each test part.
-
-    Folds are stratified by the true labels, so only shuffles within a part are as likely as what is (others would make
-    chance look worse than it is). All slides of a patient keep one label; where patients carry several, slides are
-    shuffled.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
-    labels = np.repeat(cohort.labels[:, None], 1 + draws, axis=1)
-    for fold in folds:
-        _, first, of_slide = np.unique(cohort.patient_ids[fold.test], return_index=True, return_inverse=True)
-        own = cohort.labels[fold.test]
-        if (own[first][of_slide] == own).all():
-            labels[fold.test, 1:] = np.stack([rng.permutation(own[first])[of_slide] for _ in range(draws)], axis=1)
-        else:
-            labels[fold.test, 1:] = np.stack([rng.permutation(own) for _ in range(draws)], axis=1)
-    return labels
-
-
-def macro_aurocs(
-    products: Floats,
-    labels: NDArray[np.int64],
-    classes: Sequence[int],
-    patients: NDArray[np.str_],
-    folds: Sequence[tuple[NDArray[np.int64], ...]],
-) -> Floats:
-    """AUROC (P,) of the probe for each column of labels (S, P), a mean over `classes` against the rest."""
-    each = []
-    for c in classes:
-        truth = labels == c
-        each.append(aurocs_within_folds(out_of_fold(products, truth.astype(float), patients, folds), truth, folds))
-    return np.asarray(np.nanmean(np.stack(each), axis=0))
-
-
-def permutation_p(values: Floats) -> float:
-    """One-sided p of values (1 + draws,), the true one first (Phipson & Smyth 2010: it is never 0)."""
-    return float((1 + (values[1:] >= values[0]).sum()) / len(values))

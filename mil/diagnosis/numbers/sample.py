@@ -15,7 +15,6 @@ from features.encoders import Encoder, load_encoder
 from features.feature_file import UNKNOWN
 from features.statistics.adapted_norms import ADAPTED, FILE, adapt, read_norms
 from mil.cohort.cohort import Cohort
-from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.finding import MissingInput
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.slides.slide import Pixels
@@ -25,12 +24,12 @@ _CROP_PX = 224  # of a patch that is embedded for a comparison: each variant see
 _AT_ONCE = 16
 
 
-def load_own_encoder(cohort: Cohort, config: DiagnoseConfig, folder: Path) -> Encoder:
-    """The very network of the features, by the sha256 of its weights. Raises MissingInput."""
+def load_own_encoder(cohort: Cohort, weights: str, folder: Path) -> Encoder:
+    """The very network of the features, by the sha256 of its weights: "default", or a file. Raises MissingInput."""
     info = cohort.infos[0]
     if info.encoder == UNKNOWN:
         raise MissingInput("The feature files do not say which encoder made them; make them with extract-features.")
-    kind = "random" if info.weights.startswith("random") else config.weights
+    kind = "random" if info.weights.startswith("random") else weights
     try:
         encoder = load_encoder(info.encoder, kind, _seed(info.weights))
         if info.weights.endswith(ADAPTED):

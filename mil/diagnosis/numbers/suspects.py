@@ -11,20 +11,18 @@ slides labelled right are taken as normal in each class, and a wrong label as a 
 model gives two overlapping normals and no second hump. Two classes only.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 
+from mil.diagnosis.numbers.folds import Parts
+from mil.evaluation.linear_probe import fit_probe, probe_probabilities, standardised
 from mil.metrics.bootstrap import draw_weights, interval
 
 Floats = NDArray[np.float64]
 _ROUNDS = 60
-_PENALTY = 1e-2  # as in mil.diagnosis.findings.helpful_slides: strong, so that single labels are not learned by heart
 _CLEANINGS, _INNER = 2, 5
 
 
@@ -54,18 +52,15 @@ def confident_learning(probabilities: Floats, labels: NDArray[np.int64]) -> Susp
 
 
 def cleaned_probabilities(
-    vectors: Floats,
-    labels: NDArray[np.int64],
-    patients: NDArray[np.str_],
-    parts: Sequence[tuple[NDArray[np.int64], ...]],
+    vectors: Floats, labels: NDArray[np.int64], patients: NDArray[np.str_], parts: Parts
 ) -> tuple[Floats, Floats]:
-    """Out-of-fold probabilities (S, C) of logistic regression, trained on all slides of each part and without suspects.
+    """Out-of-fold probabilities (S, C) of the probe, trained on all slides of each part and without suspects.
 
     vectors (S, D), labels (S,), parts (train, test) by patient; NaN where a slide is in no test part.
     """
     plain, cleaned = (np.full((len(labels), labels.max() + 1), np.nan) for _ in range(2))
     for train, test in parts:
-        scaled = StandardScaler().fit(vectors[train]).transform(vectors)
+        scaled = standardised(vectors, train)
         plain[test] = _fitted(scaled, labels, train, test)
         kept = train
         for _ in range(_CLEANINGS):
@@ -77,16 +72,12 @@ def cleaned_probabilities(
     return plain, cleaned
 
 
-def _fitted(vectors: Floats, labels: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
+def _fitted(scaled: Floats, labels: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
     """Probabilities (T, C) of the test slides."""
-    found = np.zeros((len(test), labels.max() + 1))
-    classes = np.unique(labels[train])
-    if len(classes) < 2:
-        found[:, classes] = 1
-        return found
-    model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=300)
-    found[:, classes] = model.fit(vectors[train], labels[train]).predict_proba(vectors[test])
-    return found
+    classes = labels.max() + 1
+    if len(set(labels[train])) < 2:
+        return np.tile(np.eye(classes)[labels[train[0]]], (len(test), 1))
+    return probe_probabilities(fit_probe(scaled[train], labels[train]), scaled[test], classes)
 
 
 def wrong_share(

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from mil.cohort.cohort import Cohort
+from mil.diagnosis.numbers.folds import Parts
 from mil.metrics.bootstrap import draw_weights
 
 Floats = NDArray[np.float64]
@@ -44,7 +45,7 @@ class WitnessRate:
 def witness_rate(
     cohort: Cohort,
     positive: int,
-    folds: Sequence[tuple[NDArray[np.int64], ...]],
+    folds: Parts,
     draws: int,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
