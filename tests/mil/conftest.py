@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import planted_cohorts
 import pytest
 import torch
-
-from features.feature_file import EmbeddingInfo, Embeddings, write_embeddings
 
 torch.set_num_threads(1)  # small matrices; more threads only wait for each other
 
@@ -17,20 +15,7 @@ torch.set_num_threads(1)  # small matrices; more threads only wait for each othe
 @pytest.fixture(scope="session")
 def write_features() -> Callable[..., None]:
     """write_features(folder, slide_id, features (N, D), **info)."""
-
-    def write(folder: Path, slide_id: str, features: np.ndarray, **changes: Any) -> None:
-        info = {
-            **dict(slide_id=slide_id, store_digest=f"store-{slide_id}", encoder="resnet50", weights="default"),
-            **dict(weights_sha256="ab" * 32, input_px=224, normalisation="mean=(0.5) std=(0.5)", precision="fp32"),
-            **dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=8192, height_l0=8192),
-            **dict(mpp_l0=0.25, mpp=0.5),
-            **changes,
-        }
-        coords = np.array([(i % 16 * 512, i // 16 * 512) for i in range(len(features))]).reshape(-1, 2)
-        embeddings = Embeddings(features.astype(np.float16), coords.astype(np.int64), EmbeddingInfo(**info))
-        write_embeddings(folder / f"{slide_id}.h5", embeddings)
-
-    return write
+    return planted_cohorts.write_features
 
 
 @pytest.fixture(scope="session")

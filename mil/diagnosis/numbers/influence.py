@@ -47,13 +47,13 @@ def _left_out(x: Floats, y: NDArray[np.bool_], held: Floats, held_y: NDArray[np.
     ridge = np.append(np.full(len(basis), 1 / PENALTY), _NO_RIDGE)
     found = np.append(basis @ fitted.coef_[0], fitted.intercept_)
     found = found - _Step(found, x, y, ridge, _balanced(y)).all_slides()  # the solver stops just short of the optimum
-    without = np.full((len(y), len(found)), np.nan)
+    without = np.full((len(y), len(held)), np.nan)
     for side in (True, False):
-        own = y == side
-        if own.sum() > 1:  # else a class is gone
-            weights = _balanced(y, less=side)
-            without[own] = found - _Step(found, x, y, ridge, weights).less_each(np.flatnonzero(own))
-    return _losses(found[None], held, held_y)[0], _losses(without, held, held_y)
+        own = np.flatnonzero(y == side)
+        if len(own) > 1:  # else a class is gone
+            steps = _Step(found, x, y, ridge, _balanced(y, less=side)).less_each(own)
+            without[own] = _losses(found - steps, held, held_y)
+    return _losses(found[None], held, held_y)[0], without
 
 
 def _balanced(y: NDArray[np.bool_], less: bool | None = None) -> Floats:

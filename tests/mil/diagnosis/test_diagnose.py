@@ -1,31 +1,46 @@
-"""The frame of diagnose-cohort: order, what is missing, what fails, and what is written."""
+"""The frame of diagnose-cohort: order, what is missing, what fails, what is written, and its use from Python."""
 
 import json
+import os
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from planted_cohorts import Plan, plant
 
-from mil.cohort.cohort import load_cohort
-from mil.cohort.split_plan import SplitPlan
-from mil.cohort.splits import make_folds
-from mil.diagnosis.catalogue import FINDINGS, Entry
+from mil.cli.diagnose import main
+from mil.diagnosis import diagnose as library
+from mil.diagnosis.catalogue import FINDINGS
 from mil.diagnosis.config import DiagnoseConfig
-from mil.diagnosis.diagnose import make_findings, worst_first
-from mil.diagnosis.finding import Details, Finding, MissingInput, Picture
-from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.page import diagnosis_html, write_diagnosis
+from mil.diagnosis.diagnose import diagnose, make_findings, worst_first
+from mil.diagnosis.finding import Details, Diagnosis, Finding, MissingInput, Picture
+from mil.diagnosis.inputs import Sources, load_inputs
+from mil.diagnosis.page import counts_of, diagnosis_html, write_diagnosis
 from mil.pages.chart import Chart
+from tiling.jobs.errors import RequestError
 
 YAML = Path(__file__).parents[3] / "configs" / "diagnose.yaml"
+QUICK = ("duplicates", "signal", "wrong-labels", "influence", "scale")
 
 
 @pytest.fixture(scope="module")
 def inputs(planted):
-    cohort = load_cohort(planted.parent, planted, "diagnosis")
-    folds = make_folds(cohort, SplitPlan())
-    return Inputs(planted.parent, planted, "diagnosis", cohort, tuple(folds), DiagnoseConfig(bootstrap=100))
+    return load_inputs(Sources(planted.parent, planted, "diagnosis"), DiagnoseConfig(bootstrap=100))
+
+
+@pytest.fixture
+def sources(tmp_path):
+    (tmp_path / "features").mkdir()
+    return Sources(tmp_path / "features", plant(tmp_path / "features", Plan(slides=24, patches=10)), "diagnosis")
+
+
+def entry(key, title, find, share=1):
+    return SimpleNamespace(KEY=key, TITLE=title, SHARE=share, find=find)
 
 
 def fails(inputs):
@@ -38,21 +53,30 @@ def lacks(inputs):
 
 def finds(inputs):
     numbers = {"gap & more": {"value": 0.25, "low": 0.1, "high": float("nan")}, "label": {"value": 1.0, "p": 1e-9}}
-    pictures = [Picture("Curve", "a < b", svg=Chart((0, 1), (0, 1)).svg("nothing"))]
+    pictures = [
+        Picture("Curve", "a < b", svg=Chart((0, 1), (0, 1)).svg("nothing")),
+        Picture("Dot <i>", "seen", image=b"\x89PNG..", wide=True),
+    ]
     return Finding("a", "A", "fault", "It is 5 < 6.", "Do it.", numbers, pictures, [Details("T", ("x",), (("<b>",),))])
 
 
+ENTRIES = [entry("f", "Failing", fails), entry("m", "Lacking", lacks), entry("a", "A", finds)]
+
+
 def test_a_finding_that_fails_ends_no_other_and_the_worst_comes_first(inputs, tmp_path, capsys):
-    entries = [Entry("f", "Failing", fails, 1), Entry("m", "Lacking", lacks, 1), Entry("a", "A", finds, 1)]
     started = []
-    findings = worst_first(make_findings(inputs, entries, started.append))
+    findings = worst_first(make_findings(inputs, ENTRIES, started.append))
     assert started == [0, 1, 2] and [f.key for f in findings] == ["a", "f", "m"]
-    assert findings[1].error == "ZeroDivisionError: no <patch> here" and "Traceback" in capsys.readouterr().err
+    assert findings[1].error == "ZeroDivisionError: no <patch> here" and "in fails" in findings[1].traceback
     assert findings[2].remedy == "Give --patches." and not findings[2].error
-    write_diagnosis(tmp_path, inputs, findings)
+    assert capsys.readouterr() == ("", "")
+    cohort = inputs.cohort
+    diagnosis = Diagnosis("diag<nosis>", cohort.encoder, counts_of(cohort), tuple(findings))
+    write_diagnosis(tmp_path, diagnosis)
     content = json.loads((tmp_path / "diagnosis.json").read_text())
     assert [f["severity"] for f in content["findings"]] == ["fault", "missing", "missing"]
     assert content["findings"][0]["numbers"]["gap & more"] == {"value": 0.25, "low": 0.1, "high": None}
+    assert "traceback" not in content["findings"][1]
     assert content["counts"] == {
         "slides": 40,
         "patients": 20,
@@ -60,17 +84,56 @@ def test_a_finding_that_fails_ends_no_other_and_the_worst_comes_first(inputs, tm
         "slides_of_class": {"normal": 20, "tumour": 20},
     }
     page = (tmp_path / "diagnosis.html").read_text()
-    assert page == diagnosis_html(inputs, findings) and "__" not in page
-    assert (
-        "It is 5 &lt; 6." in page and "no &lt;patch&gt; here" in page and "p &lt; 0.001" in page
-    ) or "p < 0.001" in page
-    assert page.index('id="a"') < page.index('id="f"') and str(inputs.folder) not in page
-    assert "src=" not in page and "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert page == diagnosis_html(diagnosis) and page.startswith("<!doctype html>") and "{{" not in page
+    for text in ("diag&lt;nosis&gt;", "It is 5 &lt; 6.", "no &lt;patch&gt; here", "p &lt; 0.001", "&lt;b&gt;"):
+        assert text in page
+    assert "<svg" in page and 'alt="Dot &lt;i&gt;"' in page and "1 fault, 2 not looked at" in page
+    assert "<b>What to give.</b> Give --patches." in page and page.count("<b>What to do.</b>") == 2
+    assert page.index('id="a"') < page.index('id="f"') and str(inputs.sources.features) not in page
+    assert page.count("src=") == 1 and 'src="data:image/png;base64,iVBO' in page  # nothing is fetched
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
-def test_every_key_is_used_once():
-    keys = [entry.key for entry in FINDINGS]
-    assert len(set(keys)) == len(keys)
+def test_the_library_says_all_and_leaves_the_process_as_it_was(sources, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(library, "FINDINGS", tuple(entry for entry in FINDINGS if entry.KEY in QUICK))
+
+    def state():
+        return torch.get_num_threads(), torch.get_rng_state().sum(), np.random.get_state()[1].sum(), dict(os.environ)
+
+    before, config, told = state(), DiagnoseConfig(bootstrap=100, permutations=19), []
+    first = diagnose(sources, config, progress=told.append)
+    again = diagnose(Sources(str(sources.features), str(sources.table), "diagnosis"), config, out=str(tmp_path / "out"))
+    assert state() == before and capsys.readouterr() == ("", "")
+    assert asdict(first) == asdict(again) and not first.failed
+    assert {finding.key for finding in first.findings} == set(QUICK) and first.counts["slides"] == 24
+    assert first["signal"].numbers["AUROC of averaged features"]["value"] > 0.9
+    assert json.loads((tmp_path / "out/diagnosis.json").read_text())["target"] == "diagnosis"
+    assert [at.number for at in told] == sorted(at.number for at in told) and told[0].done == 0
+    assert all(a.done <= b.done for a, b in pairwise(told)) and told[-1].findings == len(QUICK)
+    with pytest.raises(KeyError):
+        first["unknown"]
+
+
+def test_the_command_prints_and_its_exit_code_says_whether_a_finding_failed(sources, monkeypatch, capsys, tmp_path):
+    command = [str(sources.features), "--labels", str(sources.table), "--target", "diagnosis"]
+    command += ["--out", str(tmp_path / "out"), "--bootstrap", "100"]
+    for entries, code in ((ENTRIES, 1), (ENTRIES[1:], 0)):
+        monkeypatch.setattr(library, "FINDINGS", entries)
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == code
+    out, err = capsys.readouterr()
+    assert "[1/3] Failing: 0% (0% of all)\n" in out and "[3/3] A: 0% (67% of all)\n" in out
+    assert "FAULT   A: It is 5 < 6.\n" in out and f"diagnosis  {tmp_path / 'out/diagnosis.html'}\n" in out
+    assert err.count("Traceback") == 1 and "ZeroDivisionError: no <patch> here" in err
+
+
+def test_a_folder_that_is_not_there_is_refused(sources, tmp_path):
+    for field, flag in (("patches", "--patches"), ("random_features", "--features-random")):
+        with pytest.raises(RequestError, match=f"{flag} .*nowhere: no such folder"):
+            diagnose(replace(sources, **{field: tmp_path / "nowhere"}))
+    with pytest.raises(RequestError, match=r"--scales .*nowhere: no such folder"):
+        diagnose(replace(sources, scales=("nowhere",)))
 
 
 def test_the_yaml_file_equals_the_defaults_and_says_why():

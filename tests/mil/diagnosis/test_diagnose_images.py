@@ -19,19 +19,15 @@ from features.embed.pipe import embed
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings, read_statistics, write_embeddings
 from features.pipeline import extract_features, find_stores
-from mil.cohort.cohort import load_cohort
-from mil.cohort.split_plan import SplitPlan
-from mil.cohort.splits import make_folds
-from mil.diagnosis.catalogue import Entry
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.diagnose import make_findings
-from mil.diagnosis.findings import domain_gap, normalisation
-from mil.diagnosis.findings.domain_gap import find_domain_gap, gap_of_images
-from mil.diagnosis.findings.normalisation import IMAGENET, colours_of, find_normalisation
-from mil.diagnosis.findings.patches import as_seen, find_patches
-from mil.diagnosis.findings.scale import find_scale
-from mil.diagnosis.inputs import Inputs
+from mil.diagnosis.findings import domain_gap, normalisation, patches, scale
+from mil.diagnosis.findings.normalisation import IMAGENET
+from mil.diagnosis.findings.patches import as_seen
+from mil.diagnosis.inputs import Sources, load_inputs
 from mil.diagnosis.numbers.cell_size import cell_size_px
+from mil.diagnosis.numbers.colours import colours_of
+from mil.diagnosis.numbers.norm_distance import gap_of_images
 from mil.diagnosis.numbers.reference_images import noise, photographs
 from mil.diagnosis.numbers.site_ratio import site_ratios
 from tiling.phantom.phantom import Phantom, PhantomSpec
@@ -42,11 +38,7 @@ from tiling.tissue.tissue import TissueMap
 SITES, SLIDES, PATCHES, SIDE = ("north", "east", "west"), 4, 3, 192
 MANY = 4  # patches where nothing is embedded
 ALL = MANY * SLIDES * len(SITES)
-ENTRIES = [
-    Entry("normalisation", "Normalisation", find_normalisation, 1),
-    Entry("scale", "Scale", find_scale, 1),
-    Entry("patches", "Patches", find_patches, 1),
-]
+ENTRIES = [normalisation, scale, patches]
 
 
 @functools.cache
@@ -113,15 +105,12 @@ def with_other_patches_of_west(clean, folder, change):
 
 
 def inputs_of(folder, features="f", **settings):
-    cohort = load_cohort(folder / features, folder / "slides.csv", "label")
-    folds = make_folds(cohort, SplitPlan(folds=3))
-    config = DiagnoseConfig(**{"bootstrap": 100, "sample_patches": 20, "device": "cpu", **settings})
-    paths = (folder / features, folder / "slides.csv", "label")
-    return Inputs(*paths, cohort, tuple(folds), config, patches=folder / "patches")
+    config = DiagnoseConfig(**{"bootstrap": 100, "folds": 3, "sample_patches": 20, "device": "cpu", **settings})
+    return load_inputs(Sources(folder / features, folder / "slides.csv", "label", folder / "patches"), config)
 
 
 def diagnose(inputs, entries=ENTRIES):
-    return {finding.key: finding for finding in make_findings(inputs, entries, lambda number: None)}
+    return {finding.key: finding for finding in make_findings(inputs, entries)}
 
 
 def test_features_of_a_clean_cohort_raise_no_alarm(clean):
@@ -166,17 +155,18 @@ def test_a_wrong_normalisation_is_found_and_named(clean, said, monkeypatch):
         )
         info = replace(right.info, normalisation=wrong.preprocessing.normalisation) if said else right.info
         write_embeddings(folder / path.name, replace(right, features=features, info=info), statistics)
-    found = find_normalisation(inputs_of(clean, folder.name))
+    again = inputs_of(clean, folder.name)
+    found = normalisation.find(again)
     assert found.severity == "fault" and "ImageNet's mean and deviation" in found.remedy
     assert found.numbers["difference of stored features from embedded again"]["value"] > 0.2
-    without = find_normalisation(replace(inputs_of(clean, folder.name), patches=None))
+    without = normalisation.find(replace(again, sources=replace(again.sources, patches=None)))
     assert without.severity == ("fault" if said else "fine")
 
 
 def test_colours_are_those_of_all_pixels_and_averaging_deviations_is_less(clean):
     inputs = inputs_of(clean, sample_patches=SLIDES * 3 * PATCHES)
     pixels = inputs.sample.pixels.reshape(-1, 3) / 255
-    found = colours_of(inputs, np.arange(len(inputs.cohort.slide_ids)))
+    found = colours_of(inputs.statistics)
     assert np.allclose(found.mean, pixels.mean(0)) and np.allclose(found.std, pixels.std(0))
     each = [inputs.sample.pixels[inputs.sample.slides == i].reshape(-1, 3).std(0) / 255 for i in range(12)]
     assert np.allclose(found.averaged_std, np.mean(each, 0)) and (found.averaged_std < found.std).all()
@@ -234,7 +224,7 @@ def test_the_gap_of_real_and_drawn_tissue_lies_between_photographs_and_noise(dat
 def test_the_distance_finding_has_a_place_between_its_ends(clean, monkeypatch):
     ends = {"photographs": lambda: photographs()[::3], "noise": lambda: noise()[:2]}
     monkeypatch.setattr(domain_gap, "_ENDS", ends)
-    found = find_domain_gap(inputs_of(clean, sample_patches=20))
+    found = domain_gap.find(inputs_of(clean, sample_patches=20))
     place = found.numbers["place between photographs (0) and noise (1)"]
     assert 0.1 < place["low"] <= place["value"] <= place["high"] < 0.7 and found.severity == "fine"
     assert len(found.evidence["layers"]) == 49 and found.details[0].title == "By site"

@@ -1,0 +1,97 @@
+"""Cohorts of feature files with a fault planted, or none: test material, no real slides.
+
+A patient has one slide. Patches are normal noise around the slide's own centre and its site's; some patches of tumour
+slides show it. Half of the slides are tumour.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.feature_file import EmbeddingInfo, Embeddings, write_embeddings
+from mil.diagnosis.config import DiagnoseConfig
+from mil.diagnosis.inputs import Inputs, Sources, load_inputs
+
+DIM = 12
+FAULTS = ("", "permuted", "site", "twice", "flipped")
+FLIPPED = 5  # one label in so many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """fault: "" none; permuted: labels at random; site: it goes with the label, and nothing else does; twice: two
+    slides are there again under other patients; flipped: a fifth of the labels is wrong. witness: share of the patches
+    of a tumour slide that show it."""
+
+    fault: str = ""
+    slides: int = 64
+    patches: int = 30
+    witness: float = 0.5
+    seed: int = 77  # no threshold was chosen on it
+
+    @property
+    def truth(self) -> np.ndarray:
+        """(S,) 1 for tumour."""
+        return np.arange(self.slides) % 2
+
+    def flipped(self, labels: np.ndarray) -> set[str]:
+        """Ids of the slides whose label (S,) is not the truth."""
+        return {f"s{i:02d}" for i in np.flatnonzero(labels != self.truth)}
+
+
+def write_features(folder: Path, slide_id: str, features: np.ndarray, **changes: Any) -> None:
+    """A feature file of (N, D); changes are of its EmbeddingInfo."""
+    info = {
+        **dict(slide_id=slide_id, store_digest=f"store-{slide_id}", encoder="resnet50", weights="default"),
+        **dict(weights_sha256="ab" * 32, input_px=224, normalisation="mean=(0.5) std=(0.5)", precision="fp32"),
+        **dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=8192, height_l0=8192),
+        **dict(mpp_l0=0.25, mpp=0.5),
+        **changes,
+    }
+    coords = np.array([(i % 16 * 512, i // 16 * 512) for i in range(len(features))]).reshape(-1, 2)
+    embeddings = Embeddings(features.astype(np.float16), coords.astype(np.int64), EmbeddingInfo(**info))
+    write_embeddings(folder / f"{slide_id}.h5", embeddings)
+
+
+def plant(folder: Path, plan: Plan) -> Path:
+    """Feature files in the folder, and beside them the label table, whose path is returned."""
+    rng = np.random.default_rng(plan.seed)
+    count, truth, label = plan.slides, plan.truth, plan.truth.copy()
+    site = rng.permutation(np.arange(count) // 2 % 4) if plan.fault != "site" else truth * 2 + rng.integers(0, 2, count)
+    if plan.fault == "flipped":
+        wrong = rng.permutation(count)[: count // FLIPPED]
+        label[wrong] = 1 - label[wrong]
+    if plan.fault == "permuted":
+        label = rng.permutation(label)
+    for i, bag in enumerate(_bags(plan, site, rng)):
+        write_features(folder, f"s{i:02d}", bag)
+    table = pd.DataFrame({"slide_id": [f"s{i:02d}" for i in range(count)]})
+    table["patient_id"] = table["slide_id"].str.replace("s", "p")
+    table["diagnosis"] = np.array(["normal", "tumour"])[label]
+    table["site"] = np.array(["A", "B", "C", "D"])[site]
+    table["scanner"], table["stain"] = rng.choice(["X", "Y"], (2, count))  # several that do not go with the label
+    table["jpeg_quality"], table["batch"] = rng.integers(70, 95, count), rng.integers(0, 5, count)
+    table.to_csv(folder / "labels.csv", index=False)
+    return folder / "labels.csv"
+
+
+def _bags(plan: Plan, site: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    bags = []
+    for i in range(plan.slides):
+        bag = rng.normal(size=(plan.patches, DIM)) + 0.1 * rng.normal(size=DIM)
+        if plan.truth[i] and plan.fault != "site":
+            bag[: round(plan.witness * plan.patches), :2] += 3
+        bag[:, 4] += 0.8 * (site[i] % 4)
+        bags.append(bag)
+    if plan.fault == "twice":
+        bags[10], bags[21] = bags[40][::-1], bags[33] + 1e-3
+    return bags
+
+
+def planted_inputs(folder: Path, plan: Plan) -> Inputs:
+    """What the findings see of such a cohort."""
+    sources = Sources(folder, plant(folder, plan), "diagnosis")
+    return load_inputs(sources, DiagnoseConfig(bootstrap=200, permutations=199))
