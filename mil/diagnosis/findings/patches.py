@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from features.encoders import Encoder
-from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture, Severity
+from mil.cohort.cohort import Cohort
+from mil.diagnosis.finding import Details, Finding, MissingInput, Picture, Severity
 from mil.diagnosis.inputs import Inputs
-from mil.diagnosis.numbers.site_ratio import site_ratios
+from mil.diagnosis.numbers.site_ratio import SiteRatio, site_ratios
 from mil.diagnosis.sheet import sheet
 from mil.run.attention import attention_path, read_attention
 from tiling.jobs.errors import SlideError
@@ -23,50 +24,20 @@ KEY, TITLE, SHARE = "patches", "Patches as the model sees them", 5
 _SHOWN, _COLUMNS, _SIDE_PX = 16, 8, 144
 _BLURRED = 4.0  # times less sharp than others; two scanners that are both in focus differ by 2
 _SURELY = 2.0
-_IN_FOCUS = (
-    0.9  # quantile of patches that stands for a slide: a slide in focus has sharp patches, whatever else is in it
-)
+_IN_FOCUS = 0.9  # quantile of patches that stands for a slide: one in focus has sharp patches, whatever else is in it
 
 
 def find(inputs: Inputs) -> Finding:
-    folder = inputs.require_patches()
-    sharp = np.array([_sharpness(inputs, number) for number in range(len(inputs.cohort.slide_ids))])
+    folder, cohort = inputs.require_patches(), inputs.cohort
+    sharp = np.array([_sharpness(inputs, number) for number in range(len(cohort.slide_ids))])
     if not np.isfinite(sharp).any():
         raise MissingInput("Give --patches and the folder whose patch stores were embedded: none there fits.")
     inputs.progress(0.4)
-    chosen = _chosen(inputs, np.isfinite(sharp))
-    encoder = _encoder(inputs)
-    pictures = [
-        Picture(title, _caption(encoder), image=_sheet(inputs, encoder, places), wide=True)
-        for title, places in chosen.items()
-        if places
-    ]
-    ratios = [] if inputs.sites is None else site_ratios(sharp, inputs.sites, inputs.cohort.patient_ids, inputs.seed)
+    pictures = _pictures(inputs, np.isfinite(sharp))
+    ratios = [] if inputs.sites is None else site_ratios(sharp, inputs.sites, cohort.patient_ids, inputs.seed)
     blurred = [r for r in ratios if (r.ratio["value"] or 1) < 1 and r.beyond(_BLURRED, _SURELY)]
-    median = float(np.nanmedian(sharp))
-    alone = [str(name) for name in inputs.cohort.slide_ids[sharp < median / _BLURRED]]
-    numbers: dict[str, Figure] = {f"sharpness of {r.site} over the others": r.ratio for r in ratios[:3]}
-    rows = [
-        (str(inputs.cohort.slide_ids[i]), f"{sharp[i]:.0f}", f"{sharp[i] / median:.2f}")
-        for i in np.argsort(sharp, kind="stable")
-        if np.isfinite(sharp[i])
-    ]
-    severity: Severity = "fine"
-    verdict, remedy = "No site and no slide is far less sharp than the others; see for yourself below.", ""
-    if blurred:
-        worst = blurred[0]
-        severity = "fault"
-        verdict = (
-            f"Patches of {worst.site} are blurred: {1 / (worst.ratio['value'] or 1):.0f} times less sharp than others."
-        )
-        remedy = (
-            "Scan these slides again, or leave the site out. If it must stay, test with --split site, so that "
-            "sharpness cannot be learned in the place of tissue."
-        )
-    elif alone:
-        severity = "look"
-        verdict = f"{len(alone)} slide(s) are far less sharp than the others: {', '.join(alone[:5])}."
-        remedy = "Look at them in qc.html; scan them again or leave them out (tile-slides --min-sharpness)."
+    alone = [str(name) for name in cohort.slide_ids[sharp < float(np.nanmedian(sharp)) / _BLURRED]]
+    severity, verdict, remedy = _judge(blurred, alone)
     look = "Look for pen, dust, folds, glass, and for colours that are not those of the slide."
     return Finding(
         KEY,
@@ -74,15 +45,49 @@ def find(inputs: Inputs) -> Finding:
         severity,
         verdict,
         f"{remedy} {look}".strip() + ("" if inputs.sources.run else " With --run you see what attention looks at."),
-        numbers,
+        {f"sharpness of {r.site} over the others": r.ratio for r in ratios[:3]},
         pictures,
-        [
-            Details(
-                "Sharpness by slide, the least sharp first", ("slide", "sharpness", "of the median slide"), tuple(rows)
-            )
-        ],
+        [_table(cohort, sharp)],
         {"blurred_sites": [r.site for r in blurred], "blurred_slides": alone, "folder": folder.name},
     )
+
+
+def _judge(blurred: list[SiteRatio], alone: list[str]) -> tuple[Severity, str, str]:
+    """blurred: sites, the worst first; alone: slides that are far less sharp than the median slide."""
+    if blurred:
+        worst = blurred[0]
+        return (
+            "fault",
+            f"Patches of {worst.site} are blurred: {1 / (worst.ratio['value'] or 1):.0f} times less sharp than others.",
+            "Scan these slides again, or leave the site out. If it must stay, test with --split site, so that "
+            "sharpness cannot be learned in the place of tissue.",
+        )
+    if alone:
+        return (
+            "look",
+            f"{len(alone)} slide(s) are far less sharp than the others: {', '.join(alone[:5])}.",
+            "Look at them in qc.html; scan them again or leave them out (tile-slides --min-sharpness).",
+        )
+    return "fine", "No site and no slide is far less sharp than the others; see for yourself below.", ""
+
+
+def _pictures(inputs: Inputs, usable: NDArray[np.bool_]) -> list[Picture]:
+    encoder = _encoder(inputs)
+    return [
+        Picture(title, _caption(encoder), image=_sheet(inputs, encoder, places), wide=True)
+        for title, places in _chosen(inputs, usable).items()
+        if places
+    ]
+
+
+def _table(cohort: Cohort, sharp: NDArray[np.float64]) -> Details:
+    median = float(np.nanmedian(sharp))
+    rows = tuple(
+        (str(cohort.slide_ids[i]), f"{sharp[i]:.0f}", f"{sharp[i] / median:.2f}")
+        for i in np.argsort(sharp, kind="stable")
+        if np.isfinite(sharp[i])
+    )
+    return Details("Sharpness by slide, the least sharp first", ("slide", "sharpness", "of the median slide"), rows)
 
 
 def _store(inputs: Inputs, number: int) -> PatchStore | None:

@@ -1,6 +1,8 @@
 """Finding: did training go well? Learning curves, spikes, shuffling, and what the run gets right and wrong."""
 
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +33,68 @@ def find(inputs: Inputs) -> Finding:
     """Raises MissingInput without a run."""
     folder, provenance = inputs.require_run()
     settings: dict[str, Any] = provenance["settings"]
-    histories = {k: read_history(folder, k) for k in fold_numbers(folder)}
-    own_recipe = all(len(history) == 1 and not history["learning_rate"].any() for history in histories.values())
-    verdicts = {k: judge_fold(history, settings["epochs"]) for k, history in histories.items()}
-    name = judge_all(list(verdicts.values()))
-    spikes = {k: loss_spikes(history["train_loss"].to_numpy(float)) for k, history in histories.items()}
     predictions = read_predictions(folder)
+    curves = _Curves({k: read_history(folder, k) for k in fold_numbers(folder)}, settings["epochs"])
+    numbers = _figures(inputs, predictions)
+    pictures, details = _strips(folder, predictions), [_buckets(inputs, predictions)]
+    severity: Severity = "fine"
+    said, remedy = "The head is fitted at once, without epochs.", "Nothing to do."
+    if not curves.own_recipe:
+        shuffled, p = shuffling(inputs.cohort.labels, settings["seed"], curves.longest)
+        numbers["neighbours of one class in the loader's order"] = {"value": shuffled, "p": p}
+        severity, said, remedy = _judge(curves, p)
+        pictures, details = [*_pictures(curves), *pictures], [*details, _folds(curves)]
+    evidence = {
+        "verdicts": {k: vars(v) for k, v in curves.verdicts.items()},
+        "spikes": curves.spikes,
+        "spike_slides": {k: _spike_slides(curves.histories[k], found) for k, found in curves.spikes.items()},
+    }
+    return Finding(KEY, TITLE, severity, said, remedy, numbers, pictures, details, evidence)
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """Histories of the folds, by number, and what they show."""
+
+    histories: dict[int, pd.DataFrame]
+    epochs: int  # that were asked for
+
+    @property
+    def own_recipe(self) -> bool:
+        """Whether the head was fitted at once, without epochs."""
+        return all(len(own) == 1 and not own["learning_rate"].any() for own in self.histories.values())
+
+    @property
+    def longest(self) -> int:
+        return max(len(history) for history in self.histories.values())
+
+    @cached_property
+    def verdicts(self) -> dict[int, Verdict]:
+        return {k: judge_fold(history, self.epochs) for k, history in self.histories.items()}
+
+    @cached_property
+    def spikes(self) -> dict[int, list[int]]:
+        return {k: loss_spikes(history["train_loss"].to_numpy(float)) for k, history in self.histories.items()}
+
+
+def _figures(inputs: Inputs, predictions: pd.DataFrame) -> dict[str, Figure]:
     cohort, config = inputs.cohort, inputs.config
     figures = evaluate(predictions, cohort.classes, cohort.positive, config.bootstrap, inputs.seed)
-    numbers: dict[str, Figure] = {
-        "AUROC of slides": figures["auroc"],
-        "balanced accuracy": figures["balanced_accuracy"],
-    }
+    numbers = {"AUROC of slides": figures["auroc"], "balanced accuracy": figures["balanced_accuracy"]}
     for kind in ("precision", "recall"):
         numbers |= {f"{kind} of {c}": figures[kind][c] for c in cohort.classes}
-    epochs = max(len(history) for history in histories.values())
-    shuffled, p = shuffling(cohort.labels, settings["seed"], epochs)
-    if not own_recipe:
-        numbers["neighbours of one class in the loader's order"] = {"value": shuffled, "p": p}
-    several = sum(len(found) > 0 for found in spikes.values())
-    severity: Severity = "fine" if name == "fine" or own_recipe else "look"
-    said = "The head is fitted at once, without epochs." if own_recipe else _said(list(verdicts.values()))
-    if several and not own_recipe:
+    return numbers
+
+
+def _judge(curves: _Curves, p: float) -> tuple[Severity, str, str]:
+    """p: of the loader's order."""
+    verdicts = list(curves.verdicts.values())
+    name, several = judge_all(verdicts), sum(len(found) > 0 for found in curves.spikes.values())
+    said = _said(verdicts)
+    if several:
         said += f" The training loss of {several} fold(s) spikes; the table of learning curves names the slides."
-    if not own_recipe:
-        said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
-    return Finding(
-        KEY,
-        TITLE,
-        severity,
-        said,
-        "Nothing to do." if own_recipe else f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}",
-        numbers,
-        [*([] if own_recipe else _curves(histories, verdicts, settings["epochs"])), *_strips(folder, predictions)],
-        [_buckets(inputs, predictions), *([] if own_recipe else [_folds(verdicts, spikes, histories)])],
-        {
-            "verdicts": {k: vars(v) for k, v in verdicts.items()},
-            "spikes": spikes,
-            "spike_slides": {k: _spike_slides(histories[k], found) for k, found in spikes.items()},
-        },
-    )
+    said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
+    return "fine" if name == "fine" else "look", said, f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}"
 
 
 def _said(verdicts: list[Verdict]) -> str:
@@ -109,12 +133,15 @@ def shuffling(labels: NDArray[np.int64], seed: int, epochs: int) -> tuple[float,
     return float(equal.mean() / (n - 1)), float(2 * norm.sf(abs(z)))
 
 
-def _curves(histories: dict[int, pd.DataFrame], verdicts: dict[int, Verdict], epochs: int) -> list[Picture]:
+def _pictures(curves: _Curves) -> list[Picture]:
+    histories, verdicts = curves.histories, curves.verdicts
     highest = loss_axis(list(histories.values()))
     caption = "Loss by epoch, training (blue) and validation (orange); the dot is the epoch that was kept."
     return [
         Picture(
-            f"Fold {k + 1}: {verdicts[k].name}", caption, learning_curve(history, highest, epochs, verdicts[k].said)
+            f"Fold {k + 1}: {verdicts[k].name}",
+            caption,
+            learning_curve(history, highest, curves.epochs, verdicts[k].said),
         )
         for k, history in list(histories.items())[:_CURVES]
     ]
@@ -128,12 +155,13 @@ def _spike_slides(history: pd.DataFrame, spikes: list[int]) -> dict[int, list[st
     return {epoch: slides[epoch].split() for epoch in spikes}
 
 
-def _folds(verdicts: dict[int, Verdict], spikes: dict[int, list[int]], histories: dict[int, pd.DataFrame]) -> Details:
+def _folds(curves: _Curves) -> Details:
     def said(k: int) -> str:
-        slides = _spike_slides(histories[k], spikes[k])
-        return "; ".join(f"{epoch}: {' '.join(slides.get(epoch, []))}".rstrip(": ") for epoch in spikes[k]) or "none"
+        spikes = curves.spikes[k]
+        slides = _spike_slides(curves.histories[k], spikes)
+        return "; ".join(f"{epoch}: {' '.join(slides.get(epoch, []))}".rstrip(": ") for epoch in spikes) or "none"
 
-    rows = tuple((str(k + 1), v.name, v.said, said(k)) for k, v in verdicts.items())
+    rows = tuple((str(k + 1), v.name, v.said, said(k)) for k, v in curves.verdicts.items())
     return Details("Learning curves", ("fold", "verdict", "why", "spikes in epochs, slides of the worst step"), rows)
 
 

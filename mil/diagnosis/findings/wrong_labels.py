@@ -1,14 +1,16 @@
 """Finding: slides whose label may be wrong, from out-of-fold probabilities of the run, or of the linear probe."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from mil.cohort.cohort import Cohort
-from mil.diagnosis.finding import Details, Figure, Finding, Picture, Severity
+from mil.diagnosis.finding import Details, Figure, Finding, Picture
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.folds import parts_of
-from mil.diagnosis.numbers.suspects import cleaned_probabilities, confident_learning, wrong_share
+from mil.diagnosis.numbers.suspects import Suspects, cleaned_probabilities, confident_learning, wrong_share
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.classification import macro_auroc
 from mil.pages.chart import Chart
@@ -21,71 +23,108 @@ _LEAST, _APART = 0.05, 1.25  # lower ends of share and distance of classes from 
 
 def find(inputs: Inputs) -> Finding:
     """The order is that of the run or of the linear probe, whichever agrees better with the labels (AUROC)."""
-    cohort, config = inputs.cohort, inputs.config
+    cohort = inputs.cohort
+    judged = _judged(inputs)
+    numbers: dict[str, Figure] = {}
+    alarms = []
+    for name, model in judged.items():
+        own = _figures(inputs, name, model)
+        numbers |= own
+        if _alarming(own, name):
+            alarms.append((name, own[f"estimated share of wrong labels, {name}"]))
+    by = max(judged, key=lambda name: _agreement(cohort, judged[name].ranked))
+    slides = judged[by].slides
+    suspects = confident_learning(judged[by].ranked[slides], cohort.labels[slides])
+    verdict, remedy = _verdict(alarms, int(suspects.counted.sum()))
+    return Finding(
+        KEY,
+        TITLE,
+        "look" if alarms else "fine",
+        verdict,
+        remedy,
+        numbers,
+        [_chart(suspects.margins[suspects.order])],
+        [_table(cohort, slides, suspects)],
+        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": by},
+    )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Probabilities (S, C) out of fold, NaN where a slide was not tested: by which slides are ranked, and by which
+    the share of wrong labels is estimated."""
+
+    ranked: NDArray[np.float64]
+    second: NDArray[np.float64]
+
+    @property
+    def slides(self) -> NDArray[np.int64]:
+        """Positions of those that were tested."""
+        return np.flatnonzero(np.isfinite(self.ranked).all(axis=1))
+
+
+def _judged(inputs: Inputs) -> dict[str, _Judge]:
+    cohort = inputs.cohort
     plain, cleaned = cleaned_probabilities(inputs.means, cohort.labels, cohort.patient_ids, parts_of(inputs.folds))
-    judged = {"linear probe": (plain, cleaned)}
+    judged = {"linear probe": _Judge(plain, cleaned)}
     if inputs.sources.run is not None:
         of_run = _of_run(inputs, read_predictions(inputs.require_run()[0]))
-        judged["run"] = (of_run, of_run)
-    figures: dict[str, Figure] = {}
-    alarms = []
-    for name, (ranked, second) in judged.items():
-        slides = np.flatnonzero(np.isfinite(ranked).all(axis=1))
-        labels, patients = cohort.labels[slides], cohort.patient_ids[slides]
-        weights = draw_weights(patients.tolist(), config.bootstrap, inputs.seed)
-        counted = confident_learning(ranked[slides], labels).counted
-        figures[f"slides that look like another class, {name}"] = dict(
-            interval(weights @ counted / weights.sum(axis=1))
-        )
-        if cohort.positive is not None:
-            chance = np.clip(second[slides, cohort.positive], 1e-6, 1 - 1e-6)
-            truth = labels == cohort.positive
-            share, apart = wrong_share(np.log(chance / (1 - chance)), truth, patients, config.bootstrap, inputs.seed)
-            figures[f"estimated share of wrong labels, {name}"] = share
-            figures[f"distance of the classes in standard deviations, {name}"] = apart
-            if (share["low"] or 0) > _LEAST and (apart["low"] or 0) > _APART:
-                alarms.append((name, share))
-    by = max(judged, key=lambda name: _agreement(cohort, judged[name][0]))
-    slides = np.flatnonzero(np.isfinite(judged[by][0]).all(axis=1))
+        judged["run"] = _Judge(of_run, of_run)
+    return judged
+
+
+def _figures(inputs: Inputs, name: str, model: _Judge) -> dict[str, Figure]:
+    cohort, draws, slides = inputs.cohort, inputs.config.bootstrap, model.slides
     labels, patients = cohort.labels[slides], cohort.patient_ids[slides]
-    suspects = confident_learning(judged[by][0][slides], labels)
+    weights = draw_weights(patients.tolist(), draws, inputs.seed)
+    counted = confident_learning(model.ranked[slides], labels).counted
+    found: dict[str, Figure] = {
+        f"slides that look like another class, {name}": dict(interval(weights @ counted / weights.sum(axis=1)))
+    }
+    if cohort.positive is not None:
+        chance = np.clip(model.second[slides, cohort.positive], 1e-6, 1 - 1e-6)
+        truth = labels == cohort.positive
+        share, apart = wrong_share(np.log(chance / (1 - chance)), truth, patients, draws, inputs.seed)
+        found[f"estimated share of wrong labels, {name}"] = share
+        found[f"distance of the classes in standard deviations, {name}"] = apart
+    return found
+
+
+def _alarming(figures: dict[str, Figure], name: str) -> bool:
+    """Whether the share is surely above what is usual, and the classes lie so far apart that it says something."""
+    share = figures.get(f"estimated share of wrong labels, {name}", {"low": None})
+    apart = figures.get(f"distance of the classes in standard deviations, {name}", {"low": None})
+    return (share["low"] or 0) > _LEAST and (apart["low"] or 0) > _APART
+
+
+def _verdict(alarms: list[tuple[str, Figure]], counted: int) -> tuple[str, str]:
+    """And the remedy. alarms: who says so, and the share of wrong labels."""
+    if not alarms:
+        return (
+            f"No sign of many wrong labels; {counted} slide(s) look like another class.",
+            "If labels come from reports by hand, look at the top of the list all the same.",
+        )
+    name, share = alarms[-1]
+    return (
+        f"About {share['value'] or 0:.0%} ({share['low']:.0%}–{share['high']:.0%}) of the labels look wrong: their "
+        f"slides lie where the other class does ({name}).",
+        "Have the slides of the list looked at again, blinded, from the top; correct or leave out wrong ones. "
+        "After that --loss generalised-cross-entropy bears what is left.",
+    )
+
+
+def _table(cohort: Cohort, slides: NDArray[np.int64], suspects: Suspects) -> Details:
     rows = tuple(
         (
             str(cohort.slide_ids[slides[i]]),
-            str(patients[i]),
-            cohort.classes[labels[i]],
+            str(cohort.patient_ids[slides[i]]),
+            cohort.classes[cohort.labels[slides[i]]],
             cohort.classes[suspects.other[i]],
             f"{suspects.margins[i]:+.2f}",
         )
         for i in suspects.order[:_SHOWN].tolist()
     )
-    details = [Details("Most suspicious first", ("slide", "patient", "label", "looks like", "margin"), rows)]
-    severity: Severity = "look" if alarms else "fine"
-    if alarms:
-        name, share = alarms[-1]
-        verdict = (
-            f"About {share['value'] or 0:.0%} ({share['low']:.0%}–{share['high']:.0%}) of the labels look wrong: their "
-            f"slides lie where the other class does ({name})."
-        )
-        remedy = (
-            "Have the slides of the list looked at again, blinded, from the top; correct or leave out wrong ones. "
-            "After that --loss generalised-cross-entropy bears what is left."
-        )
-    else:
-        count = int(suspects.counted.sum())
-        verdict = f"No sign of many wrong labels; {count} slide(s) look like another class."
-        remedy = "If labels come from reports by hand, look at the top of the list all the same."
-    return Finding(
-        KEY,
-        TITLE,
-        severity,
-        verdict,
-        remedy,
-        figures,
-        [_chart(suspects.margins[suspects.order])],
-        details,
-        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": by},
-    )
+    return Details("Most suspicious first", ("slide", "patient", "label", "looks like", "margin"), rows)
 
 
 def _of_run(inputs: Inputs, table: pd.DataFrame) -> NDArray[np.float64]:

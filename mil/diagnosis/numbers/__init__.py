@@ -1,1 +1,1 @@
-"""The estimators behind the findings: arrays and cohorts in, numbers out."""
+"""The estimators behind the findings: arrays and cohorts in, numbers out. May import finding, and each other."""
