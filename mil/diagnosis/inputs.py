@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from features.encoders import Encoder
@@ -22,15 +23,19 @@ from mil.diagnosis.numbers.probe import Compared, Probe, compare_probes, linear_
 from mil.diagnosis.numbers.sample import Sample, embed_sample, load_own_encoder, sample_patches
 from mil.evaluation.baseline import slide_means
 from mil.run.layout import require_complete
+from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError, SlideError
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where things lie: paths, or strings that become paths. What is not given is not looked at."""
+    """Where things lie: paths, or strings that become paths. What is not given is not looked at.
+
+    table: slide table with the labels, a CSV file or a data frame with its columns.
+    """
 
     features: Path  # folder of feature files
-    table: Path  # slide table with the labels
+    table: Path | pd.DataFrame
     target: str  # column of the table
     patches: Path | None = None  # folder of patch stores of these features
     run: Path | None = None  # directory of train-mil on these features
@@ -40,7 +45,7 @@ class Sources:
     def __post_init__(self) -> None:
         for name in ("features", "table", "patches", "run", "random_features"):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
+            object.__setattr__(self, name, Path(value) if isinstance(value, str) else value)
         object.__setattr__(self, "scales", tuple(map(Path, self.scales)))
 
     def require(self) -> None:
@@ -77,6 +82,10 @@ class Inputs:
         """The positive class, or each of several against the rest."""
         cohort = self.cohort
         return list(range(len(cohort.classes))) if cohort.positive is None else [cohort.positive]
+
+    def other_features(self, folder: Path) -> Cohort:
+        """The same slides and labels with the features of another folder. Raises RequestError."""
+        return load_cohort(folder, self.sources.table, Target(self.sources.target, self.config.positive))
 
     @cached_property
     def means(self) -> NDArray[np.float64]:
@@ -156,7 +165,7 @@ def load_inputs(
 ) -> Inputs:
     """Load the cohort and deal its patients into folds. Raises RequestError."""
     sources.require()
-    cohort = load_cohort(sources.features, sources.table, sources.target, config.positive)
+    cohort = load_cohort(sources.features, sources.table, Target(sources.target, config.positive))
     for text in cohort.warnings:
         warn(text)
     folds = make_folds(cohort, SplitPlan(folds=config.folds, seed=config.seed))

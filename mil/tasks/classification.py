@@ -8,22 +8,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
 from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
+from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
 from mil.tasks.task import Calibration, Indices, Judged, Target, Targets, Task
 from mil.tasks.temperature import calibrated, fit_temperature
 from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
 
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: small is strong
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
 _TITLES = {
     "auroc": "AUROC",
@@ -166,20 +162,8 @@ class Classification(Task):
     def fit_baseline(
         self, vectors: Floats, targets: Targets, held_out: tuple[Floats, Targets]
     ) -> Callable[[Floats], Floats]:
-        """Logistic regression, the strength of its penalty chosen on the held-out part (0.01 without one)."""
-        fitted = [
-            make_pipeline(StandardScaler(), LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000)).fit(
-                vectors, targets
-            )
-            for penalty in _PENALTIES
-        ]
-        chosen = _PENALTIES.index(1e-2)  # scikit-learn's own strength is far too weak for so few slides
-        if len(held_out[1]):
-            every = np.arange(len(self.classes))
-            losses = [log_loss(held_out[1], model.predict_proba(held_out[0]), labels=every) for model in fitted]
-            chosen = int(np.argmin(losses))
-        predict: Callable[[Floats], Floats] = fitted[chosen].predict_proba
-        return predict
+        """The probe of mil.tasks.linear_probe."""
+        return chosen_probe(vectors, targets, held_out, len(self.classes))
 
     def judge(self, table: pd.DataFrame) -> Judged:
         """said: the probability of the slide's own label."""

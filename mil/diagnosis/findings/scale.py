@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.cohort.cohort import SCALE_RATIO, Cohort, load_cohort
+from mil.cohort.cohort import SCALE_RATIO, Cohort
 from mil.diagnosis.finding import Details, Figure, Finding, MissingInput, Picture
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.cell_size import cell_size_px
@@ -146,7 +146,7 @@ def _compare(inputs: Inputs) -> Finding:
 
 def _load(inputs: Inputs, folder: Path) -> _AtScale:
     """Raises RequestError, also for features of another encoder: its gain would be taken for that of the scale."""
-    cohort = load_cohort(folder, inputs.sources.table, inputs.sources.target, inputs.config.positive)
+    cohort = inputs.other_features(folder)
     for key in ("encoder", "weights_sha256", "normalisation"):
         if cohort.encoder[key] != inputs.cohort.encoder[key]:
             raise RequestError(

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.cohort.cohort import load_cohort
 from mil.diagnosis.finding import Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.folds import parts_of, within
@@ -99,10 +98,10 @@ def _judge(
 
 def _floor(inputs: Inputs) -> dict[str, Figure]:
     """AUROC with features of random weights and the gain over it, on the slides that both have."""
-    cohort, sources = inputs.cohort, inputs.sources
-    if sources.random_features is None:
+    cohort, folder = inputs.cohort, inputs.sources.random_features
+    if folder is None:
         return {}
-    other = load_cohort(sources.random_features, sources.table, sources.target, inputs.config.positive)
+    other = inputs.other_features(folder)
     at = {name: i for i, name in enumerate(other.slide_ids)}
     shared = np.array([name in at for name in cohort.slide_ids])
     means = np.zeros((len(shared), other.features[0].shape[1]))

@@ -34,7 +34,7 @@ def several_sites(cohort: Cohort) -> NDArray[np.str_] | None:
 
 def covariates(
     cohort: Cohort,
-    table: Path,
+    table: Path | pd.DataFrame,
     target: str,
     statistics: Sequence[SlideStatistics | None],
     patches: Path | None,
@@ -58,10 +58,11 @@ def covariates(
     return [covariate for covariate in found if (np.ptp(covariate.vectors, axis=0) > 1e-6).any()]
 
 
-def _of_table(cohort: Cohort, path: Path, target: str) -> list[Covariate]:
+def _of_table(cohort: Cohort, table: Path | pd.DataFrame, target: str) -> list[Covariate]:
     """Columns of the slide table with a known name."""
-    table = pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
-    table.columns = table.columns.str.strip()
+    if isinstance(table, Path):
+        table = pd.read_csv(table, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
+    table = table.rename(columns=str.strip).astype(object).where(table.notna(), "").astype(str)
     if "slide_id" not in table:
         return []
     rows = table.set_index(table["slide_id"].str.strip()).reindex(cohort.slide_ids).fillna("")

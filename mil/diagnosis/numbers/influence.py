@@ -1,6 +1,6 @@
 """What leaving one training slide out does to the loss on held-out slides.
 
-The head is the probe of mil.evaluation.linear_probe; its optimum is unique, so leaving a slide out means the same
+The head is the probe of mil.tasks.linear_probe; its optimum is unique, so leaving a slide out means the same
 whatever the order of training. No model is fitted again: from the optimum of all slides one Newton step is taken
 towards that without the slide, with the Hessian of the slides that stay (the leave-one-out estimate for penalised
 models of Rad & Maleki, JRSS B 82, 2020), and the losses are those after the step. The slides left out of one class
@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
 from mil.diagnosis.numbers.folds import Parts
-from mil.evaluation.linear_probe import PENALTY, fit_probe, standardised
+from mil.tasks.linear_probe import PENALTY, fit_probe, standardised
 
 Floats = NDArray[np.float64]
 _NO_RIDGE = 1e-12  # of the intercept, and for the sake of the Cholesky factor

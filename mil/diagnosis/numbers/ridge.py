@@ -4,7 +4,7 @@ Ridge regression on indicators of the classes, in its dual form: scores of the t
 labels of the train part, so all shuffles are one product. The penalty of each column is the one with the lowest squared
 error over inner folds by patient (nested, test labels are never used).
 
-It stands beside mil.evaluation.linear_probe for its speed: 200 shuffles of 78 (500) slides of 1,280 features take that
+It stands beside mil.tasks.linear_probe for its speed: 200 shuffles of 78 (500) slides of 1,280 features take that
 5 s (15 s) of a core at one fixed penalty, and this 0.02 s (0.4 s) with the penalty nested.
 """
 

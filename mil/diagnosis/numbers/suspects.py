@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
 from mil.diagnosis.numbers.folds import Parts
-from mil.evaluation.linear_probe import fit_probe, probe_probabilities, standardised
 from mil.metrics.bootstrap import draw_weights, interval
+from mil.tasks.linear_probe import fit_probe, probe_probabilities, standardised
 
 Floats = NDArray[np.float64]
 _ROUNDS = 60

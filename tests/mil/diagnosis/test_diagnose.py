@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -25,7 +26,7 @@ from mil.pages.chart import Chart
 from tiling.jobs.errors import RequestError
 
 YAML = Path(__file__).parents[3] / "configs" / "diagnose.yaml"
-QUICK = ("duplicates", "signal", "wrong-labels", "influence", "scale")
+QUICK = ("duplicates", "signal", "shortcut", "wrong-labels", "influence", "scale")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,8 @@ def test_the_library_says_all_and_leaves_the_process_as_it_was(sources, monkeypa
 
     before, config, told = state(), DiagnoseConfig(bootstrap=100, permutations=19), []
     first = diagnose(sources, config, progress=told.append)
-    again = diagnose(Sources(str(sources.features), str(sources.table), "diagnosis"), config, out=str(tmp_path / "out"))
+    given = Sources(str(sources.features), pd.read_csv(sources.table), "diagnosis")  # as in a notebook
+    again = diagnose(given, config, out=str(tmp_path / "out"))
     assert state() == before and capsys.readouterr() == ("", "")
     assert asdict(first) == asdict(again) and not first.failed
     assert {finding.key for finding in first.findings} == set(QUICK) and first.counts["slides"] == 24

@@ -10,7 +10,7 @@ from mil.diagnosis.numbers.learning_curve import power_law
 from mil.diagnosis.numbers.permutation import holm
 from mil.diagnosis.numbers.ridge import aurocs_within_folds, kernel, out_of_fold
 from mil.diagnosis.numbers.suspects import confident_learning
-from mil.evaluation.linear_probe import PENALTY
+from mil.tasks.linear_probe import PENALTY
 
 
 @pytest.mark.parametrize(("slides", "dim"), [(40, 6), (60, 800)])  # fewer features than slides, and many more

@@ -6,11 +6,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
-from mil.evaluation.linear_probe import (
+from mil.tasks.linear_probe import (
     PENALTIES,
     PENALTY,
+    chosen_probe,
     fit_probe,
-    nested_probabilities,
     probe_probabilities,
     standardised,
 )
@@ -57,13 +57,16 @@ def test_the_probe_is_the_optimum_of_its_definition(classes, penalty):
     np.testing.assert_allclose(probe_probabilities(model, scaled, classes), expected, atol=2e-4)
 
 
+def nested(vectors, labels, parts, classes):
+    train, val, test = parts
+    return chosen_probe(vectors[train], labels[train], (vectors[val], labels[val]), classes)(vectors[test])
+
+
 def test_a_constant_feature_counts_for_nothing():
     vectors, labels = case()
     wider = np.column_stack([vectors, np.full(len(vectors), 7.0)])
     parts = (np.arange(20), np.arange(20, 30), np.arange(30, 40))
-    np.testing.assert_array_equal(
-        nested_probabilities(wider, labels, parts, 2), nested_probabilities(vectors, labels, parts, 2)
-    )
+    np.testing.assert_array_equal(nested(wider, labels, parts, 2), nested(vectors, labels, parts, 2))
 
 
 def test_the_penalty_is_chosen_on_val_alone():
@@ -73,16 +76,16 @@ def test_the_penalty_is_chosen_on_val_alone():
     each = [probe_probabilities(fit_probe(scaled[train], labels[train], p), scaled, 2) for p in PENALTIES]
     best = int(np.argmin([log_loss(labels[val], own[val]) for own in each]))
     assert best != PENALTIES.index(PENALTY)
-    found = nested_probabilities(vectors, labels, (train, val, test), 2)
+    found = nested(vectors, labels, (train, val, test), 2)
     np.testing.assert_array_equal(found, each[best][test])
     changed = np.concatenate([labels[:30], 1 - labels[30:]])
-    np.testing.assert_array_equal(found, nested_probabilities(vectors, changed, (train, val, test), 2))
-    without = nested_probabilities(vectors, labels, (train, val[:0], test), 2)
+    np.testing.assert_array_equal(found, nested(vectors, changed, (train, val, test), 2))
+    without = nested(vectors, labels, (train, val[:0], test), 2)
     np.testing.assert_array_equal(without, each[PENALTIES.index(PENALTY)][test])
 
 
 def test_a_class_that_training_lacks_has_no_probability():
     vectors, labels = case(3)
     train, test = np.flatnonzero(labels != 1), np.flatnonzero(labels == 1)
-    found = nested_probabilities(vectors, labels, (train, test[:0], test), 3)
+    found = nested(vectors, labels, (train, test[:0], test), 3)
     assert (found[:, 1] == 0).all() and np.allclose(found.sum(1), 1)

@@ -4,7 +4,8 @@ Standardised on the slides it is fitted with, classes balanced, a ridge penalty.
 of diagnose-cohort, its list of wrong labels and what a slide adds to the loss are all of this model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +36,21 @@ def probe_probabilities(model: LogisticRegression, scaled: Floats, classes: int)
     return found
 
 
-def nested_probabilities(
-    vectors: Floats, labels: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], classes: int
-) -> Floats:
-    """Probabilities (T, C) of the test slides: fitted on train, with the penalty that has the lowest loss on val.
+def chosen_probe(
+    vectors: Floats, labels: NDArray[np.int64], held_out: tuple[Floats, NDArray[np.int64]], classes: int
+) -> Callable[[Floats], Floats]:
+    """Probabilities (n, C) for vectors (n, D), by the probe of vectors (S, D) and labels (S,).
 
-    vectors (S, D), labels (S,), parts: positions of train, val and test; with an empty val the penalty is `PENALTY`.
+    Its penalty is the one with the lowest loss on the held-out part, `PENALTY` where that is empty.
     """
-    train, val, test = parts
-    scaled = standardised(vectors, train)
-    if not len(val):
-        return probe_probabilities(fit_probe(scaled[train], labels[train]), scaled[test], classes)
-    fitted = [fit_probe(scaled[train], labels[train], penalty) for penalty in PENALTIES]
-    losses = [
-        log_loss(labels[val], probe_probabilities(model, scaled[val], classes), labels=np.arange(classes))
-        for model in fitted
-    ]
-    return probe_probabilities(fitted[int(np.argmin(losses))], scaled[test], classes)
+    scaler = StandardScaler().fit(vectors)
+
+    def answers(model: LogisticRegression, of: Floats) -> Floats:
+        return probe_probabilities(model, scaler.transform(of), classes)
+
+    scaled = scaler.transform(vectors)
+    if not len(held_out[1]):
+        return partial(answers, fit_probe(scaled, labels))
+    fitted = [fit_probe(scaled, labels, penalty) for penalty in PENALTIES]
+    losses = [log_loss(held_out[1], answers(model, held_out[0]), labels=np.arange(classes)) for model in fitted]
+    return partial(answers, fitted[int(np.argmin(losses))])
