@@ -2,10 +2,10 @@
 
 MUSK1 and Fox in the protocol of Ilse et al. 2018: 10 folds, all nine tenths trained on to the last epoch, threshold
 0.5, accuracy of bags. UCSB breast as accuracy_ucsb.py embeds it, and any cohort of feature files: 5 folds by patient,
-AUROC of slides. Nothing is stopped or chosen on held-out data, settings are the defaults; intervals are from a
-bootstrap over patients (bags), each with the mean over its repeats.
+AUROC of slides. Settings are the defaults, but nothing is stopped on held-out data, unless `--val-fraction` says so;
+intervals are from a bootstrap over patients (bags), each with the mean over its repeats.
 
-    python tests/benchmarks/accuracy_heads.py [--heads a,b] [--sets musk1,fox,ucsb] [--repeats 5]
+    python tests/benchmarks/accuracy_heads.py [--heads a,b] [--sets musk1,fox,ucsb] [--repeats 5] [--val-fraction 0]
     python tests/benchmarks/accuracy_heads.py --features DIR --labels TABLE --target COLUMN
 """
 
@@ -13,7 +13,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ Measure = Callable[[np.ndarray, np.ndarray], float]  # of scores (repeats, S) an
 
 def out_of_fold(cohort: Cohort, config: TrainConfig) -> np.ndarray:
     """(repeats, S) probabilities of the positive class."""
-    folds = [replace(fold, val=fold.val[:0]) for fold in make_folds(cohort, config.split_plan())]
+    folds = make_folds(cohort, config.split_plan())
     plan = plan_training(cohort, folds, config, CPU)
     trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
     scores = np.full((config.repeats, len(cohort.labels)), np.nan)
@@ -84,7 +83,7 @@ SETS = {  # name: how to get it, folds, what is told
 }
 
 
-def bench(sets: dict[str, tuple[Cohort, int, Measure]], heads: Sequence[str], repeats: int) -> None:
+def bench(sets: dict[str, tuple[Cohort, int, Measure]], heads: Sequence[str], repeats: int, val: float) -> None:
     torch.set_num_threads(1)
     print("| head |", *(f"{name}, {measure.__name__} |" for name, (_, _, measure) in sets.items()), "seconds |")
     print("| --- |", *("--- |" for _ in sets), "--- |", flush=True)
@@ -92,7 +91,7 @@ def bench(sets: dict[str, tuple[Cohort, int, Measure]], heads: Sequence[str], re
         start = time.perf_counter()
         print(f"| `{head}` |", end="")
         for cohort, folds, measure in sets.values():
-            config = TrainConfig(head=head, folds=folds, repeats=repeats, val_fraction=0.0)
+            config = TrainConfig(head=head, folds=folds, repeats=repeats, val_fraction=val)
             print(f" {with_interval(measure, out_of_fold(cohort, config), cohort)} |", end="", flush=True)
         print(f" {time.perf_counter() - start:.0f} |", flush=True)
 
@@ -102,6 +101,7 @@ def main() -> None:
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--val-fraction", type=float, default=0.0)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--target", default="label")
@@ -112,7 +112,7 @@ def main() -> None:
         sets = {name: (SETS[name][0](), *SETS[name][1:]) for name in given.sets.split(",")}
     else:
         return
-    bench(sets, given.heads.split(","), given.repeats)
+    bench(sets, given.heads.split(","), given.repeats, given.val_fraction)
 
 
 if __name__ == "__main__":
