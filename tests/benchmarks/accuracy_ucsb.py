@@ -1,8 +1,9 @@
 """The commands on 58 real H&E images (UCSB breast): does attention beat the mean, do ImageNet weights beat random ones?
 
 tile-slides, extract-features with EfficientNet-Lite0 in fp32, train-mil, defaults but for what the images need (no
-scale, and tissue all over). The 10 source slides are the patients, so none stands on two sides of a fold. Prints out-of-fold image
-AUROC with its interval, as the runs' metrics.json have it. Works in a folder that is gone at the end, or in FOLDER.
+scale, and tissue all over). The 10 source slides are the patients, so none stands on two sides of a fold. Prints
+out-of-fold image AUROC with its interval, as the runs' metrics.json have it. Works in a folder that is gone at the end,
+or in FOLDER.
 
     python tests/benchmarks/accuracy_ucsb.py [FOLDER]
 """
