@@ -20,7 +20,7 @@ def code_lines(text: str) -> Iterator[str]:
     """Lines of code blocks, without comments and with what a backslash joins; then code inside of sentences."""
     for line in "".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines():
         yield line.split(" # ")[0].strip()
-    yield from re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text)))
 
 
 def unknown_flags(text: str, told: dict[str, str]) -> set[str]:
