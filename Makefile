@@ -3,8 +3,9 @@
 # make check   ruff, mypy, import direction
 # make bench   speed against baselines, measured in the same run
 # make accuracy   how well heads and settings do on labelled data (hours)
-# make bench-gpu  the same of what needs a CUDA GPU
+# make bench-gpu  speed of what needs a CUDA GPU
 #
+# .docs/measured.md says what bench and accuracy found, script by script.
 # Each target makes .venv and installs what it needs by itself, once.
 
 PYTHON ?= python3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mil.heads.head import Head, HeadShape
 
-HEADS = {  # name of the head: module below mil.heads.registry
+HEADS = {  # name of the head: module below mil.heads.zoo
     "gated-abmil": "gated_abmil",
     "abmil": "abmil",
     "clam-sb": "clam_sb",

@@ -1,28 +1,18 @@
 """All commands on a real, weakly labelled cohort: 58 breast images of 10 source slides, through to the heatmaps."""
 
 import json
-import re
-import tarfile
 
 import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from ucsb_breast import unpack
 
 
 @pytest.fixture(scope="module")
 def cohort(data, tmp_path_factory):
-    """The slide table; patients are the source slides, the prefix of each name."""
-    folder = tmp_path_factory.mktemp("ucsb")
-    for archive in sorted((data / "ucsb_breast").glob("*.tar.xz")):
-        with tarfile.open(archive) as file:
-            file.extractall(folder, filter="data")
-    rows = ["slide_id,path,patient_id,diagnosis"]
-    for image in sorted(folder.glob("*.tif")):
-        source = re.match(r"ytma\d+_\d+", image.name)[0]
-        rows.append(f"{image.stem},{image.name},{source},{'malignant' if 'malignant' in image.name else 'benign'}")
-    (folder / "slides.csv").write_text("\n".join(rows) + "\n")
-    return folder / "slides.csv"
+    """The slide table."""
+    return unpack(data / "ucsb_breast", tmp_path_factory.mktemp("ucsb"))
 
 
 @pytest.mark.timeout(900)
