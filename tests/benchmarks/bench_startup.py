@@ -1,0 +1,95 @@
+"""How long `tile-slides` takes to begin: help, a run with nothing left to do, and a worker's first answer.
+
+Then what Python's garbage collector costs in tiling a slide, with what was loaded left out of its rounds, as workers
+leave it, or not. Seconds of wall and of CPU (user + system, which other load on the machine hardly changes), medians.
+
+    python tests/benchmarks/bench_startup.py [RUNS]      default 5
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tiling.jobs.workers import load_ahead, map_unordered
+from tiling.phantom.phantom import PhantomSpec, write_phantom
+
+COMMAND = [sys.executable, "-c", "from tiling.cli import main; main()"]
+COLLECTING = """
+import gc, sys
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from tiling.config import TilingConfig
+from tiling.manifest import SlideRow
+from tiling.pipeline import tile_slide
+{setting}
+used = lambda: sum(getrusage(RUSAGE_SELF)[:2])
+before = used()
+for _ in range(12):
+    tile_slide(SlideRow("s", Path(sys.argv[1])), TilingConfig(patch_px=128, overwrite=True), Path(sys.argv[2]))
+print(used() - before)
+"""
+SETTINGS = {"all is looked through": "", "what was loaded is not": "gc.freeze()", "no collector": "gc.disable()"}
+
+
+def cost(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of wall and of CPU, of processes that `work` starts and ends."""
+    before, start = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), time.perf_counter()
+    work()
+    return time.perf_counter() - start, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
+
+
+def command(*arguments: object) -> None:
+    subprocess.run([*COMMAND, *map(str, arguments)], check=True, capture_output=True)
+
+
+def answer(number: int) -> int:
+    return number
+
+
+def first_answer_s() -> float:
+    """From the wish for a worker to what it gives back."""
+    start = time.perf_counter()
+    assert list(map_unordered(answer, [1], 1)) == [(1, 1)]
+    return time.perf_counter() - start
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def main(runs: int = 5) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        slide, out = Path(folder, "s.svs"), Path(folder, "out")
+        write_phantom(PhantomSpec(width_px=8000, height_px=6016, seed=0, tumour=True), slide)
+        command(slide, "--out", out)
+        works = {
+            "python, nothing else": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+            "tile-slides --help": lambda: command("--help"),
+            "tile-slides, all is finished": lambda: command(slide, "--out", out),
+        }
+        costs = {name: [cost(work) for _ in range(runs)] for name, work in works.items()}
+        for name, measured in costs.items():
+            wall, cpu = (median(list(values)) for values in zip(*measured, strict=True))
+            print(f"{name:40} {wall:6.2f} s, {cpu:5.2f} s of CPU", flush=True)
+        load_ahead("tiling.pipeline")
+        print(f"{'first worker, until its server has loaded':40} {first_answer_s():6.2f} s", flush=True)
+        print(f"{'any later worker':40} {median([first_answer_s() for _ in range(runs)]):6.2f} s", flush=True)
+        spent = {name: [] for name in SETTINGS}
+        for _ in range(runs):
+            for name, setting in SETTINGS.items():
+                code = COLLECTING.format(setting=setting)
+                told = subprocess.run([sys.executable, "-c", code, slide, out], check=True, stdout=-1, text=True).stdout
+                spent[name].append(float(told))
+        for name, values in spent.items():
+            print(f"{'tiling, garbage: ' + name:40} {median(values):6.2f} s of CPU", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[2]))
+    main(*map(int, sys.argv[1:]))
