@@ -51,7 +51,8 @@ def test_a_live_lock_is_respected_and_freed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-HOLD = "import sys, time; from pathlib import Path; from tiling.jobs.atomic import lock, atomic_file\n\
+HOLD = "import sys, time; from pathlib import Path; from tiling.jobs.atomic import atomic_file; \
+from tiling.jobs.locks import lock\n\
 with lock(Path(sys.argv[1])), atomic_file(Path(sys.argv[1])) as t:\n\
     t.write_text('half'); print('held', flush=True); time.sleep(60)"
 
