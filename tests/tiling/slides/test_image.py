@@ -31,3 +31,10 @@ def test_a_slide_of_jpeg_and_png_pixels(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:30_000])
     with pytest.raises(SlideError, match="damaged"):
         open_slide(tmp_path / "cut.png").read(0, 0, 0, 10, 10)
+
+
+def test_pillows_limit_is_left_as_it_was(tmp_path):
+    Image.fromarray(PHOTOGRAPH).save(tmp_path / "a.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    open_slide(tmp_path / "a.png").close()
+    assert limit == Image.MAX_IMAGE_PIXELS and limit
