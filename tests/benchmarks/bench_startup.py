@@ -1,7 +1,6 @@
 """How long `tile-slides` takes to begin: help, a run with nothing left to do, and a worker's first answer.
 
-Then what Python's garbage collector costs in tiling a slide, with what was loaded left out of its rounds, as workers
-leave it, or not. Seconds of wall and of CPU (user + system, which other load on the machine hardly changes), medians.
+Seconds of wall and of CPU (user + system, which other load on the machine hardly changes), medians.
 
     python tests/benchmarks/bench_startup.py [RUNS]      default 5
 """
@@ -20,21 +19,6 @@ from tiling.jobs.workers import load_ahead, map_unordered
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
 COMMAND = [sys.executable, "-c", "from tiling.cli import main; main()"]
-COLLECTING = """
-import gc, sys
-from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
-from tiling.config import TilingConfig
-from tiling.manifest import SlideRow
-from tiling.pipeline import tile_slide
-{setting}
-used = lambda: sum(getrusage(RUSAGE_SELF)[:2])
-before = used()
-for _ in range(12):
-    tile_slide(SlideRow("s", Path(sys.argv[1])), TilingConfig(patch_px=128, overwrite=True), Path(sys.argv[2]))
-print(used() - before)
-"""
-SETTINGS = {"all is looked through": "", "what was loaded is not": "gc.freeze()", "no collector": "gc.disable()"}
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:
@@ -80,14 +64,6 @@ def main(runs: int = 5) -> None:
         load_ahead("tiling.pipeline")
         print(f"{'first worker, until its server has loaded':40} {first_answer_s():6.2f} s", flush=True)
         print(f"{'any later worker':40} {median([first_answer_s() for _ in range(runs)]):6.2f} s", flush=True)
-        spent = {name: [] for name in SETTINGS}
-        for _ in range(runs):
-            for name, setting in SETTINGS.items():
-                code = COLLECTING.format(setting=setting)
-                told = subprocess.run([sys.executable, "-c", code, slide, out], check=True, stdout=-1, text=True).stdout
-                spent[name].append(float(told))
-        for name, values in spent.items():
-            print(f"{'tiling, garbage: ' + name:40} {median(values):6.2f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":

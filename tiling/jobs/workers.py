@@ -10,7 +10,6 @@ does all of this: those of concurrent.futures and joblib break as a whole when a
 """
 
 import fcntl
-import gc
 import multiprocessing as mp
 import os
 import signal
@@ -306,7 +305,6 @@ def _serve(pipe: Connection, work: Callable[[Any], Any], signs: _Signs, surround
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_OUTSIDE)
     surroundings.enter()
     _signs = signs
-    gc.freeze()  # what is loaded stays; looking through it for garbage again and again took a tenth of a worker's time
     while True:
         try:
             job = pipe.recv()
