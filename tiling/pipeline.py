@@ -1,7 +1,8 @@
 """One slide from file to patch store."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
     tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0, _user_mask(slide, row, thumbnail))
     candidates = _candidates(slide, scale, tissue, thumbnail.downsample, config)
     info = replace(info, thumbnail_downsample=thumbnail.downsample)
-    patches = _make_patches(slide, scale, info, candidates.coords_l0)
-    count = write_store(path, info, candidates, tissue, thumbnail.pixels, patches)
+    with closing(_make_patches(slide, scale, info, candidates.coords_l0)) as patches:
+        count = write_store(path, info, candidates, tissue, thumbnail.pixels, patches)
     if count == 0:
         return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(candidates.coords_l0), config))
     return Outcome(row.slide_id, "done", patches=count)
@@ -96,7 +97,7 @@ def _candidates(slide: Slide, scale: Scale, tissue: TissueMap, downsample: float
 
 def _make_patches(
     slide: Slide, scale: Scale, info: PatchStoreInfo, coords_l0: NDArray[np.int64]
-) -> Iterator[MadePatch]:
+) -> Generator[MadePatch, None, None]:
     """Read, score and encode each candidate on as many threads as this slide may use; blurred ones are left out."""
 
     def make(index: int) -> MadePatch | None:
@@ -105,8 +106,8 @@ def _make_patches(
         score = sharpness(pixels)
         return MadePatch(index, score, encode(pixels, info)) if score >= info.config["min_sharpness"] else None
 
-    made = ordered_map(make, range(len(coords_l0)), len(os.sched_getaffinity(0)), cores)
-    return (patch for patch in made if patch is not None)
+    with closing(ordered_map(make, range(len(coords_l0)), len(os.sched_getaffinity(0)), cores)) as made:
+        yield from (patch for patch in made if patch is not None)
 
 
 def _why_empty(slide: Slide, scale: Scale, tissue: TissueMap, candidates: int, config: TilingConfig) -> str:

@@ -1,8 +1,6 @@
 """The demo's cohort: phantom slides of patients with one label each, and the slide table."""
 
-import csv
 import functools
-import io
 import json
 import os
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mil.demo.config import DemoConfig
-from tiling.jobs.atomic import write_text
+from tiling.jobs.atomic import write_csv, write_text
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
@@ -58,16 +56,13 @@ def make_cohort(config: DemoConfig, out: Path, listener: Listener = SILENT) -> t
     work = functools.partial(_make_slide, folder=out / "slides")
     workers = config.workers or len(os.sched_getaffinity(0))
     outcomes = run_slides(slides, work, out / "slides", Execution(workers), listener)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "patient_id", "site", "annotation", "tumour"])
+    table = [("slide_id", "path", "patient_id", "site", "annotation", "tumour")]
     for slide in slides:
         annotation = f"slides/{slide.slide_id}.lesions.geojson" if slide.spec.tumour else ""
         place = f"slides/{slide.slide_id}.svs"
-        writer.writerow(
-            [slide.slide_id, place, slide.patient_id, f"scanner {slide.spec.scanner}", annotation, slide.label]
-        )
-    write_text(out / "slides.csv", table.getvalue())
+        scanner = f"scanner {slide.spec.scanner}"
+        table.append((slide.slide_id, place, slide.patient_id, scanner, annotation, slide.label))
+    write_csv(out / "slides.csv", table)
     return out / "slides.csv", outcomes
 
 

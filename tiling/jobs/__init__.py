@@ -1,4 +1,4 @@
-"""What every command stands on: command line, loop over slides, worker processes, whole files, locks, provenance.
+"""What every command stands on: command line, loop over slides, workers, terminal, whole files, locks, provenance.
 
 Imports nothing of the project.
 """

@@ -1,19 +1,20 @@
-"""What every output has in common: it is whole or absent, it has a format and a version, it knows its origin.
+"""Files and folders that are whole or absent, also where a job is killed or the disk is full.
 
-An artifact is written as a temporary sibling `.<name>.tmp-…`, closed, flushed to disk and renamed, so a file
-with the final name is whole. While it is written, `<name>.lock` is held, so that two jobs on one folder do
-not do the same slide. A temporary sibling found while holding the lock was left by a killed job.
+They are written as a temporary sibling `.<name>.tmp-…`, closed, flushed to disk and renamed, so what has the final
+name is whole. Our own: no library flushes and renames whole folders, nor exchanges an old one for a new one.
 """
 
+import csv
 import ctypes
 import errno
+import io
 import json
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ def no_room(error: BaseException | None) -> OSError | None:
 def write_text(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """rows: the header first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

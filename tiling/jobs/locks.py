@@ -1,6 +1,7 @@
 """One job at a time does a slide: `<name>.lock` is held while an output is written, with a heartbeat.
 
-A temporary sibling found while holding the lock was left by a killed job.
+A temporary sibling found while holding the lock was left by a killed job. Our own: the locks of libraries are flock,
+which many file servers ignore, or files whose dead owner on another machine holds them for ever.
 """
 
 import functools

@@ -6,15 +6,13 @@ absent when nothing failed. An array job with `--part i/n` writes `summary-i-of-
 parts do not overwrite another's.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from tiling.jobs.atomic import write_json, write_text
+from tiling.jobs.atomic import write_csv, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,9 +86,7 @@ def write_outcomes(outcomes: Sequence[Outcome], summary: Path, failures: Path) -
     write_json(summary, {"counts": dict(counts), "slides": slides})
     failed = [(o.slide_id, o.reason) for o in outcomes if o.status == "failed"]
     if failed:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("slide_id", "reason"), *failed])
-        write_text(failures, text.getvalue())
+        write_csv(failures, [("slide_id", "reason"), *failed])
     else:
         failures.unlink(missing_ok=True)
 

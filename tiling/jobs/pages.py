@@ -9,7 +9,7 @@ import jinja2
 @functools.cache
 def environment(room: str) -> jinja2.Environment:
     """The templates that lie in the folder of the module `room`, such as `tiling.qc`."""
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader(room, ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -17,6 +17,8 @@ def environment(room: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    return made
 
 
 def render(room: str, template: str, **values: Any) -> str:

@@ -1,7 +1,7 @@
 """A map over threads that keeps order and never runs far ahead of who takes the results."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], most: int, now: Callable[[], int] | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield work(item) in order; at most `most` threads work at once, and one result waits.
 
     now: how many threads may work at this moment, asked before each item; 1 works in the caller's own thread.

@@ -10,7 +10,6 @@ does all of this: those of concurrent.futures and joblib break as a whole when a
 """
 
 import fcntl
-import gc
 import multiprocessing as mp
 import os
 import signal
@@ -19,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -211,8 +210,9 @@ class _Pool(Generic[Job, Result]):
         signs = _Signs(self._cores, self._context.Value("d", time.monotonic(), lock=False))
         arguments = (there, self._work, signs, _Surroundings())
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        load_ahead(_module_of(self._work))
-        with _without_main():
+        module = _module_of(self._work)
+        load_ahead(module)
+        with _without_main() if module != "__main__" else nullcontext():
             process.start()
         there.close()
         return _Worker(process, here, signs)
@@ -241,7 +241,7 @@ def _module_of(work: Any) -> str:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Workers need nothing of the script that is run, which would be run again by each; so it needs no guard."""
+    """Each worker would run the caller's script again to have what it defines; so a script needs no guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -305,7 +305,6 @@ def _serve(pipe: Connection, work: Callable[[Any], Any], signs: _Signs, surround
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_OUTSIDE)
     surroundings.enter()
     _signs = signs
-    gc.freeze()  # what is loaded stays; looking through it for garbage again and again took a tenth of a worker's time
     while True:
         try:
             job = pipe.recv()

@@ -6,6 +6,7 @@ middle lies inside it. The same sites are planned whether or not the slide has a
 filled with normal nuclei at about the same darkness, so neither colour nor layout tells the label.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,8 @@ class Phantom:
             )
         kind = (pick >= to_lymphocyte).astype(int) + (pick >= to_normal) + (pick >= to_spindle)
         for name, which in (("lymphocyte", kind == 0), ("normal", kind == 1), ("spindle", kind == 2)):
-            index = _stamp_index(name, angle[which], choice[which])
-            self._paste_all(canvas, self._palette.nuclei[name], index, x_um[which], y_um[which], x_l0, y_l0)
+            stamps = _picked(self._palette.nuclei[name], _stamp_index(name, angle[which], choice[which]))
+            self._paste_all(canvas, stamps, x_um[which], y_um[which], x_l0, y_l0)
         if self.spec.tumour:
             self._paint_tumour(canvas, x_l0, y_l0)
 
@@ -246,8 +247,8 @@ class Phantom:
         x_um, y_um, pick, choice = _jittered(columns, rows, TUMOUR_CELL_UM, 0.65, self._key + 1)
         which = (pick < 0.72) & self._in_site(x_um, y_um)
         stamps = self._palette.nuclei["tumour"]
-        index = (choice[which] * len(stamps)).astype(int)
-        self._paste_all(canvas, stamps, index, x_um[which], y_um[which], x_l0, y_l0)
+        picked = _picked(stamps, (choice[which] * len(stamps)).astype(int))
+        self._paste_all(canvas, picked, x_um[which], y_um[which], x_l0, y_l0)
 
     def _paint_fat(self, canvas: U8, x_l0: int, y_l0: int) -> None:
         """Fat cells, nearly touching, in a few places."""
@@ -256,8 +257,8 @@ class Phantom:
         x_um, y_um, pick, choice = _jittered(columns, rows, FAT_CELL_UM, 0.3, self._key + 2)
         which = (fat > 1.5) & (pick < 0.97) & self._clear_of_sites(x_um, y_um, 50) & (self._depth_at(x_um, y_um) > 60)
         stamps = self._palette.fat
-        index = (choice[which] * len(stamps)).astype(int)
-        self._paste_all(canvas, stamps, index, x_um[which], y_um[which], x_l0, y_l0)
+        picked = _picked(stamps, (choice[which] * len(stamps)).astype(int))
+        self._paste_all(canvas, picked, x_um[which], y_um[which], x_l0, y_l0)
 
     def _paint_glands(self, canvas: U8, x_l0: int, y_l0: int) -> None:
         """Glands in the middle of cellular zones, vessels elsewhere."""
@@ -269,24 +270,23 @@ class Phantom:
         glandular = zones.cellular.ravel() > 0.3
         gland, vessel = free & glandular & (pick < 0.85), free & ~glandular & (pick < 0.22)
         for stamps, which in ((self._palette.glands, gland), (self._palette.vessels, vessel)):
-            index = (choice[which] * len(stamps)).astype(int)
-            self._paste_all(canvas, stamps, index, x_um[which], y_um[which], x_l0, y_l0)
+            picked = _picked(stamps, (choice[which] * len(stamps)).astype(int))
+            self._paste_all(canvas, picked, x_um[which], y_um[which], x_l0, y_l0)
 
     def _paste_all(
         self,
         canvas: U8,
-        stamps: list[stamp.Stamp],
-        index: NDArray[np.int64],
+        stamps: Iterable[stamp.Stamp],
         x_um: F64,
         y_um: F64,
         x_l0: int,
         y_l0: int,
     ) -> None:
-        """Paste stamp `index[i]` at (x_um[i], y_um[i]), in this order."""
+        """Paste the i-th stamp at (x_um[i], y_um[i]), in this order."""
         x_px = np.floor(x_um / self.spec.mpp).astype(int) - x_l0
         y_px = np.floor(y_um / self.spec.mpp).astype(int) - y_l0
-        for i, x, y in zip(index.tolist(), x_px.tolist(), y_px.tolist(), strict=True):
-            stamp.paste(canvas, stamps[i], x, y)
+        for drawn, x, y in zip(stamps, x_px.tolist(), y_px.tolist(), strict=True):
+            stamp.paste(canvas, drawn, x, y)
 
     # ------------------------------------------------------------ tissue edge
 
@@ -353,6 +353,10 @@ def _jittered(
     jx, jy, pick, choice = stain.hash_uniforms(ix, iy, key)
     x_um, y_um = ((i + 0.5 + jitter * (j - 0.5)) * cell_um for i, j in ((ix + iy % 2 / 2, jx), (iy, jy)))
     return x_um, y_um, pick, choice
+
+
+def _picked(stamps: Sequence[stamp.Stamp], index: NDArray[np.int64]) -> Iterator[stamp.Stamp]:
+    return (stamps[i] for i in index.tolist())
 
 
 def _stamp_index(name: str, angle: F32, choice: F64) -> NDArray[np.int64]:

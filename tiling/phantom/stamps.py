@@ -88,7 +88,7 @@ def nucleus_stamps(
     amplitude = rng.normal(0, kind.irregularity, (n, 4)) / np.sqrt(np.arange(1, 5))
     depth_um = np.stack(
         [
-            _blob_depth_um(half, mpp, long_um[i], radius_um[i] ** 2 / long_um[i], angle[i], rng, amplitude[i])
+            _blob_depth_um(half, mpp, (long_um[i], radius_um[i] ** 2 / long_um[i]), angle[i], rng, amplitude[i])
             for i in range(n)
         ]
     )
@@ -100,13 +100,16 @@ def nucleus_stamps(
 def _blob_depth_um(
     half_px: int,
     mpp: float,
-    long_um: float,
-    short_um: float,
+    axes_um: tuple[float, float],
     angle: float,
     rng: np.random.Generator,
     amplitude: F64,
 ) -> F32:
-    """Depth in µm below the outline of an ellipse with waves of order 2, 3, ...: (2 half + 1, 2 half + 1)."""
+    """Depth in µm below the outline of an ellipse with waves of order 2, 3, ...: (2 half + 1, 2 half + 1).
+
+    axes_um: half of the long and of the short axis.
+    """
+    long_um, short_um = axes_um
     axis = ((np.arange(2 * half_px + 1) - half_px) * mpp).astype(np.float32)
     plane = (axis[None, :] + 1j * axis[:, None]) * np.complex64(np.exp(-1j * angle))
     stretched: NDArray[np.complex64] = plane.real / np.float32(long_um) + 1j * (plane.imag / np.float32(short_um))
@@ -146,13 +149,21 @@ def _random_blob(rng: np.random.Generator, radius_um: float, aspect: float, wave
     """Depth in µm below the outline of an irregular ellipse, in any direction."""
     amplitude = np.clip(rng.normal(0, wave, 5), -1.5 * wave, 1.5 * wave) / np.sqrt(np.arange(2, 7))
     half = int(np.ceil(radius_um * (1 + np.abs(amplitude).sum()) / mpp)) + 4
-    return _blob_depth_um(half, mpp, radius_um, radius_um * aspect, rng.uniform(0, np.pi), rng, amplitude)
+    return _blob_depth_um(half, mpp, (radius_um, radius_um * aspect), rng.uniform(0, np.pi), rng, amplitude)
 
 
 def _ramp(depth_um: F32, softness_um: float) -> F32:
     """0 outside, 1 inside, over twice the softness."""
     ramp: F32 = np.clip(0.5 + depth_um / np.float32(2 * softness_um), 0, 1)
     return ramp
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """A line of nuclei."""
+
+    at_um: float  # below an outline
+    spacing_um: float
 
 
 def gland_stamp(
@@ -168,8 +179,8 @@ def gland_stamp(
     stain[..., 0] = (62 + 7 * grain + 20 * membrane) * (1 - lumen)
     stain[..., 1] = (27 + 6 * grain - 0.8 * np.clip(depth - 6, 0, 12)) * (1 - lumen)
     canvas = np.clip(stain, 0, 255).astype(np.uint8).reshape(len(stain), -1)
-    for at_um, spacing_um in ((5.2, 6.6), (11.0, 13.0)):
-        _paste_ring(rng, canvas, depth, at_um, spacing_um, nuclei, mpp)
+    for ring in (_Ring(5.2, 6.6), _Ring(11.0, 13.0)):
+        _paste_ring(rng, canvas, depth, ring, nuclei, mpp)
     return make_stamp(canvas.reshape(stain.shape).astype(np.float32), _ramp(depth, soft))
 
 
@@ -177,18 +188,17 @@ def _paste_ring(
     rng: np.random.Generator,
     canvas: U8,
     depth: F32,
-    at_um: float,
-    spacing_um: float,
+    ring: _Ring,
     nuclei: list[Stamp],
     mpp: float,
 ) -> None:
-    """Paste nuclei into `canvas` along the line `at_um` below an outline, each pointing inwards."""
-    rows, cols = np.nonzero(np.abs(depth - at_um) < mpp)
+    """Paste nuclei into `canvas` along a ring, each pointing inwards."""
+    rows, cols = np.nonzero(np.abs(depth - ring.at_um) < mpp)
     x, y = cols - depth.shape[1] / 2, rows - depth.shape[0] / 2
     turn = np.arctan2(y, x)
     order = np.argsort(turn)
     x, y, turn = x[order], y[order], turn[order]
-    n = int(2 * np.pi * np.hypot(x, y).mean() * mpp / spacing_um)
+    n = int(2 * np.pi * np.hypot(x, y).mean() * mpp / ring.spacing_um)
     at_turn = -np.pi + (np.arange(n) + rng.uniform(-0.15, 0.15, n)) * 2 * np.pi / n
     per_angle = len(nuclei) // ANGLES
     for i in np.searchsorted(turn, at_turn).clip(0, len(turn) - 1):

@@ -5,7 +5,6 @@ same pixels that are encoded. `.svs` has Aperio's page order (level 0, thumbnail
 `.tiff` the reduced levels as pages of type "reduced image" and the resolution per cm.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from tiling.jobs.atomic import atomic_file
 
 U8 = NDArray[np.uint8]
 MIN_CHUNK_PX = 512  # side of the squares that are painted at once
@@ -63,18 +64,11 @@ def level_sizes(width_px: int, height_px: int) -> list[tuple[int, int]]:
 
 
 def write_pyramid(source: PixelSource, path: Path) -> None:
-    """Write `source` to `path`, whose suffix decides the form; a temporary sibling is renamed when whole."""
+    """Write `source` to `path`, whose suffix decides the form."""
     if path.suffix not in (".svs", ".tiff"):
         raise ValueError(f"{path}: a phantom is written as .svs or .tiff, found suffix {path.suffix!r}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "xb") as file:
-            _write_pages(file, source, aperio=path.suffix == ".svs")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, temporary.open("xb") as file:
+        _write_pages(file, source, aperio=path.suffix == ".svs")
 
 
 def _write_pages(file: IO[bytes], source: PixelSource, aperio: bool) -> None:

@@ -15,9 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from tiling.jobs.atomic import write_text
 from tiling.jobs.errors import SlideError
 from tiling.jobs.locks import Locked, lock
+from tiling.jobs.pages import render
 from tiling.qc.facts import FOLDER, SlideFacts, read_facts
 from tiling.qc.rules import RULES, Warned, judge, rank
 
@@ -57,9 +60,7 @@ def write_qc_page(out: Path) -> None:
 
 
 def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:
-    data = json.dumps(page_data(slides, failed), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    template = resources.files("tiling.qc").joinpath("page.html").read_text(encoding="utf-8")
-    return template.replace("__STYLE__", page_style(), 1).replace("__DATA__", data.replace("<", "\\u003c"), 1)
+    return render("tiling.qc", "page.html", style=Markup(page_style()), data=page_data(slides, failed))
 
 
 def page_style() -> str:

@@ -275,7 +275,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     program = f"""
 import re
 from pathlib import Path
-from tiling.phantom import PhantomSpec, write_phantom
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 write_phantom(PhantomSpec(1024, 1024, 1, False), Path({str(tmp_path / "small.tiff")!r}))
 before = peak()

@@ -5,41 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
-from tiling.jobs.atomic import atomic_file, atomic_folder, write_json
-from tiling.jobs.errors import SlideError
 from tiling.jobs.locks import Locked, _process, _set_aside, lock
-from tiling.jobs.provenance import check_format, differences, require_same
-from tiling.slides.files import slide_fingerprint
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "x.txt"
-    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    path.write_text("old")
-    with atomic_file(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "x.zarr"
-    for text in ("old", "new"):
-        with atomic_folder(path) as folder:
-            (folder / f"{text}.txt").write_text(text)
-    assert [p.name for p in path.iterdir()] == ["new.txt"] and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(RuntimeError), atomic_folder(path) as folder:
-        (folder / "half").write_text("")
-        raise RuntimeError
-    assert [p.name for p in path.iterdir()] == ["new.txt"] and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_live_lock_is_respected_and_freed(tmp_path):
@@ -51,7 +21,8 @@ def test_a_live_lock_is_respected_and_freed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-HOLD = "import sys, time; from pathlib import Path; from tiling.jobs.atomic import lock, atomic_file\n\
+HOLD = "import sys, time; from pathlib import Path; from tiling.jobs.atomic import atomic_file; \
+from tiling.jobs.locks import lock\n\
 with lock(Path(sys.argv[1])), atomic_file(Path(sys.argv[1])) as t:\n\
     t.write_text('half'); print('held', flush=True); time.sleep(60)"
 
@@ -135,27 +106,6 @@ def test_a_wrong_clock_of_this_host_kills_no_lock(tmp_path, monkeypatch, skew_s)
         pass
 
 
-def test_a_folder_is_replaced_at_one_stroke(tmp_path):
-    path = tmp_path / "x.zarr"
-    seen, stop = [], threading.Event()
-
-    def look():
-        while not stop.is_set():
-            seen.append(path.exists())
-
-    for _ in range(2):
-        with atomic_folder(path) as folder:
-            (folder / "a").write_text("")
-    looking = threading.Thread(target=look)
-    looking.start()
-    for _ in range(100):
-        with atomic_folder(path) as folder:
-            (folder / "a").write_text("")
-    stop.set()
-    looking.join()
-    assert len(seen) > 100 and all(seen)
-
-
 def _try_lock(path, queue):
     try:
         with lock(path):
@@ -174,55 +124,6 @@ def test_of_many_processes_one_gets_the_lock(tmp_path):
     for p in processes:
         p.join()
     assert outcomes.count("held") == 1
-
-
-def test_unknown_formats_are_refused_by_name(tmp_path):
-    check_format({"format": "f", "version": 1}, "f", 1, tmp_path)
-    with pytest.raises(SlideError, match=r"f version 2, this program reads version 1"):
-        check_format({"format": "f", "version": 2}, "f", 1, tmp_path)
-    with pytest.raises(SlideError, match="format is None, expected 'f'"):
-        check_format({}, "f", 1, tmp_path)
-
-
-def test_differences_name_both_values(tmp_path):
-    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
-        "b: found 2, wanted 3",
-        "c: found None, wanted 4",
-    ]
-    require_same({"a": 1}, {"a": 1}, tmp_path)
-    with pytest.raises(SlideError, match=r"a: found 1, wanted 2.*--overwrite"):
-        require_same({"a": 1}, {"a": 2}, tmp_path)
-
-
-def test_json_has_no_nan(tmp_path):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "x.json", {"a": float("nan")})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_fingerprint_sees_any_sampled_byte_and_the_size(tmp_path):
-    path = tmp_path / "x.svs"
-    content = bytearray(os.urandom(3 << 20))
-    path.write_bytes(content)
-    first = slide_fingerprint(path)
-    assert first == slide_fingerprint(path)
-    for place in (0, 1 << 20, len(content) - 1):
-        changed = bytearray(content)
-        changed[place] ^= 1
-        path.write_bytes(changed)
-        assert slide_fingerprint(path) != first
-    path.write_bytes(content + b"x")
-    assert slide_fingerprint(path) != first
-    (tmp_path / "y.svs").write_bytes(content)
-    assert slide_fingerprint(tmp_path / "y.svs") == first  # the name does not matter
-
-
-def test_a_fingerprint_counts_every_file_of_a_dicom_folder(tmp_path):
-    for name in ("a.dcm", "b.dcm"):
-        (tmp_path / name).write_bytes(name.encode())
-    first = slide_fingerprint(tmp_path)
-    (tmp_path / "b.dcm").write_bytes(b"other")
-    assert slide_fingerprint(tmp_path) != first
 
 
 def test_what_a_job_left_that_was_killed_while_it_took_the_lock_is_removed(tmp_path):

@@ -1,0 +1,77 @@
+"""Finished slides are seen at a quick look; whatever is not surely finished goes to the workers."""
+
+import shutil
+
+import pytest
+
+from tiling.all_slides import tile_slides
+from tiling.config import TilingConfig
+from tiling.finished import finished_patches
+from tiling.jobs.locks import lock
+from tiling.manifest import SlideRow
+
+CONFIG = TilingConfig(mpp=1.0, patch_px=128, workers=1)
+
+
+@pytest.fixture(scope="module")
+def tiled(phantom_slide, tmp_path_factory):
+    """(row, out) of a finished slide; the slide is a copy that may be changed."""
+    folder = tmp_path_factory.mktemp("tiled")
+    row = SlideRow("s", shutil.copy(phantom_slide, folder / "s.svs"))
+    assert tile_slides([row], CONFIG, folder / "out").counts == {"done": 1}
+    return row, folder / "out"
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    def refuse(module):
+        raise AssertionError("workers were asked for")
+
+    monkeypatch.setattr("tiling.all_slides.load_ahead", refuse)
+
+
+def test_where_all_is_finished_no_worker_starts_and_the_summary_says_so(tiled, no_workers):
+    row, out = tiled
+    [outcome] = tile_slides([row], CONFIG, out)
+    assert (outcome.status, outcome.reason) == ("skipped", "already done") and outcome.patches > 5
+    assert '"skipped": 1' in (out / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("change", ["settings", "mpp", "overwrite", "slide", "picture", "held"])
+def test_what_is_not_surely_finished_is_for_workers(tiled, no_workers, change):
+    row, out = tiled
+    config = {"settings": TilingConfig(mpp=1.0, patch_px=64), "overwrite": TilingConfig(mpp=1.0, overwrite=True)}
+    if change == "mpp":
+        row = SlideRow("s", row.path, mpp=0.3)
+    if change == "slide":
+        content = row.path.read_bytes()
+        row.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    if change == "picture":
+        (out / "qc/s.jpg").rename(out / "qc/away")
+    try:
+        with pytest.raises(AssertionError, match="workers were asked for"):
+            if change == "held":
+                with lock(out / "s.zarr"):
+                    tile_slides([row], CONFIG, out)
+            else:
+                tile_slides([row], config.get(change, CONFIG), out)
+    finally:
+        if change == "slide":
+            row.path.write_bytes(content)
+        if change == "picture":
+            (out / "qc/away").rename(out / "qc/s.jpg")
+
+
+def test_a_damaged_store_fails_with_its_reason(tiled, tmp_path):
+    row, out = tiled
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/s.zarr/coords_l0")
+    outcomes = tile_slides([row], CONFIG, tmp_path / "out")
+    assert outcomes.counts == {"failed": 1} and "array 'coords_l0' is missing or damaged" in outcomes.failed[0].reason
+
+
+def test_what_is_asked_of_a_store_is_what_it_was_made_with(tiled):
+    row, out = tiled
+    assert finished_patches(row, CONFIG, out / "s.zarr") > 5
+    assert finished_patches(row, TilingConfig(mpp=1.0, patch_px=128, min_tissue=0.4), out / "s.zarr") is None
+    assert finished_patches(row, CONFIG, out / "other.zarr") is None
