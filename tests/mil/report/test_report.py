@@ -12,9 +12,9 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve
 
+from mil.metrics.bootstrap import Bootstrap
+from mil.metrics.curves import GRID, calibration_bins, precision_curves, scores_of
 from mil.pages.chart import Chart
-from mil.report.charts import calibration_bins, precision_curves, scores_of
-from mil.report.plots import GRID
 from mil.report.report import write_report
 from mil.run.tables import read_metrics, read_predictions, write_failures
 from tiling.jobs.errors import RequestError
@@ -167,7 +167,7 @@ def test_calibration_bins_equal_scikit_learn():
     table = pd.DataFrame(
         {"patient_id": patients, "label": labels, "prob_a": 1 - probabilities, "prob_b": probabilities}
     )
-    bins = calibration_bins(scores_of(table, ["a", "b"], 1, 200, 0))
+    bins = calibration_bins(scores_of(table, ["a", "b"], 1, Bootstrap(200, 0)))
     true, said = calibration_curve(labels == "b", probabilities, n_bins=10)
     assert [b.true for b in bins] == pytest.approx(true.tolist())
     assert [b.said for b in bins] == pytest.approx(said.tolist())
