@@ -90,9 +90,9 @@ def test_curves_lie_where_they_belong_and_their_files_say_the_area():
     table = _predictions(["neg"] * 10 + ["pos"] * 10, np.stack([1 - scores, scores], axis=1), TWO)
     roc, precision = _sections(table, TWO, "pos")["Ranking"].pictures
     line = ' style="fill:none;stroke:var(--c0)'
-    assert f'd="M 46 302 L 76.8 302 L 78.4 8 L 370 8"{line}' in roc.chart.svg("")
+    assert f'd="M 46 302 L 76.8 302 L 78.4 8 L 370 8 L 370 8"{line}' in roc.chart.svg("")
     height = f"{302 - 10 / 11 * 294:.1f}"  # at every recall but 0 ten of the eleven called are positive
-    assert f'd="M 46 302 L 47.6 {height} L 370 {height}"{line}' in precision.chart.svg("")
+    assert f'd="M 46 302 L 47.6 {height} L 370 {height} L 370 {height}"{line}' in precision.chart.svg("")
     assert roc.caption == "Positive: pos. Dotted: guessing." and roc.key == ()
     [named] = [mark.named for mark in roc.chart._marks if getattr(mark, "named", "")]
     assert named.startswith("pos: AUROC 0.900 (")
