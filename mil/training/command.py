@@ -223,11 +223,11 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
 
 def _train_and_evaluate(session: Session, tracked: Watcher, watcher: Watcher) -> None:
     """tracked: is told of epochs of earlier calls too."""
-    out, cohort = session.out, session.cohort
+    out = session.out
     watchers = Watchers(watcher, tracked, TensorBoard(out))
     try:
         _train_missing(session, tracked, watchers)
-        evaluate_run(cohort, session.folds, _bootstrap(session.config), session.device, out)
+        evaluate_run(session.cohort, session.folds, _bootstrap(session.config), session.device, out)
     except BaseException:
         watchers.finish(None)
         raise

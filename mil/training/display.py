@@ -143,11 +143,10 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     table.add_column("")
     table.add_column(f"slides ({counts['slides']})", justify="right")
     table.add_column(f"patients ({counts['patients']})", justify="right")
+    levels = (metrics["slide"], metrics["patient"])
     for name, title in task.figure_titles.items():
         if name in metrics["slide"]:
-            table.add_row(
-                title, *(words.interval(level and level[name]) for level in (metrics["slide"], metrics["patient"]))
-            )
+            table.add_row(title, *(words.interval(level and level[name]) for level in levels))
     if "patch" in metrics:
         table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]), "")
     return table
