@@ -39,7 +39,6 @@ _STYLE = {
     "legend.fontsize": 9,
     "legend.edgecolor": LIGHT["line"],
     "svg.fonttype": "none",
-    "svg.hashsalt": "slidemil",
     "pdf.fonttype": 42,  # text that can be edited; journals refuse matplotlib's own choice
 }
 

@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
     settings = dict(folds=2, repeats=2, epochs=3)
     _train(table, tmp_path / "a", **settings)
     _train(table, tmp_path / "b", **settings)
-    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 3
+    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 2 * (4 + 3) + 1
     assert _content(tmp_path / "a") == _content(tmp_path / "b")
     _train(table, tmp_path / "c", **settings, seed=1)
     assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
