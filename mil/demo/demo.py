@@ -14,6 +14,7 @@ from mil.demo.cohort import NEGATIVE, POSITIVE, make_cohort
 from mil.demo.config import DemoConfig
 from mil.maps.lesion_truth import LesionAgreement, lesion_agreement
 from mil.metrics.difference import Difference, auroc_difference
+from mil.pages import words
 from mil.run.tables import read_metrics, read_predictions
 from tiling.jobs.atomic import write_json
 from tiling.jobs.terminal import Terminal, exit_code
@@ -101,10 +102,10 @@ def _print_story(metrics: dict[str, Any], against: dict[str, Difference], agreem
         f"Copying the slide's label to each patch gives a patch accuracy of {copied:.0%}. It cannot be much better:",
         f"in a tumour slide {share:.1%} of the patches show tumour, the other {1 - share:.1%} carry a wrong label.",
         f"Attention learns which patches decide. Its slide AUROC is {difference.value:+.2f} against copied labels "
-        f"({difference.low:+.2f} to {difference.high:+.2f}, p = {difference.p:.3f}).",
+        f"({words.low_to_high(vars(difference), 2)}, p = {difference.p:.3f}).",
         f"Nobody told it where the tumour is. Its patches against the drawn lesions, {agreement.slides} slides: "
-        f"patch AUROC {_interval(agreement.attention)} by attention, "
-        f"{_interval(agreement.patch_logit)} by each patch's own logit.",
+        f"patch AUROC {words.interval(agreement.attention, 2, '–')} by attention, "
+        f"{words.interval(agreement.patch_logit, 2, '–')} by each patch's own logit.",
     ]
     _print("\n".join(lines))
 
@@ -116,12 +117,6 @@ def _print_table(metrics: dict[str, Any]) -> None:
     for head in HEADS:
         slide = metrics[head]["slide"]
         patch = metrics[head].get("patch", {}).get("accuracy")
-        row = [_interval(slide[name]) for name in ("auroc", "balanced_accuracy")]
-        table.add_row(head, _interval(patch) if patch else "–", *row)
+        row = [words.interval(slide[name], 2, "–") for name in ("auroc", "balanced_accuracy")]
+        table.add_row(head, words.interval(patch, 2, "–"), *row)
     Console().print(table)
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    if metric["value"] is None:
-        return "–"
-    return f"{metric['value']:.2f} ({metric['low']:.2f}–{metric['high']:.2f})"

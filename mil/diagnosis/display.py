@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mil.diagnosis.diagnose import Progress
 from mil.diagnosis.finding import Diagnosis
-from mil.training.display import plain_console, seconds_in_words
+from mil.pages import words
+from mil.training.display import plain_console
 
 _LINE_EVERY_S = 10.0
 
@@ -31,7 +32,7 @@ class Display:
         seconds = now - self._began
         left = ""
         if at.done > 0 and seconds > 1:
-            left = f", about {seconds_in_words(seconds * (1 - at.done) / at.done)} left"
+            left = f", about {words.seconds(seconds * (1 - at.done) / at.done)} left"
         self._print(f"[{at.number + 1}/{at.findings}] {at.title}: {at.share:.0%} ({at.done:.0%} of all{left})")
 
     def result(self, diagnosis: Diagnosis, out: Path) -> None:

@@ -13,12 +13,12 @@
                                        class_attention, contributions (N, C) float32 where the head has them
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
-    curves.png, roc.png                drawn from the above
     metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
     pictures/thumbnails/<slide_id>.jpg and pictures/patches/<slide_id>.jpg
                                        the slide with its most weighty patches outlined, and these patches, for those
                                        slides whose patch store was found
     report.html                        all of this on one page that loads from disk alone
+    charts/<name>.png and .pdf         its charts as files: roc, precision-recall, calibration, learning-fold-<k>
     tensorboard/fold-<k>/              events for TensorBoard
     wandb/                             local files of Weights & Biases, if tracked there
 
@@ -26,13 +26,13 @@ Every file but those of TensorBoard and Weights & Biases MUST be written whole o
 `provenance.json` MUST be written first and MUST hold `format`, `version`, target, classes (sorted), the positive
 class (null unless there are two), the head, how the features were made and at how many µm per pixel, digests of
 features and labels, the ids of labelled slides that are left out, the settings, the kind of device and the package
-versions; it MUST NOT hold a time or a path, so that the same request
-gives the same bytes. A reader MUST refuse another format or version. `metrics.json` MUST be written last: a run is
-complete if and only if it exists; only `failures.csv`, `pictures` and `report.html`, which are made from complete runs
-and can be made again at any time, come after it. A finished fold MUST NOT be written again. Models that are trained
-together are written when all of them have ended, so a group of them that is killed starts again, from its first epoch.
-All other files, those of TensorBoard and Weights & Biases excepted, MUST be the same bytes when the same request is run
-again on the same machine, stopped in between or not.
+versions; it MUST NOT hold a time or a path, so that the same request gives the same bytes. A reader MUST refuse another
+format or version. `metrics.json` MUST be written last: a run is complete if and only if it exists; only `failures.csv`,
+`pictures`, `charts` and `report.html`, which are made from complete runs and can be made again at any time, come after
+it. A finished fold MUST NOT be written again. Models that are trained together are written when all of them have ended,
+so a group of them that is killed starts again, from its first epoch. All other files, those of TensorBoard and Weights
+& Biases excepted, MUST be the same bytes when the same request is run again on the same machine, stopped in between or
+not.
 
 The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
 last one where there is no validation part (then the threshold is 0.5).
@@ -84,9 +84,10 @@ LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
     *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
-    *("training.safetensors", "curves.png", "roc.png", "report.html"),
+    *("training.safetensors", "report.html"),
+    *("curves.png", "roc.png"),  # of earlier releases, in the place of charts
 )
-_FOLDERS = ("attention", "pictures", "tensorboard", "wandb")
+_FOLDERS = ("attention", "pictures", "charts", "tensorboard", "wandb")
 PICTURES = ("thumbnails", "patches")
 
 
@@ -102,6 +103,11 @@ def picture_path(run: Path, kind: str, slide_id: str) -> Path:
 def pictured_slides(run: Path) -> set[str]:
     """Ids of the slides that have all PICTURES."""
     return set.intersection(*({path.stem for path in (run / "pictures" / kind).glob("*.jpg")} for kind in PICTURES))
+
+
+def chart_path(run: Path, name: str) -> Path:
+    """Without its ending."""
+    return run / "charts" / name
 
 
 def tensorboard_folder(run: Path, number: int) -> Path:
@@ -120,8 +126,9 @@ def clear(run: Path) -> None:
 
 def clear_temporaries(run: Path) -> None:
     """Remove what a killed job left half written. The caller holds the lock."""
-    for path in [*run.glob(".*.tmp-*"), *run.glob("attention/.*.tmp-*"), *run.glob("pictures/*/.*.tmp-*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in ("", "attention/", "charts/", "pictures/*/"):
+        for path in run.glob(f"{folder}.*.tmp-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_config(run: Path, settings: Mapping[str, Any]) -> None:

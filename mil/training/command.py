@@ -22,7 +22,6 @@ from mil.evaluation.compare import compare_runs, require_comparable
 from mil.evaluation.out_of_fold import evaluate_run
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
-from mil.report.plots import plot_curves, plot_roc
 from mil.report.report import write_report
 from mil.run.checkpoint import fold_numbers, write_fold
 from mil.run.layout import (
@@ -34,7 +33,7 @@ from mil.run.layout import (
     write_config,
     write_provenance,
 )
-from mil.run.tables import read_history, read_metrics, read_predictions, write_failures, write_splits
+from mil.run.tables import read_history, read_metrics, write_failures, write_splits
 from mil.tasks.registry import named
 from mil.tasks.task import Target, Task
 from mil.training.config import TrainConfig
@@ -224,17 +223,15 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
 
 def _train_and_evaluate(session: Session, tracked: Watcher, watcher: Watcher) -> None:
     """tracked: is told of epochs of earlier calls too."""
-    out, cohort = session.out, session.cohort
+    out = session.out
     watchers = Watchers(watcher, tracked, TensorBoard(out))
     try:
         _train_missing(session, tracked, watchers)
-        evaluate_run(cohort, session.folds, _bootstrap(session.config), session.device, out)
+        evaluate_run(session.cohort, session.folds, _bootstrap(session.config), session.device, out)
     except BaseException:
         watchers.finish(None)
         raise
     watchers.finish(read_metrics(out))
-    plot_curves(out / "curves.png", [read_history(out, fold.number) for fold in session.folds])
-    plot_roc(out / "roc.png", read_predictions(out), cohort.classes, cohort.positive, _bootstrap(session.config))
 
 
 def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> None:

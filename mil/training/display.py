@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
+from mil.pages import words
 from mil.run.checkpoint import Checkpoint
 from mil.run.tables import kept_epoch, read_metrics
 from mil.tasks.task import Task
@@ -68,7 +69,7 @@ class Display(Watcher):
         self._trained += 1
         text = (
             f"{self._name(fold)}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
-            f"{self._of_validation(values)}  {seconds_in_words(self._seconds_left())} left"
+            f"{self._of_validation(values)}  {words.seconds(self._seconds_left())} left"
         )
         self._live.update(self._bar, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
@@ -111,7 +112,7 @@ class Display(Watcher):
         self._print(f"predictions  {out / 'predictions.csv'}")
         self._print(f"all metrics  {out / 'metrics.json'}")
         self._print(f"report       {out / 'report.html'}")
-        self._print(f"plots        {out / 'curves.png'}  {out / 'roc.png'}")
+        self._print(f"charts       {out / 'charts'}")
         self._print(f"attention    {out / 'attention'}")
         self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
         if trained.compared is not None:
@@ -142,42 +143,14 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     table.add_column("")
     table.add_column(f"slides ({counts['slides']})", justify="right")
     table.add_column(f"patients ({counts['patients']})", justify="right")
+    levels = (metrics["slide"], metrics["patient"])
     for name, title in task.figure_titles.items():
         if name in metrics["slide"]:
-            table.add_row(title, *(_cell(metrics[level], name) for level in ("slide", "patient")))
+            table.add_row(title, *(words.interval(level and level[name]) for level in levels))
     if "patch" in metrics:
-        table.add_row("accuracy on copied patch labels", _cell(metrics["patch"], "accuracy"), "")
+        table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]), "")
     return table
 
 
 def _difference(task: Task, name: str, against: Mapping[str, Any]) -> str:
-    return difference_line(name, against[task.headline]["value"], against)
-
-
-def difference_line(name: str, auroc: float, against: Mapping[str, float | None]) -> str:
-    """One sentence on a Difference of AUROCs, as a mapping, from what `name` reached on the same slides."""
-    delong = "" if against["p_delong"] is None else f"; DeLong {_p_value(against['p_delong'])}"
-    interval = f"{against['low']:+.3f} to {against['high']:+.3f}"
-    found = f"{against['value']:+.3f} ({interval}, {_p_value(against['p'])}{delong})"
-    return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return "p unknown"
-    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-
-
-def seconds_in_words(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _cell(level: dict[str, Any] | None, name: str) -> str:
-    figure = level and level[name]
-    if not figure or figure["value"] is None:
-        return "undefined"
-    if figure["low"] is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+    return words.difference_sentence(against, name, against[task.headline]["value"])

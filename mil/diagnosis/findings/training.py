@@ -17,7 +17,7 @@ from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.sheet import sheet
 from mil.evaluation.curve_verdict import REMEDIES, Verdict, judge_all, judge_fold
 from mil.metrics.classification import evaluate
-from mil.report.charts import learning_curve, loss_axis
+from mil.report.learning import learning_curve, loss_axis
 from mil.run.checkpoint import fold_numbers
 from mil.run.layout import picture_path, pictured_slides
 from mil.run.tables import read_history, read_predictions
@@ -141,7 +141,7 @@ def _pictures(curves: _Curves) -> list[Picture]:
         Picture(
             f"Fold {k + 1}: {verdicts[k].name}",
             caption,
-            learning_curve(history, highest, curves.epochs, verdicts[k].said),
+            learning_curve(history, highest, curves.epochs).svg(verdicts[k].said),
         )
         for k, history in list(histories.items())[:_CURVES]
     ]

@@ -11,8 +11,8 @@ from sklearn import metrics as reference
 
 from mil.metrics.bootstrap import draw_weights
 from mil.metrics.classification import evaluate, patch_accuracy, weighted_auprc, weighted_auroc
+from mil.metrics.curves import roc_curves
 from mil.metrics.difference import auroc_difference
-from mil.report.plots import roc_curves
 from mil.tasks.threshold import choose_threshold
 
 CLASSES = ("a", "b", "c")

@@ -1,5 +1,6 @@
-"""report.html: complete, safe, without a network, the same bytes; its curves and bins against scikit-learn."""
+"""report.html and its charts: complete, safe, without a network, the same bytes."""
 
+import io
 import json
 import re
 import shutil
@@ -7,19 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import precision_recall_curve
+from PIL import Image
 
-from mil.pages.chart import Chart
-from mil.report.charts import calibration_bins, precision_curves, scores_of
-from mil.report.plots import GRID
 from mil.report.report import write_report
 from mil.run.tables import read_metrics, read_predictions, write_failures
 from tiling.jobs.errors import RequestError
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "run-v1"
+GOLDENS = Path(__file__).parents[2] / "golden"
+GOLDEN = GOLDENS / "run-v1"
+CHARTS = ("calibration", "learning-fold-0", "learning-fold-1", "precision-recall", "roc")
 
 
 class _Page(HTMLParser):
@@ -55,7 +53,9 @@ def _report(out) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_of_a_run(golden):
+@pytest.mark.parametrize("version", ["run-v1", "run-v2"])
+def test_the_page_of_a_run(tmp_path, version):
+    golden = Path(shutil.copytree(GOLDENS / version, tmp_path / "run"))
     text = _report(golden)
     page = _Page(text)
     assert not page.open
@@ -79,12 +79,27 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(golden, tmp_path):
     assert _report(golden) == _report(Path(shutil.copytree(GOLDEN, tmp_path / "elsewhere")))
 
 
+def test_the_charts_of_the_page_are_files_too(golden, tmp_path):
+    _report(golden)
+    files = {path.name: path.read_bytes() for path in (golden / "charts").iterdir()}
+    assert sorted(files) == [f"{name}.{ending}" for name in CHARTS for ending in ("pdf", "png")]
+    for name, data in files.items():
+        if name.endswith("png"):
+            image = Image.open(io.BytesIO(data)).convert("L")
+            assert image.width > 800 and image.getextrema() == (pytest.approx(40, abs=60), 255)
+        else:
+            assert data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF") and b"CreationDate" not in data
+    elsewhere = Path(shutil.copytree(GOLDEN, tmp_path / "elsewhere"))
+    _report(elsewhere)
+    assert {path.name: path.read_bytes() for path in (elsewhere / "charts").iterdir()} == files
+
+
 def test_slides_stand_by_loss_and_wrong_ones_are_marked(golden):
     predictions = read_predictions(golden)
     own = np.array([row[f"prob_{row['label']}"] for row in predictions.to_dict("records")])
     expected = predictions["slide_id"].to_numpy()[np.argsort(own, kind="stable")]
-    body = re.search(r'<table id="slides">.*?<tbody>(.*?)</tbody>', _report(golden))[1]
-    shown = re.findall(r'<tr( class=wrong)?><th scope="row" class="left">(.*?)</th>', body)
+    body = re.search(r'<table id="slides">.*?<tbody>(.*?)</tbody>', _report(golden), re.DOTALL)[1]
+    shown = re.findall(r'<tr( class="wrong")?><th scope="row" class="left">(.*?)</th>', body)
     assert [name for _, name in shown] == expected.tolist()
     wrong = set(predictions.loc[predictions["label"] != predictions["prediction"], "slide_id"])
     assert {name for mark, name in shown if mark} == wrong
@@ -109,6 +124,14 @@ def test_labels_of_the_user_are_text_and_not_html(golden):
         path.write_text(path.read_text().replace("tumour", "<script>x</script> & Co"))
     text = _report(golden)
     assert "<script>x" not in text and "&lt;script&gt;x&lt;/script&gt; &amp; Co" in text
+    assert not _Page(text).open
+
+
+def test_ids_of_the_user_are_text_and_not_html(golden):
+    for path in golden.glob("predictions*.csv"):
+        path.write_text(path.read_text().replace("s00", "<script>s</script>").replace("p00", "<b>p"))
+    text = _report(golden)
+    assert "<script>s" not in text and "&lt;script&gt;s&lt;/script&gt;" in text and "&lt;b&gt;p" in text
     assert not _Page(text).open
 
 
@@ -144,44 +167,3 @@ def test_a_run_that_is_not_finished_has_no_report(golden):
     (golden / "metrics.json").unlink()
     with pytest.raises(RequestError, match="not finished"):
         write_report(golden)
-
-
-def test_precision_by_recall_equals_scikit_learn():
-    rng = np.random.default_rng(1)
-    truth = rng.random(60) < 0.4
-    scores = np.round(rng.random(60) + 0.5 * truth, 1)  # with ties
-    weights = np.vstack([np.ones(60), rng.integers(0, 4, (3, 60))])
-    curves = precision_curves(scores, truth, weights)
-    for row, own in zip(curves, weights, strict=True):
-        precision, recall, _ = precision_recall_curve(truth, scores, sample_weight=own)
-        for place in (1, 50, 100, 153, 200):
-            highest = np.flatnonzero(recall >= GRID[place] - 1e-9)[-1]  # scikit-learn's thresholds rise
-            assert row[place] == pytest.approx(precision[highest])
-
-
-def test_calibration_bins_equal_scikit_learn():
-    rng = np.random.default_rng(2)
-    probabilities = rng.random(200)
-    labels = np.where(rng.random(200) < probabilities**2, "b", "a")
-    patients = [f"p{i // 2}" for i in range(200)]
-    table = pd.DataFrame(
-        {"patient_id": patients, "label": labels, "prob_a": 1 - probabilities, "prob_b": probabilities}
-    )
-    bins = calibration_bins(scores_of(table, ["a", "b"], 1, 200, 0))
-    true, said = calibration_curve(labels == "b", probabilities, n_bins=10)
-    assert [b.true for b in bins] == pytest.approx(true.tolist())
-    assert [b.said for b in bins] == pytest.approx(said.tolist())
-    assert all(b.low <= b.true <= b.high and (b.low < b.high or b.true in (0, 1)) for b in bins)
-    assert sum(b.rows for b in bins) == 200
-
-
-def test_a_point_of_a_chart_lies_where_its_axes_say():
-    chart = Chart((0, 10), (0, 1), size=(156, 146))  # 100 × 100 px between the axes
-    chart.line([0, 5, 10], [0, 0.25, 2], "c0")  # beyond the upper end: at the edge
-    assert 'points="46.0,108.0 96.0,83.0 146.0,8.0"' in chart.svg("")
-
-
-def test_a_line_is_broken_where_there_is_no_number():
-    chart = Chart((0, 3), (0, 1))
-    chart.line([0, 1, 2, 3], [0.1, np.nan, 0.3, 0.4], "c0")
-    assert chart.svg("").count("polyline") == 2

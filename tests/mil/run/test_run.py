@@ -10,7 +10,7 @@ import pytest
 
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
-from mil.run.layout import clear, require_complete, write_provenance
+from mil.run.layout import clear, clear_temporaries, require_complete, write_provenance
 from mil.run.novelty import read_training_slides
 from mil.run.tables import (
     read_history,
@@ -156,9 +156,20 @@ def test_attention_errors_name_the_file(tmp_path):
         read_attention(tmp_path / "y.h5")
 
 
+def test_what_a_killed_job_left_half_written_is_removed_and_nothing_else(tmp_path):
+    for name in (".provenance.json.tmp-1", "charts/.roc.png.tmp-1", "pictures/patches/.s.jpg.tmp-1", "charts/roc.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    clear_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["roc.png"]
+
+
 def test_clear_leaves_what_it_does_not_know(tmp_path):
     copy = shutil.copytree(GOLDEN, tmp_path / "run")
     (copy / "notes.csv").write_text("mine")
     (copy / "fold-notes").mkdir()
+    (copy / "charts").mkdir()
+    for name in ("charts/roc.pdf", "report.html", "curves.png", "roc.png"):  # the last two of earlier releases
+        (copy / name).write_bytes(b"")
     clear(copy)
     assert sorted(p.name for p in copy.iterdir()) == ["fold-notes", "notes.csv"]

@@ -43,7 +43,7 @@ def _train(table, out, **settings):
 
 def _content(out):
     files = [*(out / name for name in COMPARED), *sorted(out.glob("fold-*/*")), *sorted(out.glob("attention/*"))]
-    files += [*sorted(out.glob("*.png")), out / "report.html"]
+    files += [*sorted(out.glob("charts/*")), out / "report.html"]
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, make_cohort):
     settings = dict(folds=2, repeats=2, epochs=3)
     _train(table, tmp_path / "a", **settings)
     _train(table, tmp_path / "b", **settings)
-    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 3
+    assert len(_content(tmp_path / "a")) == len(COMPARED) + 2 * 4 + 16 + 2 * (4 + 3) + 1
     assert _content(tmp_path / "a") == _content(tmp_path / "b")
     _train(table, tmp_path / "c", **settings, seed=1)
     assert _content(tmp_path / "c")["predictions.csv"] != _content(tmp_path / "a")["predictions.csv"]
@@ -293,11 +293,12 @@ def test_bf16_follows_the_same_loss_curve_and_judges_in_float32(planted):
     assert 0 < gap.max() < 0.02
 
 
-def test_tensorboard_and_plots_are_there(trained):
+def test_tensorboard_and_charts_are_there(trained):
     out, _ = trained
     assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 5
-    for name in ("curves.png", "roc.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("learning-fold-4", "roc", "precision-recall", "calibration"):
+        assert (out / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "charts" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_damaged_feature_file_is_recorded_and_tells_the_exit_code(tmp_path, make_cohort):
