@@ -25,7 +25,7 @@ from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_slides, load_table
 
 LOOPBACK = "127.0.0.1"
-_LEAFLET = resources.files("js_lib_leaflet") / "static/js_lib_leaflet"  # with its licence; needs no Django
+_LEAFLET = resources.files("mil.pages") / "leaflet"  # 1.9.4 as released, its licence beside it
 _OWN = resources.files("mil.viewer")
 _FILES = {
     "/": ("text/html", _OWN / "viewer.html"),
