@@ -70,7 +70,7 @@ async function openSlide(id) {
 
 function describe(slide) {
   get("title").textContent = slide.id;
-  get("said").textContent = slide.prediction === null ? "" : `Labelled ${slide.label}, predicted ${slide.prediction}: probability of ${slide.of} ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}.`;
+  get("said").textContent = slide.said;
   get("why").textContent = shown.size ? shown.why : "";
   get("controls").hidden = !shown.layers.length;
   get("outlines").hidden = !shown.annotation?.length;
@@ -87,8 +87,7 @@ function list() {
     button.dataset.id = slide.id;
     button.append(make("b", {textContent: slide.id, title: slide.id}));
     if (slide.prediction !== null && slide.label !== slide.prediction) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
-    const said = slide.prediction === null ? [slide.label, "not tested by this run"].filter(Boolean).join(", ") : `${slide.label}, P(${slide.of}) ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}`;
-    button.append(make("small", {textContent: said}));
+    button.append(make("small", {textContent: slide.brief}));
     button.setAttribute("aria-current", asked === slide.id);
     button.onclick = () => openSlide(slide.id);
     row.append(button);

@@ -1,13 +1,14 @@
 """What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mil.maps.export import require_same_slide
@@ -33,24 +34,36 @@ def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
     """id, label, prediction, probability `of` a class and loss (-log of the label's probability) of each slide.
 
     The class is the positive one, for more than two classes the predicted one. Probabilities are means over the repeats
-    that tested the slide; all but id and label, as the table has it, is null for other slides.
+    that tested the slide; all but id and label, as the table has it, is null for other slides. `said` is a sentence on
+    it, `brief` a line of the list.
     """
     provenance, predictions = require_complete(run), read_predictions(run)
-    classes, positive = provenance["classes"], provenance["positive"]
     tested = dict(list(predictions.groupby("slide_id")))
-    listed = []
-    for row in rows:
-        entry: dict[str, Any] = dict.fromkeys(("prediction", "of", "probability", "loss"))
-        label = row.labels.get(provenance["target"]) or None
-        if row.slide_id in tested:
-            found = tested[row.slide_id]
-            probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
-            label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
-            of = positive or prediction
-            loss = -math.log(max(probability[label], 1e-12))
-            entry = {"prediction": prediction, "of": of, "probability": probability[of], "loss": loss}
-        listed.append({"id": row.slide_id, "label": label, **entry})
-    return listed
+    return [
+        {"id": row.slide_id, **_tested(tested[row.slide_id], provenance["classes"], provenance["positive"])}
+        if row.slide_id in tested
+        else {"id": row.slide_id, **_not_tested(row.labels.get(provenance["target"]) or None)}
+        for row in rows
+    ]
+
+
+def _tested(found: pd.DataFrame, classes: Sequence[str], positive: str | None) -> dict[str, Any]:
+    """found: a slide's rows of predictions.csv."""
+    probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
+    label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
+    of = positive or prediction
+    loss = -math.log(max(probability[label], 1e-12))
+    figures = f"{probability[of]:.2f}, loss {loss:.2f}"
+    return {
+        **{"label": label, "prediction": prediction, "of": of, "probability": probability[of], "loss": loss},
+        "said": f"Labelled {label}, predicted {prediction}: probability of {of} {figures}.",
+        "brief": f"{label}, P({of}) {figures}",
+    }
+
+
+def _not_tested(label: str | None) -> dict[str, Any]:
+    unknown = dict.fromkeys(("prediction", "of", "probability", "loss"))
+    return {"label": label, **unknown, "said": "", "brief": ", ".join(filter(None, [label, "not tested by this run"]))}
 
 
 @dataclass(frozen=True)

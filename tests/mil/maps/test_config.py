@@ -1,5 +1,7 @@
 """Settings of export-heatmaps."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,9 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 def test_the_commented_defaults_are_the_defaults(name, config):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert written == {k: v for k, v in vars(config()).items() if k != "overwrite"}
+
+
+def test_the_settings_load_no_form():
+    heavy = "{'torch', 'matplotlib', 'numpy', 'tifffile'}"
+    asked = f"import sys, mil.cli.heatmaps, mil.maps.forms.registry; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "[]\n"

@@ -181,6 +181,9 @@ def test_what_is_served(server):
     assert status == 200 and len(slides) == 16
     assert slides["s00"]["label"] == "normal" and slides["s00"]["of"] == "tumour"
     assert slides["s00"]["loss"] == pytest.approx(-np.log(1 - slides["s00"]["probability"]))
+    figures = f"{slides['s00']['probability']:.2f}, loss {slides['s00']['loss']:.2f}"
+    assert slides["s00"]["brief"] == f"normal, P(tumour) {figures}"
+    assert slides["s00"]["said"].endswith(f": probability of tumour {figures}.")
     described = json.loads(ask(server, "/slides/s00.json")[1])
     assert described["size"] == [WIDTH, HEIGHT] and described["layers"][0]["ticks"][-1] == "3"
     first = described["layers"][0]["top"][0]
@@ -319,7 +322,7 @@ def test_the_page_on_a_narrow_dense_touch_screen(server, page):
     hide_controls(page)
     left, top, right, bottom = box(picture(page).max(2) < 60)
     assert any("/tiles/s00/1/" in url for url in asked)  # without a dense screen zoom 2 is the finest here
-    middle = page.locator("#map").boundingbox()
+    middle = page.locator("#map").bounding_box()
     assert abs((left + right) / 2 - middle["width"]) <= 3 and abs((top + bottom) / 2 - middle["height"]) <= 3
     assert abs((right - left) - (bottom - top)) <= 2 < 200 < right - left
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
