@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mil.demo.cohort import NEGATIVE, POSITIVE, make_cohort
 from mil.demo.config import DemoConfig
-from mil.maps.lesion_truth import LesionAgreement, lesion_agreement
+from mil.maps.lesions import LesionAgreement, lesion_agreement
 from mil.metrics.difference import Difference, auroc_difference
 from mil.pages import words
 from mil.run.tables import read_metrics, read_predictions

@@ -3,24 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mil.maps.forms.registry import FORMS
 from tiling.jobs.command import setting
-
-ENDINGS = {
-    "png": ".png",
-    "geojson": ".geojson",
-    "contours": ".contours.geojson",
-    "ometiff": ".ome.tiff",
-    "csv": ".csv",
-    "gallery": ".gallery.png",
-    "html": ".html",
-}
 
 
 @dataclass(frozen=True)
 class HeatmapConfig:
     """Raises ValueError for a form that is not known, and for settings that contradict each other."""
 
-    formats: str = setting("png,geojson", f"forms to write, separated by commas: {', '.join(ENDINGS)}")
+    formats: str = setting("png,geojson", f"forms to write, separated by commas: {', '.join(FORMS)}")
     score: Literal["attention", "logit", "contribution", "gradient"] = setting(
         "logit", "what is shown of a patch; logit, contribution and gradient speak of one class"
     )
@@ -42,9 +33,9 @@ class HeatmapConfig:
     overwrite: bool = setting(False, "replace heatmaps that were made differently")
 
     def __post_init__(self) -> None:
-        unknown = [f for f in self.chosen_formats() if f not in ENDINGS]
+        unknown = [f for f in self.chosen_formats() if f not in FORMS]
         if unknown or not self.chosen_formats():
-            raise ValueError(f"--formats {self.formats}: expected one or more of {', '.join(ENDINGS)}")
+            raise ValueError(f"--formats {self.formats}: expected one or more of {', '.join(FORMS)}")
         if not 0 < self.opacity <= 1:
             raise ValueError(f"--opacity is {self.opacity}, expected more than 0 and at most 1")
         if self.attention_as != "raw" and self.score != "attention":

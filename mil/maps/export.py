@@ -2,28 +2,24 @@
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from mil.maps import faithfulness, lesions
-from mil.maps.config import ENDINGS, HeatmapConfig
+from mil.maps.config import HeatmapConfig
+from mil.maps.drawn import Drawn
 from mil.maps.finer import make_finer
-from mil.maps.forms import html, ometiff
-from mil.maps.forms.csv import score_table
-from mil.maps.forms.gallery import write_gallery
-from mil.maps.forms.geojson import contours, squares, write_geojson
-from mil.maps.forms.png import title, write_png
-from mil.maps.scores import PatchScores, default_class, patch_scores
+from mil.maps.forms.registry import Form, load_form
+from mil.maps.index import write_index
+from mil.maps.measured import was_measured
+from mil.maps.scores import default_class, patch_scores, title
 from mil.run.attention import SlideAttention, attention_path, read_attention
 from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
-from tiling.jobs.atomic import atomic_file
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -43,23 +39,6 @@ if TYPE_CHECKING:
 VERSION = 2  # of what is drawn; raised when the same input gives another picture
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """All that the forms of one slide are made of."""
-
-    row: SlideRow
-    slide: SlideAttention
-    scores: PatchScores
-    source: Slide
-    bounds_l0: tuple[int, int, int, int] | None  # of the scanner, where they are to be the frame
-    config: HeatmapConfig
-    provenance: dict[str, Any]
-
-    @property
-    def origin_l0(self) -> tuple[int, int]:
-        return self.bounds_l0[:2] if self.bounds_l0 else (0, 0)
-
-
 def export_heatmaps(
     run: Path,
     features: Path,
@@ -76,67 +55,124 @@ def export_heatmaps(
     classes = provenance["classes"]
     if config.class_name and config.class_name not in classes:
         raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")
-    known = read_training_slides(run)[1]
-    finer = None
-    if config.finer > 1:
-        finer = make_finer(features, rows, config, out / "finer", listener)
-    work = functools.partial(_export, run=run, features=features, finer=finer, config=config, out=out, known=known)
+    finer = make_finer(features, rows, config, out / "finer", listener) if config.finer > 1 else None
+    work = _Export(run, features, finer, config, out, read_training_slides(run)[1])
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
     outcomes = run_slides(largest_first(rows), work, out, Execution(workers), listener)
     if config.faithfulness:
         faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
     if config.lesions:
         lesions.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
-    html.write_index(out)
+    write_index(out)
     return outcomes
 
 
-def _export(
-    row: SlideRow,
-    run: Path,
-    features: Path,
-    finer: Path | None,
-    config: HeatmapConfig,
-    out: Path,
-    known: dict[str, str],
-) -> Outcome:
-    models = functools.cache(lambda: _models(row, run, features, config))
-    path = attention_path(run, row.slide_id)
-    slide = read_attention(path) if path.exists() and config.fold < 0 else models().attention("")
-    if not (slide.patch_size_l0 and slide.width_l0 and slide.height_l0):
-        raise SlideError(
-            f"{row.slide_id}: its features did not say how large a patch and the slide are in level-0 pixels, so they "
-            "cannot be drawn; convert them with convert-features --to slidemil, and train on the result"
-        )
-    assert row.path is not None
-    fingerprint = slide_fingerprint(row.path)
-    expected = known.get(row.slide_id) or (models().embeddings.info.slide_fingerprint if not path.exists() else "")
-    source = open_slide(row.path)
-    try:
-        require_same_slide(row.path, source, slide, fingerprint, expected)
-        if finer is not None:  # the decision stays that of the run
-            models = functools.cache(lambda: _models(row, run, finer, config))
-            slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
+@dataclass(frozen=True)
+class _Export:
+    """What is done to each slide; goes to the processes of the batch loop."""
+
+    run: Path
+    features: Path
+    finer: Path | None  # features in smaller steps, which are drawn instead
+    config: HeatmapConfig
+    out: Path
+    known: dict[str, str]  # fingerprints of the slides that the run was trained on
+
+    def __call__(self, row: SlideRow) -> Outcome:
+        assert row.path is not None
+        models = functools.cache(lambda: self._models(row, self.features))
+        slide, expected = self._stored(row, models)
+        fingerprint = slide_fingerprint(row.path)
+        with closing(open_slide(row.path)) as source:
+            require_same_slide(row.path, source, slide, fingerprint, expected)
+            if (finer := self.finer) is not None:  # the decision stays that of the run
+                models = functools.cache(lambda: self._models(row, finer))
+                slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
+            drawn = self._drawn(row, slide, source, models, fingerprint)
+            written = [self._write(form, drawn) for form in self.config.chosen_formats()]
+        if self.config.faithfulness:
+            written.append(self._measure_faithfulness(drawn, models))
+        if self.config.lesions:
+            written.append(self._measure_lesions(drawn))
+        if not any(written):
+            return Outcome(row.slide_id, "skipped", "already done")
+        return Outcome(row.slide_id, "done", patches=len(slide.attention))
+
+    def _models(self, row: SlideRow, features: Path) -> "SlideModels":
+        from mil.maps.judges import slide_models  # torch, which stored scores do without
+
+        return slide_models(self.run, features, row.slide_id, row.patient_id, self.config.device, self.config.fold)
+
+    def _stored(self, row: SlideRow, models: Callable[[], "SlideModels"]) -> tuple[SlideAttention, str]:
+        """What the run saw in the slide, or sees where that is not stored; the fingerprint of its file, if known."""
+        path = attention_path(self.run, row.slide_id)
+        slide = read_attention(path) if path.exists() and self.config.fold < 0 else models().attention("")
+        if not (slide.patch_size_l0 and slide.width_l0 and slide.height_l0):
+            raise SlideError(
+                f"{row.slide_id}: its features did not say how large a patch and the slide are in level-0 pixels, so "
+                "they cannot be drawn; convert them with convert-features --to slidemil, and train on the result"
+            )
+        known = self.known.get(row.slide_id)
+        return slide, known or ("" if path.exists() else models().embeddings.info.slide_fingerprint)
+
+    def _drawn(
+        self, row: SlideRow, slide: SlideAttention, source: Slide, models: Callable[[], "SlideModels"], fingerprint: str
+    ) -> Drawn:
+        config = self.config
+        assert row.path is not None
         gradient = models().gradients() if config.score == "gradient" else None
         scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient)
-        drawn = _Drawn(row, slide, scores, source, bounds_of(row.path) if config.qupath_bounds else None, config, {})
-        drawn.provenance.update(_provenance(drawn, fingerprint))
-        written = [_write(form, drawn, out) for form in config.chosen_formats()]
-    finally:
-        source.close()
-    if config.faithfulness:
-        written.append(_measure(drawn, models, out))
-    if config.lesions:
-        written.append(_measure_lesions(drawn, out))
-    if not any(written):
-        return Outcome(row.slide_id, "skipped", "already done")
-    return Outcome(row.slide_id, "done", patches=len(slide.attention))
+        bounds_l0 = bounds_of(row.path) if config.qupath_bounds else None
+        provenance = {
+            "version": VERSION,
+            "opacity": config.opacity,
+            "title": title(slide),
+            "score is": scores.meaning,
+            "fold": config.fold,
+            "frame": list(bounds_l0) if bounds_l0 else None,
+            "scores": hashlib.sha256(scores.values.tobytes()).hexdigest(),
+            "attention": _digest(slide),
+            "slide file": fingerprint,
+            "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
+        }
+        return Drawn(row.slide_id, slide, scores, source, provenance, config.opacity, row.annotation, bounds_l0)
 
+    def _write(self, name: str, drawn: Drawn) -> bool:
+        """Write one form; False where the same is there already."""
+        form = load_form(name)
+        path = self.out / f"{drawn.slide_id}{form.ENDING}"
+        with lock(path):
+            if path.exists() and not self.config.overwrite:
+                require_same(_origin(form, path, drawn), drawn.provenance, path)
+                return False
+            form.write(path, drawn)
+        return True
 
-def _models(row: SlideRow, run: Path, features: Path, config: HeatmapConfig) -> "SlideModels":
-    from mil.maps.judges import slide_models
+    def _measure_faithfulness(self, drawn: Drawn, models: Callable[[], "SlideModels"]) -> bool:
+        """Write how faithful the score is; False where it was measured already, of the same scores."""
+        slide_id, digest = drawn.slide_id, drawn.provenance["scores"]
+        path = self.out / f"{slide_id}{faithfulness.ENDING}"
+        if not self.config.overwrite and was_measured(path, {"scores": digest}):
+            return False
+        of_class, judge = self._class(drawn), models()
+        found = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
+        faithfulness.write_slide(self.out, slide_id, drawn.scores.meaning, digest, found)
+        return True
 
-    return slide_models(run, features, row.slide_id, row.patient_id, config.device, config.fold)
+    def _measure_lesions(self, drawn: Drawn) -> bool:
+        """A slide of another class than the score's has no lesion; one of this class needs polygons to be measured."""
+        slide = drawn.slide
+        if drawn.annotation is None and slide.label in ("", self._class(drawn)):
+            return False
+        origin = {key: drawn.provenance[key] for key in ("scores", "annotation")}
+        path = self.out / f"{slide.slide_id}{lesions.ENDING}"
+        if not self.config.overwrite and was_measured(path, origin):
+            return False
+        lesions.write_slide(self.out, slide, drawn.scores, drawn.annotation, origin)
+        return True
+
+    def _class(self, drawn: Drawn) -> str:
+        return self.config.class_name or default_class(drawn.slide)
 
 
 def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:
@@ -152,78 +188,12 @@ def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: 
         )
 
 
-def _provenance(drawn: _Drawn, fingerprint: str) -> dict[str, Any]:
-    row, config = drawn.row, drawn.config
-    return {
-        "version": VERSION,
-        "opacity": config.opacity,
-        "title": title(drawn.slide),
-        "score is": drawn.scores.meaning,
-        "fold": config.fold,
-        "frame": list(drawn.bounds_l0) if drawn.bounds_l0 else None,
-        "scores": hashlib.sha256(drawn.scores.values.tobytes()).hexdigest(),
-        "attention": _digest(drawn.slide),
-        "slide file": fingerprint,
-        "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
-    }
-
-
-def _write(form: str, drawn: _Drawn, out: Path) -> bool:
-    """Write one form; False where the same is there already."""
-    path = out / f"{drawn.row.slide_id}{ENDINGS[form]}"
-    with lock(path):
-        if path.exists() and not drawn.config.overwrite:
-            require_same(_read_provenance(form, path, drawn), drawn.provenance, path)
-            return False
-        _WRITERS[form](path, drawn)
-    return True
-
-
-def _write_csv(path: Path, drawn: _Drawn) -> None:
-    with atomic_file(path) as temporary:
-        score_table(drawn.slide, drawn.scores).to_csv(temporary, index=False)
-
-
-_WRITERS: dict[str, Callable[[Path, _Drawn], None]] = {
-    "png": lambda path, d: write_png(
-        path, d.slide, d.scores, d.source, d.row.annotation, d.config.opacity, d.provenance
-    ),
-    "geojson": lambda path, d: write_geojson(path, squares(d.slide, d.scores, d.origin_l0), d.provenance),
-    "contours": lambda path, d: write_geojson(path, contours(d.slide, d.scores, d.origin_l0), d.provenance),
-    "ometiff": lambda path, d: ometiff.write_ometiff(path, d.slide, d.scores, d.provenance, d.bounds_l0),
-    "csv": _write_csv,
-    "gallery": lambda path, d: write_gallery(path, d.slide, d.scores, d.source, d.provenance),
-    "html": lambda path, d: html.write_page(path, d.slide, d.scores, d.source, d.provenance),
-}
-
-
-def _measure(drawn: _Drawn, models: Callable[[], "SlideModels"], out: Path) -> bool:
-    """Write how faithful the score is; False where it was measured already, of the same scores."""
-    slide_id, digest = drawn.row.slide_id, drawn.provenance["scores"]
-    found = faithfulness.read_faithfulness(out / f"{slide_id}.faithfulness.json")
-    if found and not drawn.config.overwrite:
-        require_same({"scores": found["scores"]}, {"scores": digest}, out / f"{slide_id}.faithfulness.json")
-        return False
-    of_class = drawn.config.class_name or default_class(drawn.slide)
-    judge = models()
-    measured = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
-    faithfulness.write_slide(out, slide_id, drawn.scores.meaning, digest, measured)
-    return True
-
-
-def _measure_lesions(drawn: _Drawn, out: Path) -> bool:
-    """A slide of another class than the score's has no lesion; one of this class without polygons is not measured."""
-    slide, of_class = drawn.slide, drawn.config.class_name or default_class(drawn.slide)
-    if drawn.row.annotation is None and slide.label in ("", of_class):
-        return False
-    path, digest = out / f"{slide.slide_id}{lesions.ENDING}", drawn.provenance["scores"]
-    origin = {"scores": digest, "annotation": drawn.provenance["annotation"]}
-    found = lesions.read_measures(path)
-    if found and not drawn.config.overwrite:
-        require_same({key: found.get(key) for key in origin}, origin, path)
-        return False
-    lesions.write_slide(out, slide, drawn.scores, drawn.row.annotation, origin)
-    return True
+def _origin(form: Form, path: Path, drawn: Drawn) -> dict[str, Any]:
+    """What an existing heatmap says of its origin. SlideError where it cannot be read."""
+    try:
+        return form.read_provenance(path, drawn)
+    except (OSError, ValueError, AttributeError) as error:
+        raise SlideError(f"{path}: exists and cannot be read ({error}); remove it or use --overwrite") from error
 
 
 def _digest(slide: SlideAttention) -> str:
@@ -232,21 +202,3 @@ def _digest(slide: SlideAttention) -> str:
         sha.update(values.tobytes())
     sha.update(repr((slide.label, slide.classes, slide.patch_size_l0, slide.mpp_l0)).encode())
     return sha.hexdigest()
-
-
-def _read_provenance(form: str, path: Path, drawn: _Drawn) -> dict[str, Any]:
-    """What an existing heatmap says of its origin; empty if it was not made by this program."""
-    try:
-        if form in ("png", "gallery"):
-            with Image.open(path) as image:
-                return dict(json.loads(image.info.get("slidemil", "{}")))
-        if form == "ometiff":
-            return ometiff.read_provenance(path)
-        if form == "html":
-            return html.read_provenance(path)
-        if form == "csv":  # a table has no place for it: the very same table has the same origin
-            same = path.read_text(encoding="utf-8") == score_table(drawn.slide, drawn.scores).to_csv(index=False)
-            return drawn.provenance if same else {"scores": "others"}
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("slidemil", {}))
-    except (OSError, ValueError, AttributeError) as error:
-        raise SlideError(f"{path}: exists and cannot be read ({error}); remove it or use --overwrite") from error

@@ -7,22 +7,21 @@ the mean of two differences: under random deletion less that under deletion by s
 that under random insertion. 0 is chance; 1 cannot be passed.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mil.metrics.bootstrap import Interval, draw_weights, interval
+from mil.maps.measured import mean_over_slides, read_measured
+from mil.metrics.bootstrap import Interval
 from tiling.jobs.atomic import atomic_file, write_json
 
 FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+ENDING, PICTURE = ".faithfulness.json", ".faithfulness.png"
 _RANDOM_ORDERS = 8
-_DRAWS = 2000
 Curve = NDArray[np.float64]
 
 
@@ -68,10 +67,10 @@ def write_slide(folder: Path, slide_id: str, score: str, digest: str, found: Fai
     area: Interval = {"value": float(found.areas.mean()), "low": float(low), "high": float(high)}
     curves = {name: np.asarray(getattr(found, name)).tolist() for name in found.__dataclass_fields__}
     write_json(
-        folder / f"{slide_id}.faithfulness.json",
+        folder / f"{slide_id}{ENDING}",
         {"score": score, "scores": digest, "area": area, "fractions": list(FRACTIONS), **curves},
     )
-    with atomic_file(folder / f"{slide_id}.faithfulness.png") as temporary:
+    with atomic_file(folder / f"{slide_id}{PICTURE}") as temporary:
         _draw(found, f"{slide_id}, by {score}: area {area['value']:+.2f} ({low:+.2f} to {high:+.2f})").savefig(
             temporary, format="png", dpi=110
         )
@@ -81,24 +80,13 @@ def write_cohort(folder: Path, patient_of: Mapping[str, str], score: str) -> Non
     """`faithfulness.json`: the mean area over the slides in `folder`, its interval by a bootstrap over patients."""
     areas, patients = [], []
     for slide_id, patient in patient_of.items():
-        found = read_faithfulness(folder / f"{slide_id}.faithfulness.json")
+        found = read_measured(folder / f"{slide_id}{ENDING}")
         if found:
             areas.append(found["area"]["value"])
             patients.append(patient)
     if areas:
-        weights = draw_weights(patients, _DRAWS, 0)  # (1 + draws, slides)
-        area = interval(weights @ np.array(areas) / weights.sum(1))
-        if len(set(patients)) == 1:  # says nothing of other patients
-            area = {**area, "low": None, "high": None}
+        area = mean_over_slides(areas, patients)
         write_json(folder / "faithfulness.json", {"score": score, "area": area, "slides": len(areas)})
-
-
-def read_faithfulness(path: Path) -> dict[str, Any] | None:
-    """None where it was not measured."""
-    if not path.exists():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _draw(found: Faithfulness, heading: str) -> Figure:

@@ -15,6 +15,7 @@ from mil.maps.scores import PatchScores
 COLOURS = "inferno"  # perceptually uniform; more is the warm, bright end
 _FAINTEST = 0.3  # opacity of the cold end relative to the warm one, so that tissue stays visible
 _SMALLEST_SHARE = 0.1  # of an average patch: logarithmic colours do not tell shares below this apart
+_BAR_STEPS = 65
 _UNCOVERED = 1e-6  # share of a pixel below which there is no patch in it; rounding stays far below
 
 
@@ -29,6 +30,11 @@ class ColourScale:
     def norm(self) -> Normalize:
         kind = LogNorm if self.logarithmic else Normalize
         return kind(self.low, self.high, clip=True)
+
+    @property
+    def middle(self) -> float:
+        """The score of the colour half-way."""
+        return float(self.norm().inverse(0.5))
 
 
 def colour_scale(scores: PatchScores) -> ColourScale:
@@ -105,6 +111,12 @@ def render(grid: NDArray[np.float64], scale: ColourScale, opacity: float | None 
     alpha = np.ones_like(level) if opacity is None else opacity_of(level, opacity)
     rgba[..., 3] = np.rint(255 * alpha * there)
     return rgba
+
+
+def colour_bar(scale: ColourScale) -> NDArray[np.uint8]:
+    """(1, _BAR_STEPS, 4) RGBA, the colours from low to high."""
+    steps = np.asarray(scale.norm().inverse(np.linspace(0, 1, _BAR_STEPS)), np.float64)
+    return render(steps[None, :], scale)
 
 
 def opacity_of(level: NDArray[np.float64], opacity: float) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from mil.cohort.cohort import in_float16
 from mil.maps.gradients import input_gradients
 from mil.run.attention import SlideAttention, describe_attention
 from mil.run.ensemble import Ensemble, average, load_ensemble
+from mil.run.layout import is_complete
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
 
@@ -77,6 +78,12 @@ def slide_models(run: Path, features: Path, slide_id: str, patient: str, device:
     return SlideModels(ensemble, embeddings, [fold] if fold >= 0 else unseen)
 
 
-@functools.cache
 def _loaded(run: Path, device: str) -> tuple[Ensemble, TrainedOn]:
+    """Read once for all slides, and again where the run has been replaced: its last file is then another one."""
+    last = (run / "metrics.json").stat() if is_complete(run) else None
+    return _read(run, device, (last.st_mtime_ns, last.st_ino, last.st_size) if last else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(run: Path, device: str, made: tuple[int, ...] | None) -> tuple[Ensemble, TrainedOn]:
     return load_ensemble(run, device), read_trained_on(run)

@@ -1,31 +1,33 @@
 """Do a map's warm patches lie on the drawn lesions? Patch AUROC, FROC and Dice against polygons in level-0 pixels.
 
-A patch is lesion where at least LESION_SHARE of it is covered. Each patch at or above a threshold is a detection: a
-lesion is found if one of its patches is detected, a detected patch that is no lesion is a false positive. The FROC
-score is the mean share of lesions found at 1/4, 1/2, 1, 2, 4 and 8 false positives a slide (Ehteshami Bejnordi et al.,
-JAMA 2017). Dice counts patches, at the threshold that is best for these very slides, so it flatters.
+A patch is lesion where the polygons cover at least LESION_SHARE of it. Each patch at or above a threshold is a
+detection: a lesion is found if one of its patches is detected, a detected patch that is no lesion is a false positive.
+The FROC score is the mean share of lesions found at 1/4, 1/2, 1, 2, 4 and 8 false positives a slide (Ehteshami Bejnordi
+et al., JAMA 2017). Dice counts patches, at the threshold that is best for these very slides, so it flatters.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from mil.maps.lesion_truth import LESION_SHARE, covered_share
+from mil.maps.measured import mean_over_slides, read_measured
 from mil.maps.scores import PatchScores
-from mil.metrics.bootstrap import draw_weights, interval
-from mil.run.attention import SlideAttention
+from mil.metrics.bootstrap import Interval
+from mil.run.attention import SlideAttention, attention_path, read_attention
 from tiling.jobs.atomic import atomic_file, write_json
-from tiling.tissue.polygons import read_polygons
+from tiling.manifest import SlideRow
+from tiling.tissue.polygons import Polygon, read_polygons
 
+LESION_SHARE = 0.25  # a patch counts as lesion when at least this much of it is
 FALSE_POSITIVES = (0.25, 0.5, 1, 2, 4, 8)  # a slide
 ENDING = ".lesions.json"
-_DRAWS = 2000
 
 
 def write_slide(
@@ -36,15 +38,14 @@ def write_slide(
     annotation: None for a slide that is known to have no lesion. origin: what others are not to be taken for, is kept.
     """
     polygons = read_polygons(annotation) if annotation else []
-    shares = [covered_share(slide, [polygon]) for polygon in polygons]
-    truth = np.any([np.zeros(len(slide.coords), bool), *(share >= LESION_SHARE for share in shares)], axis=0)
+    truth, shares = lesion_patches(slide, polygons), [covered_share(slide, [polygon]) for polygon in polygons]
     found_at = [float(scores.values[_patches_of(share)].max()) for share in shares if share.any()]
     write_json(
         folder / f"{slide.slide_id}{ENDING}",
         {
             "score": scores.meaning,
             **origin,
-            "auroc": roc_auc_score(truth, scores.values) if truth.any() and not truth.all() else None,
+            "auroc": patch_auroc(truth, scores.values),
             "dice": best_dice(truth, scores.values)[0] if truth.any() else None,
             "lesions_found_at": found_at,  # the highest score of each lesion's patches
             "values": scores.values.tolist(),
@@ -55,7 +56,7 @@ def write_slide(
 
 def write_cohort(folder: Path, patient_of: Mapping[str, str]) -> None:
     """`lesions.json` and `lesions.png` over the slides in `folder`; nothing where no lesion was measured."""
-    slides = {i: found for i in patient_of if (found := read_measures(folder / f"{i}{ENDING}"))}
+    slides = {i: found for i in patient_of if (found := read_measured(folder / f"{i}{ENDING}"))}
     found_at = np.array([score for slide in slides.values() for score in slide["lesions_found_at"]])
     if not len(found_at):
         return
@@ -65,14 +66,11 @@ def write_cohort(folder: Path, patient_of: Mapping[str, str]) -> None:
     dice, threshold = best_dice(truth, values)
     false_positives, sensitivity = froc(found_at, values[~truth], len(slides))
     at = [float(sensitivity[false_positives <= most].max(initial=0)) for most in FALSE_POSITIVES]
-    weights = draw_weights([patient_of[i] for i in aurocs], _DRAWS, 0)
-    auroc = interval(weights @ np.array(list(aurocs.values())) / weights.sum(1))
-    several = len({patient_of[i] for i in aurocs}) > 1
     cohort = {
         "score": next(iter(slides.values()))["score"],
         "slides": len(slides),
         "lesions": len(found_at),
-        "patch_auroc": auroc if several else {**auroc, "low": None, "high": None},
+        "patch_auroc": mean_over_slides(list(aurocs.values()), [patient_of[i] for i in aurocs]),
         "dice": dice,
         "dice_threshold": threshold,
         "froc_score": float(np.mean(at)),
@@ -83,12 +81,63 @@ def write_cohort(folder: Path, patient_of: Mapping[str, str]) -> None:
         _draw(false_positives, sensitivity, cohort).savefig(temporary, format="png", dpi=110)
 
 
-def read_measures(path: Path) -> dict[str, Any] | None:
-    """None where nothing was measured."""
-    if not path.exists():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+@dataclass(frozen=True)
+class LesionAgreement:
+    """Patch-level AUROC inside a slide, its mean over annotated slides with an interval over patients."""
+
+    attention: Interval
+    patch_logit: Interval  # of the slide's own class: the classifier applied to each patch alone
+    slides: int
+    lesion_patches: int
+    patches: int
+
+
+def lesion_agreement(run: Path, rows: Sequence[SlideRow]) -> LesionAgreement:
+    """Compare the run's out-of-fold patch scores with the annotation of every annotated slide in `rows`.
+
+    Slides in which no patch, or every patch, is lesion say nothing and are left out.
+    """
+    aurocs, patients, truths = [], [], []
+    for row in rows:
+        path = attention_path(run, row.slide_id)
+        if row.annotation is None or not path.exists():
+            continue
+        slide = read_attention(path)
+        truth = lesion_patches(slide, read_polygons(row.annotation))
+        logits = slide.patch_logits[:, slide.classes.index(slide.label)]
+        found = patch_auroc(truth, slide.attention), patch_auroc(truth, logits)
+        if found[0] is not None and found[1] is not None:
+            aurocs.append(found)
+            patients.append(row.patient_id)
+            truths.append(truth)
+    if not aurocs:
+        nothing: Interval = {"value": None, "low": None, "high": None}
+        return LesionAgreement(nothing, nothing, 0, 0, 0)
+    attention, logit = (mean_over_slides(values, patients) for values in zip(*aurocs, strict=True))
+    every = np.concatenate(truths)
+    return LesionAgreement(attention, logit, len(aurocs), int(every.sum()), len(every))
+
+
+def lesion_patches(slide: SlideAttention, polygons: Sequence[Polygon]) -> NDArray[np.bool_]:
+    """(N,) whether a patch is lesion."""
+    return covered_share(slide, polygons) >= LESION_SHARE
+
+
+def covered_share(slide: SlideAttention, polygons: Sequence[Polygon]) -> NDArray[np.float64]:
+    """Share (N,) of each patch's area inside any of the polygons. Holes are outside, as is what a ring rounds twice."""
+    drawn = shapely.get_parts(shapely.make_valid([shapely.Polygon(outer, holes) for outer, *holes in polygons]))
+    region = shapely.union_all(drawn[shapely.get_dimensions(drawn) == 2])  # not the lines that hands leave
+    shapely.prepare(region)
+    boxes = shapely.box(*slide.coords.T, *(slide.coords + slide.patch_size_l0).T)
+    share: NDArray[np.float64] = shapely.covers(region, boxes).astype(np.float64)
+    edge = (share == 0) & shapely.intersects(region, boxes)  # to cut is slow, and few patches lie on an edge
+    share[edge] = shapely.area(shapely.intersection(region, boxes[edge])) / slide.patch_size_l0**2
+    return share
+
+
+def patch_auroc(truth: NDArray[np.bool_], values: NDArray[np.floating]) -> float | None:
+    """None where no patch, or every patch, is lesion."""
+    return float(roc_auc_score(truth, values)) if truth.any() and not truth.all() else None
 
 
 def best_dice(truth: NDArray[np.bool_], values: NDArray[np.float64]) -> tuple[float, float]:

@@ -66,6 +66,18 @@ def default_class(slide: SlideAttention) -> str:
     return slide.positive or slide.classes[int(slide.probabilities.argmax())]
 
 
+def decision(slide: SlideAttention) -> list[str]:
+    """What the models said of the slide, beside its label, in a few words each."""
+    shown = default_class(slide)
+    probability = f"probability of {shown}: {slide.probabilities[slide.classes.index(shown)]:.2f}"
+    label = [f"label: {slide.label}"] if slide.label else []
+    return [probability, *label, f"{len(slide.attention):,} patches"]
+
+
+def title(slide: SlideAttention) -> str:
+    return "   ".join([slide.slide_id, *decision(slide)])
+
+
 def _attention(slide: SlideAttention, of_class: str, how: AttentionAs) -> PatchScores:
     attention, of = slide.attention, ""
     if of_class:

@@ -10,44 +10,28 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
 
-import numpy as np
 import yaml
 
+from mil.maps.grid import colour_bar, colour_scale
+from mil.maps.pictures import encoded
 from mil.run.layout import require_complete
+from mil.viewer.page import FILES, HEADERS
 from mil.viewer.tiles import OpenSlides, read_tile
-from mil.viewer.views import SlideView, colour_bar, encoded, list_slides, slide_view
+from mil.viewer.views import SlideView, list_slides, slide_view
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_slides, load_table
 
 LOOPBACK = "127.0.0.1"
-_LEAFLET = resources.files("js_lib_leaflet") / "static/js_lib_leaflet"  # with its licence; needs no Django
-_OWN = resources.files("mil.viewer")
-_FILES = {
-    "/": ("text/html", _OWN / "viewer.html"),
-    "/viewer.js": ("text/javascript", _OWN / "viewer.js"),
-    "/viewer.css": ("text/css", _OWN / "viewer.css"),
-    "/page.css": ("text/css", resources.files("tiling.qc") / "page.css"),
-    "/leaflet.js": ("text/javascript", _LEAFLET / "leaflet.js"),
-    "/leaflet.css": ("text/css", _LEAFLET / "leaflet.css"),
-}
 _ID = r"([A-Za-z0-9._-]+)"
 _SLIDE = re.compile(rf"/slides/{_ID}\.json", re.ASCII)
 _TILE = re.compile(rf"/tiles/{_ID}/(\d{{1,2}})/(\d{{1,7}})/(\d{{1,7}})\.jpg", re.ASCII)
 _LAYER = re.compile(rf"/layers/{_ID}/(\d{{1,3}})/(\d{{1,2}})/(\d{{1,7}})/(\d{{1,7}})\.png", re.ASCII)
 _BAR = re.compile(rf"/layers/{_ID}/(\d{{1,3}})/bar\.png", re.ASCII)
 _PATCH = re.compile(rf"/patches/{_ID}/(\d{{1,9}})\.jpg", re.ASCII)
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 _TILES_KEPT = 1024  # some 40 MB
 _VIEWS_KEPT = 4
 _TILES_AT_ONCE = 4  # more would only wait for the processor, and hold memory
@@ -98,8 +82,8 @@ class SlideServer(ThreadingHTTPServer):
 
     def answer(self, path: str) -> tuple[str, bytes]:
         """Content type and body. LookupError: there is no such thing. SlideError: the slide cannot be read."""
-        if path in _FILES:
-            kind, file = _FILES[path]
+        if path in FILES:
+            kind, file = FILES[path]
             return f"{kind}; charset=utf-8", file.read_bytes()
         if path == "/slides.json":
             return _json(list_slides(self.run, self.rows.values()))
@@ -112,11 +96,13 @@ class SlideServer(ThreadingHTTPServer):
             with self._turns:
                 return "image/png", encoded(view.tile(*map(int, found.groups()[1:])))
         if found := _BAR.fullmatch(path):
-            return "image/png", encoded(colour_bar(list(self.view(found[1]).layers.values())[int(found[2])]))
+            return "image/png", encoded(
+                colour_bar(colour_scale(list(self.view(found[1]).layers.values())[int(found[2])]))
+            )
         if found := _PATCH.fullmatch(path):
             view = self.view(found[1])
             with self._turns, self.open_slides.use(found[1]) as source:
-                return "image/jpeg", encoded(np.asarray(view.patch(source, int(found[2]))))
+                return "image/jpeg", encoded(view.patch(source, int(found[2])))
         raise LookupError(path)
 
     def _view(self, slide_id: str) -> SlideView:
@@ -159,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         cache = "private, max-age=3600" if kind.startswith("image/") else "no-store"
         headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": cache}
-        for name, value in {**headers, **_HEADERS, **(more or {})}.items():
+        for name, value in {**headers, **HEADERS, **(more or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

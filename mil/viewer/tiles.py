@@ -1,4 +1,7 @@
-"""A slide as square tiles for deep zoom: at zoom z a pixel is the mean of 2^z × 2^z level-0 pixels."""
+"""A slide as square tiles for deep zoom: at zoom z a pixel is the mean of 2^z × 2^z level-0 pixels.
+
+No library does it: OpenSlide's DeepZoomGenerator resizes each tile by itself with a filter that is no mean by area.
+"""
 
 import math
 from collections import OrderedDict

@@ -1,15 +1,6 @@
 "use strict";
-// The slide as tiles, the scores as a layer of tiles over it. Coordinates of the map are (y, x) in level-0 pixels.
-const OVERZOOM = 3, STILL = matchMedia("(prefers-reduced-motion: reduce)"), get = id => document.getElementById(id), make = (tag, more) => Object.assign(document.createElement(tag), more);
+// The slide as tiles, the scores as a layer of tiles over it; the map itself is that of slide_map.js.
 let slides = [], asked = null, shown = null, at = 0, map = null, layer = null, outlines = null, mark = null;
-
-const Scale = L.Control.Scale.extend({
-  _updateMetric(px) {  // Leaflet passes how many level-0 pixels the longest bar stands for
-    const mpp = shown.mpp, wanted = px * (mpp || 1), length = this._getRoundNum(wanted);
-    const label = !mpp ? `${length} px` : length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
-    this._updateScale(this._mScale, label, length / wanted);
-  },
-});
 
 async function fetched(path) {
   const answer = await fetch(path);
@@ -19,11 +10,6 @@ async function fetched(path) {
 
 function problem(text) { get("problem").textContent = text; get("problem").hidden = !text; }
 
-function matrixCrs(zooms) {  // at zoom 0 the slide is one tile, at the last one a pixel is a level-0 pixel
-  const unit = 1 / 2 ** (zooms - 1);
-  return L.extend({}, L.CRS.Simple, {transformation: new L.Transformation(unit, 0, unit, 0), distance: (a, b) => Math.hypot(a.lat - b.lat, a.lng - b.lng)});
-}
-
 function tiles(path, more) {
   // A screen with more than one pixel per CSS pixel gets tiles of half the size, one zoom finer.
   const last = shown.zooms - 1, [width, height] = shown.size, dense = devicePixelRatio > 1.5 && last > 0 ? 1 : 0;
@@ -31,11 +17,7 @@ function tiles(path, more) {
     zoomOffset: -OVERZOOM - dense, bounds: [[0, 0], [height, width]], noWrap: true, ...more});
 }
 
-function bounds(x, y, width, height) { return L.latLngBounds([y, x], [y + height, x + width]); }
-
 function home() { return bounds(...shown.bounds ?? [0, 0, ...shown.size]); }
-
-function whole() { map.flyToBounds(home(), {duration: .5, animate: !STILL.matches}); }  // also in the midst of a zoom
 
 function showLayer(number) {
   if (layer) layer.remove();
@@ -50,25 +32,13 @@ function showLayer(number) {
     chip.setAttribute("aria-pressed", number === at);
     return [chip];
   }));
-  get("meaning").textContent = found.meaning;
-  get("bar").src = `${path}/bar.png`;
-  get("ticks").replaceChildren(...found.ticks.map(textContent => make("span", {textContent})));
-  get("top").replaceChildren(...found.top.map((patch, rank) => {
-    const button = make("button", {type: "button", title: `x ${patch.x}, y ${patch.y}`});
-    button.append(make("img", {src: `patches/${shown.id}/${patch.index}.jpg`, alt: `patch ${rank + 1} of the highest`}), patch.score);
-    button.onclick = () => flyTo(patch, button);
-    return button;
-  }));
-  if (mark) { mark.remove(); mark = null; }
+  showColours(found, `${path}/bar.png`);
+  unmark();
+  const fly = patch => { unmark(); mark = flyTo(map, patch, shown.side); };
+  get("top").replaceChildren(...patchButtons(found.top, "highest", patch => `patches/${shown.id}/${patch.index}.jpg`, fly));
 }
 
-function flyTo(patch, button) {
-  for (const other of get("top").children) other.setAttribute("aria-pressed", other === button);
-  const place = bounds(patch.x, patch.y, shown.side, shown.side), line = {fill: false, interactive: false, lineJoin: "miter"};
-  if (mark) mark.remove();
-  mark = L.layerGroup([L.rectangle(place, {...line, color: "#fff", weight: 6}), L.rectangle(place, {...line, color: "#0a7d55", weight: 2})]).addTo(map);
-  map.flyToBounds(place.pad(1), {duration: .8, animate: !STILL.matches});
-}
+function unmark() { if (mark) { mark.remove(); mark = null; } }
 
 async function openSlide(id) {
   asked = id;
@@ -89,13 +59,8 @@ async function openSlide(id) {
   describe(slides.find(slide => slide.id === id));
   if (!shown.size) return problem(shown.why);
   const last = shown.zooms - 1;
-  map = L.map("map", {crs: matrixCrs(shown.zooms), minZoom: 0, maxZoom: last + OVERZOOM, zoomSnap: 0, zoomDelta: .5, wheelPxPerZoomLevel: 120, attributionControl: true});
-  map.attributionControl.setPrefix('<a href="https://leafletjs.com">Leaflet</a>');
-  map.on("zoomend", () => get("map").classList.toggle("sharp", map.getZoom() > last + .5));
-  map.fitBounds(home());
+  map = slideMap({...shown, last, home: home(), sharp: last + .5});
   tiles(`tiles/${id}/{z}/{x}/{y}.jpg`, {zIndex: 1, className: "tissue"}).on("tileerror", () => problem("A part of the slide cannot be read; is the file damaged?")).addTo(map);
-  new Scale({imperial: false, maxWidth: 160}).addTo(map);
-  L.rectangle(bounds(0, 0, ...shown.size), {color: "#888", weight: 1, fill: false, interactive: false}).addTo(map);
   const rings = shown.annotation.map(polygon => polygon.map(ring => ring.map(([x, y]) => [y, x])));
   if (rings.length) outlines = L.polygon(rings, {color: "#00a060", weight: 2.5, fill: false, interactive: false});
   if (outlines && get("annotated").checked) outlines.addTo(map);
@@ -105,7 +70,7 @@ async function openSlide(id) {
 
 function describe(slide) {
   get("title").textContent = slide.id;
-  get("said").textContent = slide.prediction === null ? "" : `Labelled ${slide.label}, predicted ${slide.prediction}: probability of ${slide.of} ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}.`;
+  get("said").textContent = slide.said;
   get("why").textContent = shown.size ? shown.why : "";
   get("controls").hidden = !shown.layers.length;
   get("outlines").hidden = !shown.annotation?.length;
@@ -122,8 +87,7 @@ function list() {
     button.dataset.id = slide.id;
     button.append(make("b", {textContent: slide.id, title: slide.id}));
     if (slide.prediction !== null && slide.label !== slide.prediction) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
-    const said = slide.prediction === null ? [slide.label, "not tested by this run"].filter(Boolean).join(", ") : `${slide.label}, P(${slide.of}) ${slide.probability.toFixed(2)}, loss ${slide.loss.toFixed(2)}`;
-    button.append(make("small", {textContent: said}));
+    button.append(make("small", {textContent: slide.brief}));
     button.setAttribute("aria-current", asked === slide.id);
     button.onclick = () => openSlide(slide.id);
     row.append(button);
@@ -145,19 +109,14 @@ function toggleMap(on) {
 get("find").oninput = get("order").onchange = list;
 get("score").onchange = () => showLayer(shown.layers.findIndex(({score}) => score === get("score").value));
 get("opacity").oninput = () => layer && layer.setOpacity(get("opacity").value / 100);
-function fade(by) { get("opacity").value = +get("opacity").value + by; get("opacity").oninput(); }
 function nextClass() {
   const chips = [...get("classes").children];
   chips[(chips.findIndex(chip => chip.getAttribute("aria-pressed") === "true") + 1) % chips.length]?.click();
 }
 get("shown").onchange = () => toggleMap(get("shown").checked);
 get("annotated").onchange = () => outlines && (get("annotated").checked ? outlines.addTo(map) : outlines.remove());
-document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT/.test(event.target.tagName) && event.target.type !== "checkbox") return;
-  const act = {n: () => step(1), p: () => step(-1)}[event.key] ?? (!map ? null : /^[1-9]$/.test(event.key) ? () => get("top").children[event.key - 1]?.click() :
-    {0: whole, m: () => toggleMap(!get("shown").checked), c: nextClass, "[": () => fade(-10), "]": () => fade(10)}[event.key]);
-  if (act) { act(); event.preventDefault(); }
-});
+onKeys(key => ({n: () => step(1), p: () => step(-1)}[key] ?? (!map ? null : /^[1-9]$/.test(key) ? () => get("top").children[key - 1]?.click() :
+  {0: () => whole(map, home()), m: () => toggleMap(!get("shown").checked), c: nextClass, "[": () => fade(-10), "]": () => fade(10)}[key])));
 (async () => {
   try { slides = await fetched("slides.json"); } catch (error) { return problem(error.message); }
   list();

@@ -1,19 +1,18 @@
 """What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
 
-import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from mil.maps.export import require_same_slide
-from mil.maps.forms.gallery import extremes, patch_picture, said
+from mil.maps.extremes import extremes, patch_picture, said
 from mil.maps.grid import colour_scale, render, score_grid
 from mil.maps.scores import PatchScores, default_class, patch_scores
 from mil.run.attention import SlideAttention, attention_path, read_attention
@@ -25,35 +24,46 @@ from tiling.jobs.errors import SlideError
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 from tiling.slides.openslide import bounds_of
-from tiling.slides.slide import Slide
+from tiling.slides.slide import Pixels, Slide
 from tiling.tissue.polygons import read_polygons
 
 _TOP = 12
-_BAR_STEPS = 64
 
 
 def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
     """id, label, prediction, probability `of` a class and loss (-log of the label's probability) of each slide.
 
     The class is the positive one, for more than two classes the predicted one. Probabilities are means over the repeats
-    that tested the slide; all but id and label, as the table has it, is null for other slides.
+    that tested the slide; all but id and label, as the table has it, is null for other slides. `said` is a sentence on
+    it, `brief` a line of the list.
     """
     provenance, predictions = require_complete(run), read_predictions(run)
-    classes, positive = provenance["classes"], provenance["positive"]
     tested = dict(list(predictions.groupby("slide_id")))
-    listed = []
-    for row in rows:
-        entry: dict[str, Any] = dict.fromkeys(("prediction", "of", "probability", "loss"))
-        label = row.labels.get(provenance["target"]) or None
-        if row.slide_id in tested:
-            found = tested[row.slide_id]
-            probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
-            label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
-            of = positive or prediction
-            loss = -math.log(max(probability[label], 1e-12))
-            entry = {"prediction": prediction, "of": of, "probability": probability[of], "loss": loss}
-        listed.append({"id": row.slide_id, "label": label, **entry})
-    return listed
+    return [
+        {"id": row.slide_id, **_tested(tested[row.slide_id], provenance["classes"], provenance["positive"])}
+        if row.slide_id in tested
+        else {"id": row.slide_id, **_not_tested(row.labels.get(provenance["target"]) or None)}
+        for row in rows
+    ]
+
+
+def _tested(found: pd.DataFrame, classes: Sequence[str], positive: str | None) -> dict[str, Any]:
+    """found: a slide's rows of predictions.csv."""
+    probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
+    label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
+    of = positive or prediction
+    loss = -math.log(max(probability[label], 1e-12))
+    figures = f"{probability[of]:.2f}, loss {loss:.2f}"
+    return {
+        **{"label": label, "prediction": prediction, "of": of, "probability": probability[of], "loss": loss},
+        "said": f"Labelled {label}, predicted {prediction}: probability of {of} {figures}.",
+        "brief": f"{label}, P({of}) {figures}",
+    }
+
+
+def _not_tested(label: str | None) -> dict[str, Any]:
+    unknown = dict.fromkeys(("prediction", "of", "probability", "loss"))
+    return {"label": label, **unknown, "said": "", "brief": ", ".join(filter(None, [label, "not tested by this run"]))}
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class SlideView:
         values, coords = scores.values[inside], self.slide.coords[inside]
         return render(score_grid(coords, values, side, shape, 2**zoom, (*corner.tolist(),)), colour_scale(scores))
 
-    def patch(self, source: Slide, index: int) -> Image.Image:
+    def patch(self, source: Slide, index: int) -> Pixels:
         """IndexError where the slide has no such patch."""
         if self.slide is None or index >= len(self.slide.coords):
             raise IndexError(f"no patch {index}")
@@ -133,32 +143,14 @@ def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
     return replace(view, mpp=mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide=slide)
 
 
-def colour_bar(scores: PatchScores) -> NDArray[np.uint8]:
-    """(1, _BAR_STEPS + 1, 4), the colours from low to high."""
-    scale = colour_scale(scores)
-    steps = np.asarray(scale.norm().inverse(np.linspace(0, 1, _BAR_STEPS + 1)), np.float64)
-    return render(steps[None, :], scale)
-
-
-def encoded(pixels: NDArray[np.uint8]) -> bytes:
-    """RGB as JPEG, RGBA as PNG."""
-    buffer = io.BytesIO()
-    if pixels.shape[2] == 4:
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    else:
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling=0)
-    return buffer.getvalue()
-
-
 def _describe(score: str, of_class: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:
     scale = colour_scale(scores)
-    middle = float(scale.norm().inverse(0.5))
     top = extremes(scores, _TOP).top.tolist()
     corners = slide.coords.tolist()
     return {
         "score": score,
         "class": of_class,
         "meaning": scores.meaning,
-        "ticks": [said(scale.low), said(middle), said(scale.high)],
+        "ticks": [said(scale.low), said(scale.middle), said(scale.high)],
         "top": [{"index": i, "score": said(scores.values[i]), "x": corners[i][0], "y": corners[i][1]} for i in top],
     }

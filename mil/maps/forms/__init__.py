@@ -1,1 +1,1 @@
-"""One form of a heatmap a file."""
+"""The forms of a heatmap, one a file; registry.py names them. May import maps and below."""

@@ -16,28 +16,21 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from mil.maps.drawn import Drawn
 from mil.maps.grid import colour_scale, render, score_grid
-from mil.maps.scores import PatchScores
-from mil.run.attention import SlideAttention
 from tiling.jobs.atomic import atomic_file
 
+ENDING = ".ome.tiff"
+HELP = "the map as a pyramid for QuPath, OpenSlide and Bio-Formats"
 _PIXELS_A_PATCH = 8  # along each side, at the finest level
 _TILE_PX = 256
 _BACKGROUND = 255
 
 
-def write_ometiff(
-    path: Path,
-    slide: SlideAttention,
-    scores: PatchScores,
-    provenance: dict[str, Any],
-    bounds_l0: tuple[int, int, int, int] | None = None,
-) -> None:
-    """RGB levels of 2:1; a pixel of the finest is a whole number of level-0 pixels. White where there is no patch.
-
-    bounds_l0: x, y, width, height of the part to write; None: the whole slide.
-    """
-    x, y, width, height = bounds_l0 or (0, 0, slide.width_l0, slide.height_l0)
+def write(path: Path, drawn: Drawn) -> None:
+    """RGB levels of 2:1; a pixel of the finest is a whole number of level-0 pixels. White where there is no patch."""
+    slide, scores = drawn.slide, drawn.scores
+    x, y, width, height = drawn.bounds_l0 or (0, 0, slide.width_l0, slide.height_l0)
     downsample = max(1, slide.patch_size_l0 // _PIXELS_A_PATCH)
     shapes = [(math.ceil(height / downsample), math.ceil(width / downsample))]
     while max(shapes[-1]) > _TILE_PX:
@@ -54,7 +47,7 @@ def write_ometiff(
     mpp = slide.mpp_l0 * downsample
     known = not math.isnan(mpp)
     size = {"PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
-    origin = json.dumps(provenance, sort_keys=True)
+    origin = json.dumps(drawn.provenance, sort_keys=True)
     same = str(uuid5(NAMESPACE_URL, origin))  # the same map has the same bytes
     metadata = {"axes": "YXS", "Name": scores.meaning, "Description": origin, "UUID": same}
     options: dict[str, Any] = {
@@ -98,8 +91,7 @@ def _chain_levels(path: Path) -> None:
             file.write(struct.pack(form.offsetformat, following))
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """What the file says of its origin; empty if it was not made by this program."""
+def read_provenance(path: Path, drawn: Drawn) -> dict[str, Any]:
     with tifffile.TiffFile(path) as tiff:
         text = tiff.ome_metadata or ""
     image: Any = tifffile.xml2dict(text).get("OME", {}).get("Image", {}) if text else {}

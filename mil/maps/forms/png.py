@@ -1,6 +1,5 @@
 """Patch scores over the slide as a picture: tissue left, map right, colour bar, scale bar in µm, title."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,86 +11,69 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from mil.maps.grid import COLOURS, colour_scale, render, score_grid
-from mil.maps.scores import PatchScores, default_class
-from mil.run.attention import SlideAttention
-from tiling.jobs.atomic import atomic_file
-from tiling.slides.slide import Pixels, Slide
+from mil.maps.drawn import Drawn
+from mil.maps.grid import COLOURS, ColourScale, colour_scale, render, score_grid
+from mil.maps.pictures import read_figure, write_figure
+from mil.maps.scores import title
 from tiling.tissue.polygons import read_polygons
-from tiling.tissue.thumbnail import read_thumbnail
 
+ENDING = ".png"
+HELP = "slide and map side by side, for reading and print"
 _LONGEST_SIDE_PX = 1000
 _LONGEST_SIDE_INCH = 6.5
 _DPI = 150
 
 
-def write_png(
-    path: Path,
-    slide: SlideAttention,
-    patches: PatchScores,
-    source: Slide,
-    annotation: Path | None,
-    opacity: float,
-    provenance: dict[str, Any],
-) -> None:
-    """Draw `patches` over a thumbnail read from `source`. annotation: GeoJSON whose outlines are drawn too."""
-    thumbnail = read_thumbnail(source, max(1.0, max(slide.width_l0, slide.height_l0) / _LONGEST_SIDE_PX))
-    downsample = thumbnail.downsample
+def write(path: Path, drawn: Drawn) -> None:
+    write_figure(path, _figure(drawn), _DPI, drawn.provenance)
+
+
+def read_provenance(path: Path, drawn: Drawn) -> dict[str, Any]:
+    return read_figure(path)
+
+
+def _figure(drawn: Drawn) -> Figure:
+    slide, scores, thumbnail = drawn.slide, drawn.scores, drawn.thumbnail(_LONGEST_SIDE_PX)
     height, width = thumbnail.pixels.shape[:2]
-    grid = score_grid(slide.coords, patches.values, slide.patch_size_l0, (height, width), downsample)
-    rings = [ring / downsample for polygon in read_polygons(annotation) for ring in polygon] if annotation else []
-    figure = _figure(slide, patches, thumbnail.pixels, grid, downsample, rings, opacity)
-    text = {"Software": None, "slidemil": json.dumps(provenance, sort_keys=True)}
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata=text, pil_kwargs={"compress_level": 3})
-
-
-def _figure(
-    slide: SlideAttention,
-    patches: PatchScores,
-    pixels: Pixels,
-    grid: NDArray[np.float64],
-    downsample: float,
-    rings: list[NDArray[np.float64]],
-    opacity: float,
-) -> Figure:
-    height, width = pixels.shape[:2]
+    scale = colour_scale(scores)
+    grid = score_grid(slide.coords, scores.values, slide.patch_size_l0, (height, width), thumbnail.downsample)
     inch = _LONGEST_SIDE_INCH / max(height, width)
     figure = Figure(figsize=(max(2 * width * inch + 1.4, 6.0), height * inch + 1.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    rings = _outlines(drawn.annotation, thumbnail.downsample)
     for axes in (left, right):
-        axes.imshow(pixels, interpolation="none")
+        axes.imshow(thumbnail.pixels, interpolation="none")
         axes.set_axis_off()
         for ring in rings:
-            closed = np.vstack([ring, ring[:1]]) - 0.5
-            axes.plot(*closed.T, color="#00a651", linewidth=1.4)
-    scale = colour_scale(patches)
-    right.imshow(render(grid, scale, opacity), interpolation="none")
+            axes.plot(*ring.T, color="#00a651", linewidth=1.4)
+    right.imshow(render(grid, scale, drawn.opacity), interpolation="none")
+    _colour_bar(figure, scale, scores.meaning)
+    _scale_bar(left, slide.mpp_l0 * thumbnail.downsample, width, height)
+    figure.suptitle(title(slide), fontsize=11)
+    for axes, name in ((left, "slide"), (right, scores.kind)):
+        axes.set_title(name + (", annotation in green" if rings else ""), fontsize=9)
+    return figure
+
+
+def _outlines(annotation: Path | None, downsample: float) -> list[NDArray[np.float64]]:
+    """Closed rings (V + 1, 2) in the thumbnail's pixels, whose centres are whole numbers."""
+    rings = [ring / downsample for polygon in read_polygons(annotation) for ring in polygon] if annotation else []
+    return [np.vstack([ring, ring[:1]]) - 0.5 for ring in rings]
+
+
+def _colour_bar(figure: Figure, scale: ColourScale, meaning: str) -> None:
     bar = figure.colorbar(
         ScalarMappable(scale.norm(), COLOURS),
-        ax=(left, right),
+        ax=figure.axes,
         shrink=0.8,
         pad=0.01,
         format="%g" if scale.logarithmic else None,
     )
-    bar.set_label(patches.meaning)
+    bar.set_label(meaning)
     if scale.logarithmic:
         ticks = np.geomspace(scale.low, scale.high, 5) if scale.high > 1.05 * scale.low else np.ones(1)
         bar.set_ticks([t for t in (float(f"{tick:.2g}") for tick in ticks) if scale.low <= t <= scale.high])
         bar.minorticks_off()
-    _scale_bar(left, slide.mpp_l0 * downsample, width, height)
-    figure.suptitle(title(slide), fontsize=11)
-    left.set_title("slide" + (", annotation in green" if rings else ""), fontsize=9)
-    right.set_title(patches.kind + (", annotation in green" if rings else ""), fontsize=9)
-    return figure
-
-
-def title(slide: SlideAttention) -> str:
-    """What the models said of the slide, beside its label."""
-    shown = default_class(slide)
-    probability = f"probability of {shown}: {slide.probabilities[slide.classes.index(shown)]:.2f}"
-    label = f"   label: {slide.label}" if slide.label else ""
-    return f"{slide.slide_id}   {probability}{label}   {len(slide.attention):,} patches"
 
 
 def _scale_bar(axes: Axes, mpp: float, width: int, height: int) -> None:

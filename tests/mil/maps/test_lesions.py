@@ -1,31 +1,34 @@
 """Patch AUROC, FROC and Dice of a map against one-by-one loops, shapely and scikit-learn."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import shapely
+from drawn_slides import GRID, attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.path import Path as Outline
 from sklearn.metrics import f1_score, roc_auc_score
 
-from mil.maps.lesions import ENDING, FALSE_POSITIVES, best_dice, froc, read_measures, write_cohort, write_slide
+from mil.maps.lesions import (
+    ENDING,
+    FALSE_POSITIVES,
+    best_dice,
+    covered_share,
+    froc,
+    lesion_agreement,
+    write_cohort,
+    write_slide,
+)
+from mil.maps.measured import read_measured
 from mil.maps.scores import PatchScores
-from mil.run.attention import SlideAttention
+from mil.run.attention import attention_path, write_attention
+from tiling.manifest import SlideRow
 
-GRID = [(x, y) for y in range(0, 2500, 512) for x in range(0, 3500, 512)]
 LESIONS = [shapely.Point(900, 900).buffer(500), shapely.box(2600, 1300, 3050, 1500)]
 LESIONS.append(shapely.box(3590, 2100, 3650, 2140))  # lies where no patch is
-
-
-def slide_of(slide_id, label):
-    """A slide without scores of its own."""
-    return SlideAttention(
-        attention=np.full(len(GRID), 1 / len(GRID), np.float32), patch_logits=np.zeros((len(GRID), 2), np.float32),
-        coords=np.array(GRID), slide_id=slide_id, label=label, classes=("normal", "tumour"), positive="tumour",
-        probabilities=np.array([0.25, 0.75]), patch_size_l0=512, overlap_px=0, patch_size_px=256,
-        width_l0=4000, height_l0=3000, mpp_l0=0.25,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -60,10 +63,10 @@ def test_a_slide_and_its_cohort(tmp_path, annotation):
     values = np.random.default_rng(3).permutation(len(GRID)).astype(float)
     scores = PatchScores(values, "logit", "log-odds")
     origin = {"scores": "abc", "annotation": "def"}
-    write_slide(tmp_path, slide_of("s1", "tumour"), scores, annotation, origin)
-    healthy = slide_of("s2", "normal")
+    write_slide(tmp_path, replace(attention(GRID, np.ones(len(GRID))), slide_id="s1"), scores, annotation, origin)
+    healthy = replace(attention(GRID, np.ones(len(GRID))), slide_id="s2", label="normal")
     write_slide(tmp_path, healthy, PatchScores(values - 5, "logit", "log-odds"), None, {**origin, "annotation": None})
-    slide = read_measures(tmp_path / f"s1{ENDING}")
+    slide = read_measured(tmp_path / f"s1{ENDING}")
     squares = [shapely.box(x, y, x + 512, y + 512) for x, y in GRID]
     shares = np.array([[lesion.intersection(s).area / s.area for s in squares] for lesion in LESIONS])
     truth = (shares >= 0.25).any(0)
@@ -82,3 +85,47 @@ def test_a_slide_and_its_cohort(tmp_path, annotation):
     assert (cohort["slides"], cohort["lesions"]) == (2, 2)
     assert cohort["patch_auroc"] == {"value": pytest.approx(slide["auroc"]), "low": None, "high": None}
     assert (tmp_path / "lesions.png").stat().st_size > 5000
+
+
+def test_agreement_is_the_auroc_within_slides_averaged(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, expected = [], []
+    square = [[1024, 1024], [2048, 1024], [2048, 2048], [1024, 2048], [1024, 1024]]
+    geojson = {"features": [{"geometry": {"type": "MultiPolygon", "coordinates": [[square]]}}]}
+    (tmp_path / "lesion.geojson").write_text(json.dumps(geojson))
+    truth = np.array([1024 <= x < 2048 and 1024 <= y < 2048 for x, y in GRID])
+    for i in range(6):
+        values = rng.random(len(GRID)) + 0.5 * truth
+        write_attention(attention_path(tmp_path, f"s{i}"), replace(attention(GRID, values), slide_id=f"s{i}"))
+        expected.append(roc_auc_score(truth, values))
+        rows.append(SlideRow(f"s{i}", patient_id=f"p{i // 2}", annotation=tmp_path / "lesion.geojson"))
+    rows.append(SlideRow("unannotated", patient_id="p9"))
+    found = lesion_agreement(tmp_path, rows)
+    assert found.attention["value"] == pytest.approx(np.mean(expected))
+    assert found.attention["low"] < found.attention["value"] < found.attention["high"]
+    assert (found.slides, found.lesion_patches, found.patches) == (6, 6 * truth.sum(), 6 * len(GRID))
+
+
+def test_the_covered_share_is_that_of_points_in_the_patch():
+    """Against even-odd tests of 128 × 128 points a patch, which know nothing of areas."""
+    outer = np.array([(900, 700), (2100, 900), (2300, 1900), (1200, 2000), (800, 1300)], float)
+    hole = np.array([(1300, 1100), (1300, 1700), (1900, 1500)], float)
+    bow = np.array([(2400, 100), (3300, 900), (3300, 100), (2400, 900)], float)  # crosses itself
+    over = np.array([(2000, 1500), (3000, 1500), (3000, 2200), (2000, 2200)], float)  # lies partly on the first
+    slide = attention(GRID, np.ones(len(GRID)))
+    steps = (np.arange(128) + 0.5) / 128 * 512
+    points = (slide.coords[:, None] + np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)).reshape(-1, 2)
+    inside = np.zeros(len(points), bool)
+    for rings in ([outer, hole], [bow], [over]):
+        inside |= np.logical_xor.reduce([Outline(ring).contains_points(points) for ring in rings])
+    expected = inside.reshape(len(GRID), -1).mean(1)
+    found = covered_share(slide, [[outer, hole], [bow], [over]])
+    assert np.abs(found - expected).max() < 0.004 and expected.max() > 0 and (found[expected == 1] == 1).all()
+
+
+def test_the_covered_share_is_exact():
+    slide = attention([(0, 0), (512, 0), (1024, 0)], [1, 1, 1])
+    quarter = np.array([(0, 0), (256, 0), (256, 256), (0, 256)], float)
+    triangle = np.array([(512, 0), (1024, 0), (512, 512)], float)
+    assert covered_share(slide, [[quarter], [triangle]]).tolist() == [0.25, 0.5, 0.0]
+    assert covered_share(slide, []).tolist() == [0, 0, 0]

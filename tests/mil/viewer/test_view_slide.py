@@ -3,8 +3,6 @@
 import http.client
 import io
 import json
-import os
-import shutil
 import threading
 from dataclasses import replace
 
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from map_pages import box, heard, hide_controls, open_browser, picture, until
 from matplotlib import colormaps
 from PIL import Image
 
@@ -130,9 +129,9 @@ def test_layers_cover_exactly_the_marked_square_at_every_zoom(server):
                          for at, end in ((x, WIDTH), (y, HEIGHT)))  # fmt: skip
         picture = np.vstack([np.hstack([view.tile(0, zoom, c, r) for c in columns]) for r in rows])
         warm = (np.abs(picture[..., :3].astype(float) - WARMEST).max(2) <= 2) & (picture[..., 3] > 0)
-        left, top, right, bottom = _box(warm) * 2**zoom + np.array([columns[0], rows[0]] * 2) * step
+        left, top, right, bottom = box(warm) * 2**zoom + np.array([columns[0], rows[0]] * 2) * step
         assert np.abs(np.array([left - x, top - y, right - x - SIDE, bottom - y - SIDE])).max() <= 2**zoom
-        first = _box(view.tile(0, zoom, 0, 0)[..., 3])[:2] * 2**zoom
+        first = box(view.tile(0, zoom, 0, 0)[..., 3])[:2] * 2**zoom
         assert np.abs(first - np.array([101, 37])).max() <= 2**zoom
 
 
@@ -182,6 +181,9 @@ def test_what_is_served(server):
     assert status == 200 and len(slides) == 16
     assert slides["s00"]["label"] == "normal" and slides["s00"]["of"] == "tumour"
     assert slides["s00"]["loss"] == pytest.approx(-np.log(1 - slides["s00"]["probability"]))
+    figures = f"{slides['s00']['probability']:.2f}, loss {slides['s00']['loss']:.2f}"
+    assert slides["s00"]["brief"] == f"normal, P(tumour) {figures}"
+    assert slides["s00"]["said"].endswith(f": probability of tumour {figures}.")
     described = json.loads(ask(server, "/slides/s00.json")[1])
     assert described["size"] == [WIDTH, HEIGHT] and described["layers"][0]["ticks"][-1] == "3"
     first = described["layers"][0]["top"][0]
@@ -239,76 +241,45 @@ def test_it_listens_on_this_machine_alone_and_says_what_is_wrong(server, run):
 @pytest.fixture(scope="module")
 def page(server):
     """The page in headless Chromium, and what its console said."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        message = "Chromium is not installed; install your distribution's package to test the viewer's page"
-        pytest.fail(message) if os.environ.get("SLIDE_MIL_REQUIRE_DATA") else pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 800})
-        said = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        said = heard(page)
         page.goto(f"{server.address}#s00")
         page.wait_for_selector("#top img")
         page.wait_for_load_state("networkidle")
         yield page, said
-        browser.close()
-
-
-def _until(page, condition):
-    """Wait for JavaScript to be true. The page forbids the evaluation that Playwright's own wait uses."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"not within 10 s: {condition}")
-
-
-def _picture(page):
-    _until(page, "document.querySelectorAll('.leaflet-tile:not(.leaflet-tile-loaded)').length === 0")
-    page.wait_for_timeout(400)  # tiles fade in
-    picture = page.locator("#map").screenshot()
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(float)
-
-
-def _box(found):
-    rows, columns = np.nonzero(found)
-    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
 
 def test_the_page_zooms_toggles_and_finds_the_highest_patch(page):
     page, said = page
     assert "s00" in page.inner_text("#title") and page.locator("#slides li").count() == 16
-    page.evaluate("document.querySelectorAll('.leaflet-control').forEach(control => { control.hidden = true; })")
+    hide_controls(page)
     page.fill("#opacity", "100")
     page.uncheck("#annotated")
-    warm = np.abs(_picture(page) - WARMEST).max(2) < 40
+    warm = np.abs(picture(page) - WARMEST).max(2) < 40
     page.keyboard.press("m")
     assert not page.is_checked("#shown")
-    black = _picture(page).max(2) < 60  # the tissue alone
-    assert np.abs(_box(warm) - _box(black)).max() <= 1
+    black = picture(page).max(2) < 60  # the tissue alone
+    assert np.abs(box(warm) - box(black)).max() <= 1
     x, y = CORNERS[MARKED]
     corners = page.evaluate(f"[[{y}, {x}], [{y + SIDE}, {x + SIDE}]].map(p => map.latLngToContainerPoint(p))")
     expected = [corners[0]["x"], corners[0]["y"], corners[1]["x"], corners[1]["y"]]
-    assert np.abs(_box(black) - expected).max() <= 1.5
+    assert np.abs(box(black) - expected).max() <= 1.5
 
     page.check("#shown")
     before = page.evaluate("map.getZoom()")
     page.locator("#map").focus()
     page.keyboard.press("+")
-    _until(page, f"map.getZoom() > {before} + .1")
+    until(page, f"map.getZoom() > {before} + .1")
     page.keyboard.press("0")
-    _until(page, f"Math.abs(map.getZoom() - {before}) < 1e-6")
+    until(page, f"Math.abs(map.getZoom() - {before}) < 1e-6")
 
     page.locator("#top button").first.click()
     page.wait_for_timeout(1500)
     centre = page.evaluate("map.getCenter()")
     assert (centre["lng"], centre["lat"]) == pytest.approx((x + SIDE / 2, y + SIDE / 2), abs=2)
     page.uncheck("#shown")
-    marked = _box(_picture(page).max(2) < 60)
+    marked = box(picture(page).max(2) < 60)
     assert np.abs((marked[:2] + marked[2:]) / 2 - (650 - 270 - 10, 400)).max() < 40  # in the middle of the map
     page.locator("#classes button", has_text="normal").click()
     assert "normal" in page.inner_text("#meaning") and page.inner_text("#ticks span:last-child") == "1"
@@ -329,7 +300,7 @@ def test_the_page_says_why_a_slide_cannot_be_shown(page):
     assert page.locator(".leaflet-tile").count() == 0 and page.is_hidden("#controls")
     page.locator("#slides button", has_text="s05").click()
     page.locator("#slides button", has_text="s00").click()  # before the answer for s05 has come
-    _until(page, "document.getElementById('title').textContent === 's00' && map !== null")
+    until(page, "document.getElementById('title').textContent === 's00' && map !== null")
     page.wait_for_timeout(500)
     assert page.inner_text("#title") == "s00" and page.is_hidden("#problem") and page.is_visible("#controls")
     assert all("422" in line for line in said)
@@ -347,8 +318,9 @@ def test_the_page_on_a_narrow_dense_touch_screen(server, page):
     page.wait_for_timeout(1500)
     page.uncheck("#shown")
     page.uncheck("#annotated")
-    page.evaluate("mark.remove(); document.querySelectorAll('.leaflet-control').forEach(c => { c.hidden = true; })")
-    left, top, right, bottom = _box(_picture(page).max(2) < 60)
+    page.evaluate("mark.remove()")
+    hide_controls(page)
+    left, top, right, bottom = box(picture(page).max(2) < 60)
     assert any("/tiles/s00/1/" in url for url in asked)  # without a dense screen zoom 2 is the finest here
     middle = page.locator("#map").bounding_box()
     assert abs((left + right) / 2 - middle["width"]) <= 3 and abs((top + bottom) / 2 - middle["height"]) <= 3
