@@ -8,6 +8,7 @@ import numpy as np
 from mil.maps.drawn import Drawn
 from mil.maps.scores import patch_scores
 from mil.run.attention import SlideAttention
+from mil.tasks.classification import Classification
 
 GRID = [(x, y) for y in range(0, 2500, 512) for x in range(0, 3500, 512)]
 """Corners of patches of 512 px on a slide of 4,000 × 3,000 px."""
@@ -32,7 +33,7 @@ def attention(coords, values, size=512, width=4000, height=3000, mpp=0.25):
     return SlideAttention(
         attention=values / values.sum(), patch_logits=np.stack([-values, values], 1),
         coords=np.asarray(coords, np.int64),
-        slide_id="s1", label="tumour", classes=("normal", "tumour"), positive="tumour",
+        slide_id="s1", label="tumour", task=Classification(("normal", "tumour"), 1),
         probabilities=np.array([0.25, 0.75]), patch_size_l0=size, overlap_px=0, patch_size_px=256,
         width_l0=width, height_l0=height, mpp_l0=mpp,
     )  # fmt: skip

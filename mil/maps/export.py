@@ -20,6 +20,7 @@ from mil.maps.scores import default_class, patch_scores, title
 from mil.run.attention import SlideAttention, attention_path, read_attention
 from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
+from mil.tasks.registry import restored
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -52,7 +53,7 @@ def export_heatmaps(
     A slide that the run has tested gets its out-of-fold scores; any other gets the folds' ensemble.
     """
     provenance = require_complete(run)
-    classes = provenance["classes"]
+    classes = restored(provenance).output_names
     if config.class_name and config.class_name not in classes:
         raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")
     finer = make_finer(features, rows, config, out / "finer", listener) if config.finer > 1 else None

@@ -1,7 +1,8 @@
 """One number a patch, of which more is always warmer: what a heatmap shows of a slide.
 
 attention     the weight of the patch in the slide's embedding: where the head looked, not for what
-logit         log-odds of a class by the head's classifier on the patch's own embedding, as if it were a slide
+logit         what the head's classifier says of an output on the patch's own embedding, as if it were a slide: for a
+              class its log-odds
 contribution  what the patch adds to the slide's log-odds of a class (Javed et al., NeurIPS 2022), negative where it
               speaks against the class
 gradient      input × gradient of the slide's log-odds of a class, summed over the standardised features (Shrikumar et
@@ -13,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from mil.run.attention import SlideAttention
+from mil.tasks.task import Task
 from tiling.jobs.errors import RequestError, SlideError
 
 Kind = Literal["attention", "logit", "contribution", "gradient"]
@@ -49,29 +50,27 @@ def patch_scores(
     """
     if kind == "attention":
         return _attention(slide, of_class, attention_as)
-    name = of_class or default_class(slide)
-    at = _class_index(slide, name)
+    task, at = slide.task, _class_index(slide, of_class or default_class(slide))
     if kind == "logit":
-        others = logsumexp(np.delete(slide.patch_logits.astype(np.float64), at, axis=1), axis=1)
-        return PatchScores(slide.patch_logits[:, at] - others, kind, f"log-odds of {name} for the patch alone")
+        scores = task.patch_scores(slide.patch_logits.astype(np.float64), at)
+        return PatchScores(scores, kind, f"{task.scored(at)} for the patch alone")
     if kind == "contribution":
         given = _present(slide.contributions, slide, "contribution", "contributions")
-        return PatchScores(_margin(given, at), kind, f"contribution to the slide's log-odds of {name}")
+        return PatchScores(_shares(task, given, at), kind, f"contribution to the slide's {task.scored(at)}")
     given = _present(gradient, slide, "gradient", "gradients")
-    return PatchScores(_margin(given, at), kind, f"input × gradient of the log-odds of {name}")
+    return PatchScores(_shares(task, given, at), kind, f"input × gradient of the {task.scored(at)}")
 
 
 def default_class(slide: SlideAttention) -> str:
     """The positive class; for more than two classes the most probable one."""
-    return slide.positive or slide.classes[int(slide.probabilities.argmax())]
+    return slide.task.positive_name or slide.classes[slide.task.shown_output(slide.probabilities)]
 
 
 def decision(slide: SlideAttention) -> list[str]:
     """What the models said of the slide, beside its label, in a few words each."""
-    shown = default_class(slide)
-    probability = f"probability of {shown}: {slide.probabilities[slide.classes.index(shown)]:.2f}"
+    said = slide.task.say(slide.probabilities, slide.classes.index(default_class(slide)))
     label = [f"label: {slide.label}"] if slide.label else []
-    return [probability, *label, f"{len(slide.attention):,} patches"]
+    return [f"{said.what}: {said.number}", *label, f"{len(slide.attention):,} patches"]
 
 
 def title(slide: SlideAttention) -> str:
@@ -112,7 +111,5 @@ def _present(values: NDArray[np.float32] | None, slide: SlideAttention, kind: st
     return values
 
 
-def _margin(values: NDArray[np.float32], at: int) -> NDArray[np.float64]:
-    """(N, C) -> (N,): the class against the mean of the others; for two classes this sums to the log-odds."""
-    wide = values.astype(np.float64)
-    return np.asarray(wide[:, at] - np.delete(wide, at, axis=1).mean(axis=1))
+def _shares(task: Task, values: NDArray[np.float32], at: int) -> NDArray[np.float64]:
+    return task.shares(values.astype(np.float64), at)

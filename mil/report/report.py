@@ -20,7 +20,8 @@ from mil.report.slides import slides_section
 from mil.run.checkpoint import fold_numbers
 from mil.run.layout import chart_path, require_complete
 from mil.run.tables import read_failures, read_history, read_metrics, read_predictions
-from mil.tasks.classification_report import classification_sections, title
+from mil.tasks.registry import restored
+from mil.tasks.task import Task
 from tiling.jobs.atomic import write_text
 from tiling.jobs.pages import render
 from tiling.qc.page import without_folders
@@ -48,29 +49,23 @@ def write_report(out: Path) -> None:
 
 
 def _sections(out: Path, provenance: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Section]:
-    settings, predictions = provenance["settings"], read_predictions(out)
-    result, *behind = classification_sections(
-        provenance["classes"],
-        provenance["positive"],
-        metrics,
-        predictions,
-        Bootstrap(settings["bootstrap"], settings["seed"]),
-    )
+    task, settings, predictions = restored(provenance), provenance["settings"], read_predictions(out)
+    result, *behind = task.sections(metrics, predictions, Bootstrap(settings["bootstrap"], settings["seed"]))
     histories = {n: read_history(out, n) for n in fold_numbers(out)}
     return [
         result,
         learning_section(histories, settings["epochs"], metrics["counts"]),
         *behind,
-        slides_section(out, predictions),
+        slides_section(out, task, predictions),
         _left_out(read_failures(out)),
-        *_by_fold(metrics.get("folds")),
+        *_by_fold(task, metrics.get("folds")),
         _settings(provenance),
     ]
 
 
 def _facts(provenance: Mapping[str, Any], counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [(f"{counts['slides']:,}", "slides"), (f"{counts['patients']:,}", "patients")]
-    facts += [(f"{count:,}", name) for name, count in counts["slides_of_class"].items()]
+    facts += restored(provenance).facts(counts)
     facts += [(str(counts["folds"]), "folds")] + ([(str(counts["repeats"]), "repeats")] * (counts["repeats"] > 1))
     return [*facts, (provenance["features"]["encoder"], "features")]
 
@@ -84,7 +79,7 @@ def _left_out(failures: pd.DataFrame) -> Section:
     return Section("Left out", (said, Table(("slide", "why"), rows, last_left=True)))
 
 
-def _by_fold(folds: Sequence[Mapping[str, Any]] | None) -> list[Section]:
+def _by_fold(task: Task, folds: Sequence[Mapping[str, Any]] | None) -> list[Section]:
     """Every figure by fold, where metrics.json has them."""
     if not isinstance(folds, list) or not folds:
         return []
@@ -93,7 +88,7 @@ def _by_fold(folds: Sequence[Mapping[str, Any]] | None) -> list[Section]:
         (f"{fold['repeat'] + 1}.{fold['fold'] + 1}", str(fold.get("rows", "")), *(number(fold[name]) for name in names))
         for fold in folds
     ]
-    return [Section("Folds", (Table(("repeat.fold", "slides", *map(title, names)), tuple(rows)),))]
+    return [Section("Folds", (Table(("repeat.fold", "slides", *map(task.figure_title, names)), tuple(rows)),))]
 
 
 def _settings(provenance: Mapping[str, Any]) -> Section:

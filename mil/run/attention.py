@@ -1,6 +1,7 @@
 """What the out-of-fold models saw in a slide: `attention/<slide_id>.h5`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.feature_file import EmbeddingInfo
 from features.hdf5 import atomic_hdf5
+from mil.tasks.registry import named, restored
 from mil.tasks.task import Task
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
@@ -28,8 +30,7 @@ class SlideAttention:
     coords: NDArray[np.int64]  # (N, 2) level-0 (x, y)
     slide_id: str
     label: str
-    classes: tuple[str, ...]  # C, the task's outputs
-    positive: str  # the one that the task is about; empty if it is about all
+    task: Task
     probabilities: NDArray[np.float64]  # (C,) the task's answer for the slide
     patch_size_l0: int
     overlap_px: int
@@ -39,6 +40,11 @@ class SlideAttention:
     mpp_l0: float  # NaN if the slide has no scale
     class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has an attention for each class
     contributions: NDArray[np.float32] | None = None  # (N, C), where the slide's logits are a sum over patches
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """C names, the task's outputs."""
+        return self.task.output_names
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,7 @@ def describe_attention(
         coords=coords_l0,
         slide_id=info.slide_id,
         label=label,
-        classes=task.output_names,
-        positive=task.positive_name,
+        task=task,
         probabilities=prediction.answer,
         patch_size_l0=info.patch_size_l0,
         overlap_px=info.overlap_px,
@@ -82,13 +87,15 @@ def attention_path(run: Path, slide_id: str) -> Path:
 
 
 def write_attention(path: Path, slide: SlideAttention) -> None:
-    fields = vars(slide)
-    data = {name: fields[name] for name in (*_DATA_SETS, *_OPTIONAL_DATA_SETS) if fields[name] is not None}
-    values = {name: value for name, value in fields.items() if name not in (*_DATA_SETS, *_OPTIONAL_DATA_SETS)}
+    data = {name: vars(slide)[name] for name in (*_DATA_SETS, *_OPTIONAL_DATA_SETS) if vars(slide)[name] is not None}
     with atomic_hdf5(path) as file:
         for name, value in data.items():
             file.create_dataset(name, data=value, track_times=False)
-        file.attrs.update({**values, "classes": list(slide.classes)})
+        for name, value in vars(slide).items():
+            if name == "task":
+                file.attrs.update({**named(slide.task), **_without_none(slide.task.provenance())})
+            elif name not in (*_DATA_SETS, *_OPTIONAL_DATA_SETS):
+                file.attrs[name] = value
         file.attrs.update(format=ATTENTION_FORMAT, version=ATTENTION_VERSION)
 
 
@@ -96,7 +103,7 @@ def read_attention(path: Path) -> SlideAttention:
     """Raises SlideError if the file is missing, unreadable or of another version."""
     try:
         with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
             check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path)
             data = {name: file[name][:] for name in _DATA_SETS}
             data |= {name: file[name][:] for name in _OPTIONAL_DATA_SETS if name in file}
@@ -104,9 +111,19 @@ def read_attention(path: Path) -> SlideAttention:
         raise SlideError(f"{path}: no attention for this slide; the run did not test it") from None
     except (OSError, KeyError) as error:
         raise SlideError(f"{path}: not a readable attention file ({error}); train again") from error
-    values = {key: _plain(value) for key, value in attributes.items() if key not in ("format", "version")}
-    return SlideAttention(**{**values, "classes": tuple(map(str, values["classes"]))}, **data)
+    own = {field.name for field in fields(SlideAttention)} - {"task"}
+    of_slide = {name: value for name, value in attributes.items() if name in own}
+    of_task = {name: value for name, value in attributes.items() if name not in (*own, "format", "version")}
+    return SlideAttention(**of_slide, **data, task=restored(of_task))
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """HDF5 has no attribute for None; it is empty text there."""
+    return {name: "" if value is None else value for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
+    """Scalars and lists of text are Python's own, numbers stay arrays."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else value

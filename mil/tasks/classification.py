@@ -8,32 +8,26 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor
 
 from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
 from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
+from mil.pages.parts import Section
+from mil.tasks.classification_report import classification_sections, title
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
-from mil.tasks.task import Calibration, Indices, Judged, Target, Targets, Task
+from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from mil.tasks.temperature import calibrated, fit_temperature
 from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
-_TITLES = {
-    "auroc": "AUROC",
-    "auroc_delong": "AUROC, DeLong",
-    "auprc": "AUPRC",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "f1": "F1",
-    "mcc": "MCC",
-    "accuracy": "accuracy",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
+_SHOWN = (  # on a terminal, in this order
+    *("auroc", "auroc_delong", "auprc", "balanced_accuracy", "sensitivity", "specificity", "f1", "mcc", "accuracy"),
+    *("brier", "ece"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,7 @@ class Classification(Task):
     watched = "auroc"
     headline = "auroc"
     baseline = "logistic regression on mean features"
+    judged_title = "probability of its label"
 
     @classmethod
     def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
@@ -61,9 +56,11 @@ class Classification(Task):
 
     @classmethod
     def restored(cls, described: Mapping[str, Any]) -> Self:
-        """A checkpoint counts the positive class, provenance names it."""
+        """A checkpoint counts the positive class, provenance names it, and an attention file has "" for none."""
         classes, positive = tuple(described["classes"]), described["positive"]
-        return cls(classes, classes.index(positive) if isinstance(positive, str) else positive)
+        if isinstance(positive, str):
+            positive = classes.index(positive) if positive else None
+        return cls(classes, positive)
 
     def provenance(self) -> dict[str, Any]:
         return {"classes": list(self.classes), "positive": self.positive_name or None}
@@ -166,11 +163,37 @@ class Classification(Task):
         return chosen_probe(vectors, targets, held_out, len(self.classes))
 
     def judge(self, table: pd.DataFrame) -> Judged:
-        """said: the probability of the slide's own label."""
+        """shown: the probability of the slide's own label."""
         probabilities, labels = self._judgeable(table)
         own = probabilities[np.arange(len(labels)), labels]
         right = (table["label"] == table["prediction"]).to_numpy(bool)
-        return Judged(right, [f"{p:.3f}" for p in own], -np.log(np.maximum(own, _SMALLEST_PROBABILITY)))
+        return Judged(right, own, -np.log(np.maximum(own, _SMALLEST_PROBABILITY)))
+
+    def patch_scores(self, logits: Floats, at: int) -> Floats:
+        """Log-odds of the class."""
+        return np.asarray(logits[:, at] - logsumexp(np.delete(logits, at, axis=1), axis=1))
+
+    def shares(self, parts: Floats, at: int) -> Floats:
+        """The class against the mean of the others; for two classes this sums to the log-odds."""
+        return np.asarray(parts[:, at] - np.delete(parts, at, axis=1).mean(axis=1))
+
+    def scored(self, at: int) -> str:
+        return f"log-odds of {self.classes[at]}"
+
+    def say(self, answer: Floats, at: int) -> Said:
+        name = self.classes[at]
+        return Said(f"probability of {name}", f"P({name})", f"{answer[at]:.2f}")
+
+    def sections(
+        self, metrics: Mapping[str, Any], predictions: pd.DataFrame, bootstrap: Bootstrap
+    ) -> Sequence[Section]:
+        return classification_sections(self.classes, self.positive_name or None, metrics, predictions, bootstrap)
+
+    def facts(self, counts: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        return [(f"{count:,}", name) for name, count in counts["slides_of_class"].items()]
+
+    def figure_title(self, name: str) -> str:
+        return title(name)
 
     def describe(self, column: str, targets: Targets) -> str:
         counts = np.bincount(targets)
@@ -179,7 +202,7 @@ class Classification(Task):
 
     @property
     def figure_titles(self) -> Mapping[str, str]:
-        return _TITLES
+        return {name: title(name) for name in _SHOWN}
 
     def figure_notes(self) -> Sequence[str]:
         if self.positive is None:

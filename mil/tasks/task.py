@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.metrics.bootstrap import Bootstrap, Floats
+from mil.pages.parts import Section
 from mil.tasks.losses import Criterion
 from tiling.manifest import SlideRow
 
@@ -36,11 +37,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a run said of slides, row for row of its predictions."""
+    """What a run said of n slides, row for row of its predictions."""
 
-    right: NDArray[np.bool_]
-    said: list[str]  # the answer in a few characters, beside the target
-    loss: Floats  # what was most wrong comes first
+    right: NDArray[np.bool_]  # (n,)
+    shown: Floats  # (n,) the number of the answer that belongs to the target
+    loss: Floats  # (n,) what was most wrong comes first
+
+
+@dataclass(frozen=True)
+class Said:
+    """One number of an answer in words: `probability of tumour`, `P(tumour)`, `0.93`."""
+
+    what: str
+    short: str
+    number: str
 
 
 class Task(ABC):
@@ -51,6 +61,7 @@ class Task(ABC):
     watched: ClassVar[str]  # the figure of the validation part, `val_<watched>` in history.csv
     headline: ClassVar[str]  # the figure of metrics.json by which runs are compared
     baseline: ClassVar[str]  # what `fit_baseline` fits to mean features, in words
+    judged_title: ClassVar[str]  # of Judged.shown
 
     # What it reads
 
@@ -66,7 +77,7 @@ class Task(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """JSON values for provenance.json, by names that no other key there has."""
+        """For provenance.json and attention files, by names of its own: text, numbers, lists of these, None."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -177,7 +188,40 @@ class Task(ABC):
     def judge(self, table: pd.DataFrame) -> Judged:
         """Each row of a prediction table."""
 
+    # What maps show
+
+    def patch_scores(self, logits: Floats, at: int) -> Floats:
+        """Logits (N, C) of patches alone -> (N,): how much each speaks for output `at`."""
+        return logits[:, at]
+
+    def shares(self, parts: Floats, at: int) -> Floats:
+        """Parts (N, C) that patches have in the slide's logits -> (N,): in what is said of output `at`."""
+        return parts[:, at]
+
+    def scored(self, at: int) -> str:
+        """What both are scores of."""
+        return self.output_names[at]
+
     # What it is called
+
+    def say(self, answer: Floats, at: int) -> Said:
+        """Output `at` of an answer (C,)."""
+        name = self.output_names[at]
+        return Said(name, name, f"{answer[at]:.3g}")
+
+    @abstractmethod
+    def sections(
+        self, metrics: Mapping[str, Any], predictions: pd.DataFrame, bootstrap: Bootstrap
+    ) -> Sequence[Section]:
+        """What a report says of metrics.json and predictions.csv: the result in short first, then what is behind it."""
+
+    def facts(self, counts: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        """Numbers and what they count, of `counts`, for the head of the report."""
+        return []
+
+    def figure_title(self, name: str) -> str:
+        """Of any figure of metrics.json."""
+        return self.figure_titles.get(name, name.replace("_", " "))
 
     @abstractmethod
     def describe(self, column: str, targets: Targets) -> str:

@@ -86,7 +86,7 @@ function list() {
     const row = make("li"), button = make("button", {type: "button"});
     button.dataset.id = slide.id;
     button.append(make("b", {textContent: slide.id, title: slide.id}));
-    if (slide.prediction !== null && slide.label !== slide.prediction) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
+    if (slide.right === false) button.append(make("span", {className: "tag failed", textContent: "wrong"}));
     button.append(make("small", {textContent: slide.brief}));
     button.setAttribute("aria-current", asked === slide.id);
     button.onclick = () => openSlide(slide.id);

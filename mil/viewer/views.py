@@ -1,7 +1,7 @@
 """What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from mil.run.attention import SlideAttention, attention_path, read_attention
 from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
 from mil.run.tables import read_predictions
+from mil.tasks.registry import restored
+from mil.tasks.task import Task
 from mil.viewer.tiles import TILE_PX, zooms
 from tiling.jobs.errors import SlideError
 from tiling.manifest import SlideRow
@@ -31,38 +33,37 @@ _TOP = 12
 
 
 def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
-    """id, label, prediction, probability `of` a class and loss (-log of the label's probability) of each slide.
+    """id, label, prediction, whether it is `right`, and the loss of each slide.
 
-    The class is the positive one, for more than two classes the predicted one. Probabilities are means over the repeats
-    that tested the slide; all but id and label, as the table has it, is null for other slides. `said` is a sentence on
-    it, `brief` a line of the list.
+    Answers are means over the repeats that tested the slide; all but id and label, as the table has it, is null for
+    other slides. `said` is a sentence on it, `brief` a line of the list.
     """
     provenance, predictions = require_complete(run), read_predictions(run)
-    tested = dict(list(predictions.groupby("slide_id")))
+    task, tested = restored(provenance), dict(list(predictions.groupby("slide_id")))
     return [
-        {"id": row.slide_id, **_tested(tested[row.slide_id], provenance["classes"], provenance["positive"])}
+        {"id": row.slide_id, **_tested(tested[row.slide_id], task)}
         if row.slide_id in tested
         else {"id": row.slide_id, **_not_tested(row.labels.get(provenance["target"]) or None)}
         for row in rows
     ]
 
 
-def _tested(found: pd.DataFrame, classes: Sequence[str], positive: str | None) -> dict[str, Any]:
+def _tested(found: pd.DataFrame, task: Task) -> dict[str, Any]:
     """found: a slide's rows of predictions.csv."""
-    probability = {name: float(found[f"prob_{name}"].mean()) for name in classes}
+    values = found[list(task.value_columns)].mean()
     label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
-    of = positive or prediction
-    loss = -math.log(max(probability[label], 1e-12))
-    figures = f"{probability[of]:.2f}, loss {loss:.2f}"
+    judged = task.judge(pd.DataFrame([{"label": label, "prediction": prediction, **values}]))
+    answer, loss = values.to_numpy(np.float64), float(judged.loss[0])
+    said = task.say(answer, task.spread_output(answer))
     return {
-        **{"label": label, "prediction": prediction, "of": of, "probability": probability[of], "loss": loss},
-        "said": f"Labelled {label}, predicted {prediction}: probability of {of} {figures}.",
-        "brief": f"{label}, P({of}) {figures}",
+        **{"label": label, "prediction": prediction, "right": bool(judged.right[0]), "loss": loss},
+        "said": f"Labelled {label}, predicted {prediction}: {said.what} {said.number}, loss {loss:.2f}.",
+        "brief": f"{label}, {said.short} {said.number}, loss {loss:.2f}",
     }
 
 
 def _not_tested(label: str | None) -> dict[str, Any]:
-    unknown = dict.fromkeys(("prediction", "of", "probability", "loss"))
+    unknown = dict.fromkeys(("prediction", "right", "loss"))
     return {"label": label, **unknown, "said": "", "brief": ", ".join(filter(None, [label, "not tested by this run"]))}
 
 

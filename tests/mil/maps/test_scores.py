@@ -7,6 +7,7 @@ import pytest
 from drawn_slides import attention
 
 from mil.maps.scores import patch_scores
+from mil.tasks.classification import Classification
 from tiling.jobs.errors import SlideError
 
 
@@ -15,7 +16,7 @@ def test_scores_by_their_definitions():
     logits, contributed = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
     slide = replace(
         attention([(i * 512, 0) for i in range(30)], rng.random(30)),
-        **dict(classes=("a", "b", "c"), positive="", probabilities=np.array([0.2, 0.5, 0.3])),
+        **dict(task=Classification(("a", "b", "c"), None), probabilities=np.array([0.2, 0.5, 0.3])),
         **dict(patch_logits=logits, contributions=contributed),
     )
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from mil.report.pictures import top_patches, write_pictures
 from mil.run.attention import SlideAttention, attention_path, read_attention, write_attention
 from mil.run.layout import picture_path, pictured_slides
+from mil.tasks.classification import Classification
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -51,8 +52,7 @@ def _slide(attention, logits=None, probabilities=(0.5, 0.5)) -> SlideAttention:
         coords=np.array([(i * SIDE, SIDE) for i in range(n)], np.int64),
         slide_id="s",
         label="a",
-        classes=("a", "b"),
-        positive="b",
+        task=Classification(("a", "b"), 1),
         probabilities=np.array(probabilities),
         **dict(patch_size_l0=SIDE, overlap_px=0, patch_size_px=SIDE, width_l0=320, height_l0=64, mpp_l0=0.25),
     )

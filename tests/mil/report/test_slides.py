@@ -7,7 +7,9 @@ import pytest
 
 from mil.report.slides import slides_by_loss, slides_section
 from mil.run.layout import PICTURES, picture_path
+from mil.tasks.classification import Classification
 
+TASK = Classification(("a", "b"), 1)
 ROWS = [  # slide, patient, repeat, fold, label, prediction, probability of b
     ("good", "p1", 0, 0, "b", "b", 0.9),
     ("good", "p1", 1, 1, "b", "b", 0.8),
@@ -25,16 +27,16 @@ def predictions():
 
 
 def test_one_row_a_slide_the_highest_loss_first(predictions):
-    bad, torn, good = slides_by_loss(predictions, ())
+    bad, torn, good = slides_by_loss(TASK, predictions, ())
     assert [row.slide_id for row in (bad, torn, good)] == ["bad", "torn", "good"]
-    assert (torn.own, torn.wrong, torn.rows, torn.folds) == (pytest.approx(0.5), 1, 2, "2, 2")
+    assert (torn.shown, torn.wrong, torn.rows, torn.folds) == (pytest.approx(0.5), 1, 2, "2, 2")
     assert torn.loss == pytest.approx(-(math.log(0.6) + math.log(0.4)) / 2)
     assert bad.loss == pytest.approx(-(math.log(1e-7) + math.log(0.5)) / 2)  # finite where the probability is 0
     assert (good.patient, good.label, good.prediction, good.folds, good.pictures) == ("p1", "b", "b", "1, 2", ())
 
 
 def _page(out, predictions) -> str:
-    [markup] = slides_section(out, predictions).parts
+    [markup] = slides_section(out, TASK, predictions).parts
     return str(markup)
 
 

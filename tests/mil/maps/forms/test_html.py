@@ -10,6 +10,7 @@ from map_pages import box, heard, hide_controls, open_browser, picture, until
 from matplotlib import colormaps
 
 from mil.maps.forms import html
+from mil.tasks.classification import Classification
 
 WIDTH, HEIGHT, SIDE = 9500, 6200, 512
 CORNERS = [(x, y) for y in range(37, HEIGHT - SIDE, SIDE) for x in range(101, WIDTH - SIDE, SIDE)]
@@ -34,9 +35,7 @@ def path(tmp_path_factory):
     values = np.linspace(-1, 0, len(CORNERS))
     values[MARKED] = 3
     slide = attention(CORNERS, np.ones(len(CORNERS)), SIDE, WIDTH, HEIGHT)
-    slide = replace(
-        slide, patch_logits=np.stack([-values, values], 1) / 2, classes=("normal", HOSTILE), positive=HOSTILE
-    )
+    slide = replace(slide, patch_logits=np.stack([-values, values], 1) / 2, task=Classification(("normal", HOSTILE), 1))
     path = tmp_path_factory.mktemp("page") / "s1.html"
     html.write(path, drawn_of(slide, "logit", Marked(WIDTH, HEIGHT)))
     return path

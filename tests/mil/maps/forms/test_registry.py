@@ -8,6 +8,7 @@ from drawn_slides import GRID, attention, drawn_of
 
 from mil.maps.forms.registry import FORMS, load_form
 from mil.maps.scores import title
+from mil.tasks.classification import Classification
 from tiling.jobs.provenance import differences
 
 EVERY = len(GRID)
@@ -22,7 +23,7 @@ def form(request):
 def drawn(count=EVERY, name="tumour", values=None):
     """The first `count` patches of GRID; the positive class has this name."""
     values = np.arange(1.0, count + 1) if values is None else values
-    slide = replace(attention(GRID[:count], values), classes=("normal", name), positive=name, label=name)
+    slide = replace(attention(GRID[:count], values), task=Classification(("normal", name), 1), label=name)
     return drawn_of(slide, "logit", provenance={"title": title(slide), "scores": values.tolist()})
 
 
