@@ -5,8 +5,14 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+import pandas as pd
 import pytest
+
+from features import extract
+from tiling import tile
+from tiling.phantom.phantom import PhantomSpec, write_phantom
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
@@ -72,6 +78,27 @@ def test_every_command_is_told() -> None:
 
 def test_the_readme_is_read_in_ten_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
+    """On phantoms of ten patients, as it stands there."""
+    [code] = re.findall(r"<!-- api -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 12
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"S{i}", f"s{i}.svs", f"P{i}", ("normal", "tumour")[i % 2]) for i in range(10)]
+    for i, (_, path, _, label) in enumerate([*rows, ("new", "new.svs", "", "normal")]):
+        spec = PhantomSpec(width_px=2560, height_px=2560, seed=i, tumour=label == "tumour", lesion_fraction=0.05)
+        write_phantom(spec, tmp_path / path)
+    columns = ["slide_id", "path", "patient_id", "diagnosis"]
+    pd.DataFrame(rows, columns=columns).to_csv("slides.csv", index=False)
+    assert not tile("new.svs", "new_patches").failed
+    assert not extract("new_patches", "new_features", encoder="efficientnet-lite0").failed
+    said: dict[str, Any] = {}
+    exec(code, said)
+    assert said["tiled"].counts == {"done": 10} and len(said["doubtful"]) == 10
+    assert said["run"].metrics["counts"]["slides"] == 10 and said["doubtful"]["prob_tumour"].is_monotonic_increasing
+    assert len(said["seen"].attention) == len(said["seen"].coords) > 0
+    assert said["new"]["slide_id"].tolist() == ["new"] and not said["new"]["in_training"].any()
 
 
 def test_what_is_not_there_is_seen(told: dict[str, str]) -> None:

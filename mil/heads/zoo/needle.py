@@ -82,6 +82,14 @@ class _Detectors(NamedTuple):
         return _network(x, self.hidden[m], self.hidden_bias[m], self.out[m], self.out_bias[m])
 
 
+class _Labelled(NamedTuple):
+    """The training slides as the cross-fit needs them."""
+
+    ids: NDArray[np.str_]  # (S,)
+    labels: NDArray[np.int64]  # (S,) 1 for the positive class
+    parts: list[NDArray[np.int64]]  # disjoint, by patient
+
+
 class _Stage(NamedTuple):
     """Networks whose cross-fitted scores have deviation 1, and these scores."""
 
@@ -149,7 +157,7 @@ class Needle(OwnRecipe):
         positive = 1 if positive is None else positive
         self.get_buffer("positive").fill_(positive)
         labels = (slides.labels == positive).astype(np.int64)
-        parts = _parts(slides, labels, rng)
+        labelled = _Labelled(slides.slide_ids, labels, _parts(slides, labels, rng))
         self._place_prototypes(slides, rng)
         cap = max(1, _TRAINING_VALUES // (len(labels) * self.get_buffer("mean").numel()))
         bags = [self._aligned(_sample(f, cap, rng).to(self.device)).half() for f in slides.features]
@@ -160,7 +168,7 @@ class Needle(OwnRecipe):
             kept = [_survivors(scores, share) for scores in total]
             if recent and all(len(i) == len(bag) for i, bag in zip(kept, bags, strict=True)):
                 break  # the same patches again would teach the same again
-            recent.appendleft(self._cross_fit(bags, kept, labels, parts, slides.slide_ids, schedule, rng))
+            recent.appendleft(self._cross_fit(bags, kept, labelled, schedule, rng))
             of_bags = zip(*(stage.scores for stage in recent), strict=True)
             total = [sum(_FADING**age * scores for age, scores in enumerate(of_bag)) for of_bag in of_bags]
             fitted = _calibrated(total, labels)
@@ -226,28 +234,27 @@ class Needle(OwnRecipe):
         self,
         bags: list[Tensor],
         kept: list[Tensor],
-        labels: NDArray[np.int64],
-        parts: list[NDArray[np.int64]],
-        slide_ids: NDArray[np.str_],
+        slides: _Labelled,
         schedule: list[int],
         rng: np.random.Generator,
     ) -> _Stage:
         """Train one network for each part on the `kept` patches of the other parts; they score all patches."""
+        parts = slides.parts
         order = np.concatenate(parts)  # the patches of a part stand together
         ends = np.cumsum([len(kept[i]) for i in order])
         x = torch.cat([bags[i][kept[i].to(bags[i].device)] for i in order])
-        y = torch.from_numpy(np.repeat(labels[order], np.diff(ends, prepend=0))).to(x.device)
+        y = torch.from_numpy(np.repeat(slides.labels[order], np.diff(ends, prepend=0))).to(x.device)
         bounds = np.r_[0, ends[np.cumsum([len(part) for part in parts]) - 1]]
         held_out = [(bounds[m % len(parts)], bounds[m % len(parts) + 1]) for m in range(_NETWORKS)]
         networks, bad = self._train(x, y, held_out, schedule, rng)
         if len(bad):
-            _not_finite(sorted({str(i) for i in slide_ids[order[np.searchsorted(ends, bad, side="right")]]}))
+            _not_finite(sorted({str(i) for i in slides.ids[order[np.searchsorted(ends, bad, side="right")]]}))
         scores: list[Tensor] = [torch.empty(0)] * len(bags)
         for m, part in enumerate(parts):
             for i in part:
                 scores[i] = networks.scores(m, bags[i])
                 if not scores[i].isfinite().all():
-                    _not_finite([str(slide_ids[i])])
+                    _not_finite([str(slides.ids[i])])
         scale = max(torch.cat(scores).std(correction=0).item(), _SMALLEST_STD)
         scaled = networks._replace(out=networks.out / scale, out_bias=networks.out_bias / scale)
         return _Stage(scaled, [s / scale for s in scores])
