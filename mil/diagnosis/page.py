@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from mil.cohort.cohort import Cohort
 from mil.diagnosis.finding import SEVERITIES, Diagnosis, Figure, Finding, Picture
+from mil.pages import words
 from mil.pages.page import report_style
 from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.pages import render
@@ -116,7 +117,7 @@ def _number(figure: Figure) -> tuple[str, str]:
     elif p is None and value is not None and value == round(value):
         shown = f"{value:,.0f}"  # a count
     if p is not None:
-        more.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+        more.append(words.p_value(p))
     return shown, ", ".join(more)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mil.maps.measured import mean_over_slides, read_measured
 from mil.metrics.bootstrap import Interval
+from mil.pages import words
 from tiling.jobs.atomic import atomic_file, write_json
 
 FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -71,7 +72,7 @@ def write_slide(folder: Path, slide_id: str, score: str, digest: str, found: Fai
         {"score": score, "scores": digest, "area": area, "fractions": list(FRACTIONS), **curves},
     )
     with atomic_file(folder / f"{slide_id}{PICTURE}") as temporary:
-        _draw(found, f"{slide_id}, by {score}: area {area['value']:+.2f} ({low:+.2f} to {high:+.2f})").savefig(
+        _draw(found, f"{slide_id}, by {score}: area {area['value']:+.2f} ({words.low_to_high(area, 2)})").savefig(
             temporary, format="png", dpi=110
         )
 

@@ -9,6 +9,7 @@ from mil.maps import faithfulness
 from mil.maps.forms.registry import FORMS, load_form
 from mil.maps.measured import read_measured
 from mil.maps.pictures import read_figure
+from mil.pages import words
 from tiling.jobs.atomic import write_text
 from tiling.jobs.pages import render
 from tiling.qc.page import page_style
@@ -53,13 +54,13 @@ def _verdict(found: dict[str, Any] | None) -> str:
     if area["low"] is None:
         return f"Faithfulness {area['value']:+.2f} (0 is chance; no interval from one patient)."
     says = "the decision follows the score" if area["low"] > 0 else "not shown that the decision follows the score"
-    return f"Faithfulness {area['value']:+.2f} ({area['low']:+.2f} to {area['high']:+.2f}; 0 is chance): {says}."
+    return f"Faithfulness {area['value']:+.2f} ({words.low_to_high(area, 2)}; 0 is chance): {says}."
 
 
 def _lesions(found: dict[str, Any] | None) -> dict[str, Any]:
     if not found:
         return {}
     auroc = found["patch_auroc"]
-    spread = "" if auroc["low"] is None else f" ({auroc['low']:.2f} to {auroc['high']:.2f})"
+    spread = "" if auroc["low"] is None else f" ({words.low_to_high(auroc, 2, '-')})"
     figures = {name: f"{found[name]:.2f}" for name in ("froc_score", "dice")}
     return {**figures, "lesions": found["lesions"], "slides": found["slides"], "auroc": f"{auroc['value']:.2f}{spread}"}
