@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
@@ -224,6 +224,7 @@ def load_ahead(module: str) -> None:
     It ends with this process, and is deaf to Ctrl-C and to what a scheduler sends to all processes of a job.
     """
     forkserver.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # first: where the server starts it, it unblocks these signals again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
     try:
         forkserver.ensure_running()

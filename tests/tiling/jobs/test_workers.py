@@ -150,6 +150,31 @@ def test_sigterm_in_a_slide_with_threads_ends_it_and_leaves_nothing_under_its_na
     assert not {p.name for p in out.iterdir()} & {"a", "b"}  # what is half written has no final name
 
 
+def clear_up_slowly(path):
+    with lock(path):
+        path.write_text("begun")
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(0.5)
+
+
+def test_sigterm_to_a_whole_job_lets_workers_clear_up(tmp_path):
+    """It reaches the server that workers are forked from, too; were that to end, they would be killed in the midst."""
+    (tmp_path / "tests_workers.py").write_text(Path(__file__).read_text())
+    (tmp_path / "run.py").write_text(SLOW.replace("write_with_threads", "clear_up_slowly"))
+    (out := tmp_path / "out").mkdir()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    running = subprocess.Popen([sys.executable, tmp_path / "run.py", out], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not {p.name for p in out.iterdir()} >= {"a", "b", "a.lock", "b.lock"}:
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait(timeout=10) == 130
+    assert {p.name for p in out.iterdir()} == {"a", "b"}
+
+
 def test_threads_give_every_result_and_what_a_job_raises():
     assert sorted(map_threads(lambda n: n * n, range(20), 3)) == [n * n for n in range(20)]
     with pytest.raises(RequestError, match="no 3"):
