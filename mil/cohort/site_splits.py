@@ -3,6 +3,7 @@
 Slides of one hospital share stain, scanner and patients' mix, and a model that learned the hospital looks good on its
 other slides (Howard et al., Nature Communications 12, 2021). As there, sites are dealt out to the folds by an
 optimiser such that each class is spread as evenly as whole sites allow. Sites that share a patient count as one.
+scikit-learn's stratified group folds are greedy and leave classes uneven where groups are few and large, as sites are.
 """
 
 from collections.abc import Sequence

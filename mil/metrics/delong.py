@@ -4,7 +4,7 @@ The AUROC is a mean over pairs of a positive and a negative. Its structural comp
 midranks in O(n log n) (Sun & Xu, IEEE Signal Processing Letters 21, 2014). DeLong's variance takes the cases as
 independent; slides of one patient and repeats of one slide are not. So the components are summed within each patient
 before their covariance is taken (Obuchowski, Biometrics 53, 1997). With one row a patient that is DeLong's formula
-to the last bit of rounding.
+to the last bit of rounding. No library in reach has the clustered form.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
     provenance.json                    what the run was made from
     splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
     fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc, stop_loss,
-                                       worst_step (slides of the step with the highest loss, parted by spaces; absent
+    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_<figure that the task watches,
+                                       auroc for classes>, stop_loss, worst_step (slides of the step with the highest loss, parted by spaces; absent
                                        for heads that have no steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
@@ -54,6 +54,11 @@ own (`auroc`).
 
 `training.safetensors` holds the fields of mil.run.novelty.TrainingSlides, and under the metadata key `slidemil` the
 known slide fingerprints by slide id.
+
+What depends on the kind of target is the task's own (mil.tasks.task) and is described here for classification: classes
+and positive in provenance, checkpoints and attention files; threshold and temperature in checkpoints; `prob_<class>` in
+tables; the figures. Any other kind MUST be named under the key `task` in provenance, checkpoints and attention files; a
+file that names none is a classification's.
 
 Version 1 had no temperature (it was 1), no training.safetensors, and fewer figures; it can still be read.
 
