@@ -4,9 +4,9 @@
     provenance.json                    what the run was made from
     splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
     fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_<figure that the task watches,
-                                       auroc for classes>, stop_loss, worst_step (slides of the step with the highest loss, parted by spaces; absent
-                                       for heads that have no steps)
+    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc (for another task the
+                                       figure that it watches), stop_loss, worst_step (slides of the step with the
+                                       highest loss, parted by spaces; absent for heads that have no steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64;
