@@ -232,6 +232,9 @@ def _pyramid(tiff: tifffile.TiffFile) -> list[Any]:
     planes = len(largest.levels[0].pages)
     if planes != 1:
         raise SlideError(f"tifffile: found {planes} images of one size (focus planes or channels), expected one")
+    holder = largest.keyframe.parent.filehandle.path
+    if not os.path.samefile(holder, tiff.filehandle.path):
+        raise SlideError(f"tifffile: its largest image is in another file, {holder}; give that one")
     return [level.keyframe for level in largest.levels]
 
 
@@ -263,17 +266,41 @@ def _read_mpp(tiff: tifffile.TiffFile, page: Any) -> tuple[tuple[float, float] |
         match = re.search(r"\bMPP\s*=\s*([\d.]+)", page.description)
         return ((float(match[1]), float(match[1])), "Aperio description") if match else (None, "")
     if tiff.ome_metadata:
-        mpp = _ome_mpp(tiff.ome_metadata)
+        mpp = _ome_mpp(tiff.ome_metadata, page)
         if mpp:
             return mpp, "OME-XML"
     mpp = _tag_mpp(page)
     return (mpp, "TIFF resolution tags") if mpp else (None, "")
 
 
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
-    if pixels is None:
-        return None
+def _ome_mpp(xml: str, page: Any) -> tuple[float, float] | None:
+    """µm per pixel of the OME-XML's image whose pixels are on `page`; None where it, or which one it is, is not said.
+
+    An image that covers the page with directories beyond its own number is told from others by its size.
+    """
+    root = ElementTree.fromstring(xml)
+    images = root.findall("{*}Image/{*}Pixels")
+    size = str(page.imagewidth), str(page.imagelength)
+    if len(images) > 1:
+        images = [pixels for pixels in images if _is_on(page, pixels, root.get("UUID"))]
+        images = [pixels for pixels in images if (pixels.get("SizeX"), pixels.get("SizeY")) == size] or images
+    found = {_physical_size(pixels) for pixels in images}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_on(page: Any, pixels: ElementTree.Element, file_uuid: str | None) -> bool:
+    """Whether a TiffData of the image counts the page; without a number of planes it counts all from its first."""
+    for data in pixels.findall("{*}TiffData"):
+        uuid = data.find("{*}UUID")
+        here = uuid is None or uuid.text == file_uuid or uuid.get("FileName") == page.parent.filehandle.name
+        first, planes = int(data.get("IFD", 0)), data.get("PlaneCount", "1" if "IFD" in data.attrib else None)
+        if here and first <= page.index and (planes is None or page.index < first + int(planes)):
+            return True
+    return False
+
+
+def _physical_size(pixels: ElementTree.Element) -> tuple[float, float] | None:
+    """µm per pixel in x and y that an image of the OME-XML has."""
     sizes = []
     for axis in ("X", "Y"):
         size = pixels.get(f"PhysicalSize{axis}")
