@@ -60,7 +60,7 @@ class ImageReader:
 
     def _decode(self) -> Pixels:
         try:
-            if self._image.mode == "RGB":
+            if self._image.mode == "RGB" and "transparency" not in self._image.info:
                 return np.asarray(self._image)
             opaque = self._image.convert("RGBA")
         except (OSError, ValueError, SyntaxError) as error:

@@ -145,7 +145,7 @@ class TiffReader:
                 return _decode_jpeg(_with_prefix(data, image.jpeg_prefix), image.chunk_size(index), reduction)
             page = image.page
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
-            return _reduce(_opaque(decoded[0, : shape[1], : shape[2]]), reduction)
+            return _reduce(_opaque(decoded[0, : shape[1], : shape[2]], page.extrasamples), reduction)
         except Exception as error:  # decoders of many libraries, each with errors of its own
             raise SlideError(f"{self.path}: damaged tile {index} of level {level} ({error})") from error
 
@@ -197,12 +197,18 @@ def _reduce(pixels: Pixels, factor: int) -> Pixels:
     return pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
-def _opaque(pixels: NDArray[np.uint8]) -> Pixels:
-    """(H, W, 3): what is transparent shows white."""
+def _opaque(pixels: NDArray[np.uint8], extra: tuple[int, ...]) -> Pixels:
+    """(H, W, 3) over white. `extra` is the tag that says what a fourth sample is; unspecified, it is left out."""
     if pixels.shape[2] == 3:
         return pixels
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    colours = pixels[..., :3]
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in extra:  # the colours are multiplied by it already
+        seen: Pixels = np.minimum(colours + (255 - pixels[..., 3:].astype(np.uint16)), 255).astype(np.uint8)
+        return seen
+    if tifffile.EXTRASAMPLE.UNASSALPHA in extra:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    return np.ascontiguousarray(colours)
 
 
 def _with_prefix(data: bytes, prefix: bytes) -> bytes:

@@ -33,6 +33,23 @@ def test_a_slide_of_jpeg_and_png_pixels(tmp_path):
         open_slide(tmp_path / "cut.png").read(0, 0, 0, 10, 10)
 
 
+def test_what_is_transparent_in_a_png_shows_white(tmp_path):
+    """Pixel by pixel, of the three ways that a PNG has: a channel, a table beside the palette, one colour."""
+    rng = np.random.default_rng(1)
+    pixels = rng.choice(np.array([[10, 20, 30], [200, 100, 0], [9, 255, 77]], np.uint8), (60, 50))
+    alpha = rng.integers(0, 256, (60, 50, 1), dtype=np.uint8)
+    blended = pixels * (alpha / 255) + 255 * (1 - alpha / 255)
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "rgba.png")
+    assert np.abs(open_slide(tmp_path / "rgba.png").read(0, 0, 0, 50, 60) - blended).max() <= 1
+    keyed = np.where((pixels == (200, 100, 0)).all(2, keepdims=True), 255, pixels)
+    Image.fromarray(pixels).save(tmp_path / "rgb.png", transparency=(200, 100, 0))
+    assert (open_slide(tmp_path / "rgb.png").read(0, 0, 0, 50, 60) == keyed).all()
+    palette = Image.fromarray(pixels).quantize(3)
+    index = next(i for i in range(3) if palette.getpalette()[3 * i : 3 * i + 3] == [200, 100, 0])
+    palette.save(tmp_path / "p.png", transparency=index)
+    assert (open_slide(tmp_path / "p.png").read(0, 0, 0, 50, 60) == keyed).all()
+
+
 def test_pillows_limit_is_left_as_it_was(tmp_path):
     Image.fromarray(PHOTOGRAPH).save(tmp_path / "a.png")
     limit = Image.MAX_IMAGE_PIXELS
