@@ -1,5 +1,6 @@
 """JPEG and PNG images as slides of one level: dermoscopy, TMA cores, exported regions."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tiling.jobs.errors import SlideError
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _PIXELS_MAX = 2**28  # such an image is decoded as a whole: 0.8 GB
 _COLOUR_MODES = ("RGB", "RGBA", "P")
@@ -68,16 +69,17 @@ class ImageReader:
         return np.asarray(Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB"))
 
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
-        left, top, width, height = (n * reduction for n in (x, y, width, height))
+        if reduction > 1:
+            return read_reduced(functools.partial(self.read, level), x, y, width, height, reduction)
         with self._lock:
             if self._whole is None:
                 self._whole = self._decode()
-        inside = self._whole[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
-        if inside.shape[:2] != (height, width):
-            region = np.full((height, width, 3), 255, np.uint8)
-            region[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]] = inside
-            inside = region
-        return np.asarray(Image.fromarray(inside).reduce(reduction))
+        inside = self._whole[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]
+        if inside.shape[:2] == (height, width):
+            return np.ascontiguousarray(inside)
+        region = np.full((height, width, 3), 255, np.uint8)
+        region[max(0, -y) :, max(0, -x) :][: inside.shape[0], : inside.shape[1]] = inside
+        return region
 
     def close(self) -> None:
         self._image.close()

@@ -5,6 +5,7 @@ holds a few tiles and not the slide. JPEG tiles are decoded at full, half, quart
 the DCT, which costs a fraction of decoding all pixels and averaging them.
 """
 
+import functools
 import os
 import re
 import struct
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.jobs.errors import SlideError
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _CACHE_BYTES = 64 << 20
 _CHUNK_BYTES_MAX = 512 << 20  # a strip that is larger must be decoded whole to read one patch
@@ -99,7 +100,7 @@ class TiffReader:
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
         image, r = self._levels[level], reduction
         if image.chunk_w % r or image.chunk_h % r:
-            return _reduce(self.read(level, x * r, y * r, width * r, height * r), r)
+            return read_reduced(functools.partial(self.read, level), x, y, width, height, r)
         chunk_w, chunk_h = image.chunk_w // r, image.chunk_h // r
         right, bottom = -(-image.width // r), -(-image.height // r)
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom)
