@@ -2,30 +2,19 @@
 
 import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from tiling.jobs.errors import SlideError
 from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _PIXELS_MAX = 2**28  # such an image is decoded as a whole: 0.8 GB
 _COLOUR_MODES = ("RGB", "RGBA", "P")
-_pillow = threading.Lock()
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Pillow's limit, which is one for the whole process, lifted: the reader has its own, with a remedy."""
-    with _pillow:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 class ImageReader:
@@ -41,12 +30,7 @@ class ImageReader:
     subsampling: tuple[str, ...] = (NO_SUBSAMPLING,)
 
     def __init__(self, path: Path) -> None:
-        try:
-            with _any_size():
-                self._image = Image.open(path, formats=("JPEG", "PNG"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            reason = "not JPEG or PNG" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise SlideError(f"Pillow: {reason}") from error
+        self._image = _open(path)
         if self._image.mode not in _COLOUR_MODES:
             raise SlideError(f"Pillow: an image of mode {self._image.mode}, expected 8-bit RGB")
         width, height = self._image.size
@@ -83,3 +67,15 @@ class ImageReader:
 
     def close(self) -> None:
         self._image.close()
+
+
+def _open(path: Path) -> ImageFile:
+    """Not by `Image.open`, whose limit on the size is lower than ours, and one for the whole process."""
+    for kind in (JpegImageFile, PngImageFile):
+        try:
+            return kind(path)
+        except SyntaxError:  # not of this kind
+            continue
+        except (OSError, ValueError) as error:
+            raise SlideError(f"Pillow: {error}") from error
+    raise SlideError("Pillow: not JPEG or PNG")
