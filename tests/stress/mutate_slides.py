@@ -174,7 +174,7 @@ def tile(folder: Path, made: dict[str, tuple[str, Path]]) -> tuple[Counter[str],
             stderr=stream,
             start_new_session=True,
         )
-        memory = _watch(running, out, 60 + HANG_S * len(made))
+        memory = watch(running, out, 60 + HANG_S * len(made))
     said = {i: f"{i} ({made[i][0]}, {made[i][1]})" for i in made}
     faults = [f"{said.get(i, i)}: {n / 2**20:.0f} MiB" for i, n in memory.items() if n > RSS_MAX]
     peak = max(memory.values(), default=0)
@@ -201,7 +201,7 @@ def _short(outcome: dict[str, str]) -> str:
     return f"{outcome['status']}, its process died" if died else outcome["status"]
 
 
-def _watch(running: subprocess.Popen[bytes], out: Path, limit_s: float) -> dict[str, int]:
+def watch(running: subprocess.Popen[bytes], out: Path, limit_s: float) -> dict[str, int]:
     """Slide id → highest memory of the process that did it, while it did it; until the run ends or `limit_s`.
 
     What a process has needed once it keeps on record, so a slide is blamed only for a new high.

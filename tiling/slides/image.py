@@ -1,30 +1,20 @@
 """JPEG and PNG images as slides of one level: dermoscopy, TMA cores, exported regions."""
 
+import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from tiling.jobs.errors import SlideError
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _PIXELS_MAX = 2**28  # such an image is decoded as a whole: 0.8 GB
 _COLOUR_MODES = ("RGB", "RGBA", "P")
-_pillow = threading.Lock()
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Pillow's limit, which is one for the whole process, lifted: the reader has its own, with a remedy."""
-    with _pillow:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 class ImageReader:
@@ -40,12 +30,7 @@ class ImageReader:
     subsampling: tuple[str, ...] = (NO_SUBSAMPLING,)
 
     def __init__(self, path: Path) -> None:
-        try:
-            with _any_size():
-                self._image = Image.open(path, formats=("JPEG", "PNG"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            reason = "not JPEG or PNG" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise SlideError(f"Pillow: {reason}") from error
+        self._image = _open(path)
         if self._image.mode not in _COLOUR_MODES:
             raise SlideError(f"Pillow: an image of mode {self._image.mode}, expected 8-bit RGB")
         width, height = self._image.size
@@ -60,7 +45,7 @@ class ImageReader:
 
     def _decode(self) -> Pixels:
         try:
-            if self._image.mode == "RGB":
+            if self._image.mode == "RGB" and "transparency" not in self._image.info:
                 return np.asarray(self._image)
             opaque = self._image.convert("RGBA")
         except (OSError, ValueError, SyntaxError) as error:
@@ -68,16 +53,29 @@ class ImageReader:
         return np.asarray(Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB"))
 
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
-        left, top, width, height = (n * reduction for n in (x, y, width, height))
+        if reduction > 1:
+            return read_reduced(functools.partial(self.read, level), x, y, width, height, reduction)
         with self._lock:
             if self._whole is None:
                 self._whole = self._decode()
-        inside = self._whole[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
-        if inside.shape[:2] != (height, width):
-            region = np.full((height, width, 3), 255, np.uint8)
-            region[max(0, -top) :, max(0, -left) :][: inside.shape[0], : inside.shape[1]] = inside
-            inside = region
-        return np.asarray(Image.fromarray(inside).reduce(reduction))
+        inside = self._whole[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]
+        if inside.shape[:2] == (height, width):
+            return np.ascontiguousarray(inside)
+        region = np.full((height, width, 3), 255, np.uint8)
+        region[max(0, -y) :, max(0, -x) :][: inside.shape[0], : inside.shape[1]] = inside
+        return region
 
     def close(self) -> None:
         self._image.close()
+
+
+def _open(path: Path) -> ImageFile:
+    """Not by `Image.open`, whose limit on the size is lower than ours, and one for the whole process."""
+    for kind in (JpegImageFile, PngImageFile):
+        try:
+            return kind(path)
+        except SyntaxError:  # not of this kind
+            continue
+        except (OSError, ValueError) as error:
+            raise SlideError(f"Pillow: {error}") from error
+    raise SlideError("Pillow: not JPEG or PNG")

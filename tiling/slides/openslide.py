@@ -1,5 +1,6 @@
 """Slides through OpenSlide: every vendor format that it opens."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import openslide
 from PIL import Image
 
 from tiling.jobs.errors import SlideError
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _TILE_PX_MAX = 16_384  # OpenSlide ends the process where it cannot have the memory for a tile
 
@@ -45,15 +46,17 @@ class OpenSlideReader:
         self._background = (red, green, blue, 255)
 
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
-        pixel_l0 = self.downsamples[level] * reduction
+        if reduction > 1:
+            return read_reduced(functools.partial(self.read, level), x, y, width, height, reduction)
+        pixel_l0 = self.downsamples[level]
         corner_l0 = (round(x * pixel_l0), round(y * pixel_l0))
         try:
-            image = self._slide.read_region(corner_l0, level, (width * reduction, height * reduction))
+            image = self._slide.read_region(corner_l0, level, (width, height))
         except openslide.OpenSlideError as error:
             raise SlideError(f"{self.path}: damaged at level {level}, x {x}, y {y} ({error})") from error
         if image.getchannel("A").getextrema() != (255, 255):
             image = Image.alpha_composite(Image.new("RGBA", image.size, self._background), image)
-        return np.asarray(image.convert("RGB").reduce(reduction))
+        return np.asarray(image.convert("RGB"))
 
     def close(self) -> None:
         self._slide.close()

@@ -5,6 +5,7 @@ holds a few tiles and not the slide. JPEG tiles are decoded at full, half, quart
 the DCT, which costs a fraction of decoding all pixels and averaging them.
 """
 
+import functools
 import os
 import re
 import struct
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.jobs.errors import SlideError
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 _CACHE_BYTES = 64 << 20
 _CHUNK_BYTES_MAX = 512 << 20  # a strip that is larger must be decoded whole to read one patch
@@ -99,7 +100,7 @@ class TiffReader:
     def read(self, level: int, x: int, y: int, width: int, height: int, reduction: int = 1) -> Pixels:
         image, r = self._levels[level], reduction
         if image.chunk_w % r or image.chunk_h % r:
-            return _reduce(self.read(level, x * r, y * r, width * r, height * r), r)
+            return read_reduced(functools.partial(self.read, level), x, y, width, height, r)
         chunk_w, chunk_h = image.chunk_w // r, image.chunk_h // r
         right, bottom = -(-image.width // r), -(-image.height // r)
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom)
@@ -145,7 +146,7 @@ class TiffReader:
                 return _decode_jpeg(_with_prefix(data, image.jpeg_prefix), image.chunk_size(index), reduction)
             page = image.page
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
-            return _reduce(_opaque(decoded[0, : shape[1], : shape[2]]), reduction)
+            return _reduce(_opaque(decoded[0, : shape[1], : shape[2]], page.extrasamples), reduction)
         except Exception as error:  # decoders of many libraries, each with errors of its own
             raise SlideError(f"{self.path}: damaged tile {index} of level {level} ({error})") from error
 
@@ -197,12 +198,18 @@ def _reduce(pixels: Pixels, factor: int) -> Pixels:
     return pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
-def _opaque(pixels: NDArray[np.uint8]) -> Pixels:
-    """(H, W, 3): what is transparent shows white."""
+def _opaque(pixels: NDArray[np.uint8], extra: tuple[int, ...]) -> Pixels:
+    """(H, W, 3) over white. `extra` is the tag that says what a fourth sample is; unspecified, it is left out."""
     if pixels.shape[2] == 3:
         return pixels
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    colours = pixels[..., :3]
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in extra:  # the colours are multiplied by it already
+        seen: Pixels = np.minimum(colours + (255 - pixels[..., 3:].astype(np.uint16)), 255).astype(np.uint8)
+        return seen
+    if tifffile.EXTRASAMPLE.UNASSALPHA in extra:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+    return np.ascontiguousarray(colours)
 
 
 def _with_prefix(data: bytes, prefix: bytes) -> bytes:
@@ -232,6 +239,9 @@ def _pyramid(tiff: tifffile.TiffFile) -> list[Any]:
     planes = len(largest.levels[0].pages)
     if planes != 1:
         raise SlideError(f"tifffile: found {planes} images of one size (focus planes or channels), expected one")
+    holder = largest.keyframe.parent.filehandle.path
+    if not os.path.samefile(holder, tiff.filehandle.path):
+        raise SlideError(f"tifffile: its largest image is in another file, {holder}; give that one")
     return [level.keyframe for level in largest.levels]
 
 
@@ -263,17 +273,41 @@ def _read_mpp(tiff: tifffile.TiffFile, page: Any) -> tuple[tuple[float, float] |
         match = re.search(r"\bMPP\s*=\s*([\d.]+)", page.description)
         return ((float(match[1]), float(match[1])), "Aperio description") if match else (None, "")
     if tiff.ome_metadata:
-        mpp = _ome_mpp(tiff.ome_metadata)
+        mpp = _ome_mpp(tiff.ome_metadata, page)
         if mpp:
             return mpp, "OME-XML"
     mpp = _tag_mpp(page)
     return (mpp, "TIFF resolution tags") if mpp else (None, "")
 
 
-def _ome_mpp(xml: str) -> tuple[float, float] | None:
-    pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
-    if pixels is None:
-        return None
+def _ome_mpp(xml: str, page: Any) -> tuple[float, float] | None:
+    """µm per pixel of the OME-XML's image whose pixels are on `page`; None where it, or which one it is, is not said.
+
+    An image that covers the page with directories beyond its own number is told from others by its size.
+    """
+    root = ElementTree.fromstring(xml)
+    images = root.findall("{*}Image/{*}Pixels")
+    size = str(page.imagewidth), str(page.imagelength)
+    if len(images) > 1:
+        images = [pixels for pixels in images if _is_on(page, pixels, root.get("UUID"))]
+        images = [pixels for pixels in images if (pixels.get("SizeX"), pixels.get("SizeY")) == size] or images
+    found = {_physical_size(pixels) for pixels in images}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_on(page: Any, pixels: ElementTree.Element, file_uuid: str | None) -> bool:
+    """Whether a TiffData of the image counts the page; without a number of planes it counts all from its first."""
+    for data in pixels.findall("{*}TiffData"):
+        uuid = data.find("{*}UUID")
+        here = uuid is None or uuid.text == file_uuid or uuid.get("FileName") == page.parent.filehandle.name
+        first, planes = int(data.get("IFD", 0)), data.get("PlaneCount", "1" if "IFD" in data.attrib else None)
+        if here and first <= page.index and (planes is None or page.index < first + int(planes)):
+            return True
+    return False
+
+
+def _physical_size(pixels: ElementTree.Element) -> tuple[float, float] | None:
+    """µm per pixel in x and y that an image of the OME-XML has."""
     sizes = []
     for axis in ("X", "Y"):
         size = pixels.get(f"PhysicalSize{axis}")

@@ -117,15 +117,13 @@ def test_what_openslide_refuses_is_read_through_tifffile(data, name):
         assert (slide.read(0, x, y, w, h) == whole[y : y + h, x : x + w]).all()
 
 
-@pytest.mark.parametrize("kind", ["deflate", "lzw", "none", "strips", "rgba", "ome"])
+@pytest.mark.parametrize("kind", ["deflate", "lzw", "none", "strips", "ome"])
 def test_plain_tiffs(tmp_path, kind):
-    pixels = np.random.default_rng(1).integers(0, 256, (333, 257, 4 if kind == "rgba" else 3), dtype=np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (333, 257, 3), dtype=np.uint8)
     path = tmp_path / ("x.ome.tiff" if kind == "ome" else "x.tif")
     how = {"photometric": "rgb", "resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     if kind in ("deflate", "lzw", "none", "ome"):
         how |= {"tile": (64, 64), "compression": None if kind in ("none", "ome") else kind}
-    if kind == "rgba":
-        how["extrasamples"] = ["unassalpha"]
     if kind == "ome":
         how |= {
             "metadata": {
@@ -138,16 +136,57 @@ def test_plain_tiffs(tmp_path, kind):
         }
     tifffile.imwrite(path, pixels, **how)
     slide = TiffReader(path)
-    if kind == "rgba":  # what is transparent shows white
-        alpha = pixels[..., 3:] / 255
-        blended = pixels[..., :3] * alpha + 255 * (1 - alpha)
-        assert np.abs(slide.read(0, 0, 0, 257, 333) - blended).max() <= 1
-        return
     assert (slide.read(0, 0, 0, 257, 333) == pixels).all()
     assert (slide.read(0, 63, 64, 66, 130) == pixels[64:194, 63:129]).all()
     halved = pixels[:332, :256].reshape(166, 2, 128, 2, 3).mean((1, 3))
     assert np.abs(slide.read(0, 0, 0, 128, 166, 2) - halved).max() <= 0.51
     assert slide.mpp == pytest.approx((0.3, 0.3) if kind == "ome" else (0.5, 0.5))
+
+
+@pytest.mark.parametrize("how", [{"tile": (64, 64)}, {"rowsperstrip": 50}, {"tile": (64, 64), "compression": "webp"}])
+@pytest.mark.parametrize("fourth", ["unspecified", "unsaid", "assocalpha", "unassalpha"])
+def test_a_fourth_sample_is_what_the_file_says_it_is(tmp_path, fourth, how):
+    """Transparency shows white, in colours with it multiplied in or not; what is not said to be it changes nothing."""
+    rng = np.random.default_rng(1)
+    colour = rng.integers(0, 256, (333, 257, 3), dtype=np.uint8)
+    alpha = rng.choice(np.array([0, 1, 100, 254, 255], np.uint8), (333, 257, 1))
+    if fourth == "assocalpha":
+        colour = np.minimum(colour, alpha)
+    seen = {
+        "assocalpha": colour + (255 - alpha),
+        "unassalpha": colour * (alpha / 255) + 255 * (1 - alpha / 255),
+    }.get(fourth, colour)
+    path = tmp_path / "x.tif"
+    kind = "unspecified" if fourth == "unsaid" else fourth
+    tifffile.imwrite(path, np.dstack([colour, alpha]), photometric="rgb", extrasamples=[kind], **how)
+    if fourth == "unsaid":
+        _rename_tag(path, "ExtraSamples", 65_000)
+    slide = open_slide(path)
+    found = slide.read(0, 0, 0, 257, 333)
+    assert np.abs(found - seen).max() <= (1 if fourth == "unassalpha" else 0)
+    halved = found[:332, :256].reshape(166, 2, 128, 2, 3).mean((1, 3))
+    assert np.abs(slide.read(0, 0, 0, 128, 166, 2) - halved).max() <= 0.51
+
+
+def test_an_unspecified_fourth_sample_of_zeros_makes_no_white_slide(tmp_path):
+    pixels = np.dstack([PHOTOGRAPH, np.zeros((512, 512), np.uint8)])
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["unspecified"], tile=(128, 128))
+    assert (open_slide(tmp_path / "x.tif").read(0, 0, 0, 512, 512) == PHOTOGRAPH).all()
+
+
+def test_a_premultiplied_colour_above_its_alpha_stays_white(tmp_path):
+    """No program may write it, but one does, and 300 must not become 44."""
+    pixels = np.broadcast_to(np.array([200, 10, 155, 100], np.uint8), (64, 64, 4))
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    assert (open_slide(tmp_path / "x.tif").read(0, 0, 0, 64, 64) == (255, 165, 255)).all()
+
+
+def _rename_tag(path, name, code):
+    with tifffile.TiffFile(path) as file:
+        place, order = file.pages[0].tags[name].offset, file.byteorder
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(np.array(code, f"{order}u2").tobytes())
 
 
 def test_a_file_cut_short_fails_where_it_is_read(data, tmp_path):
@@ -189,3 +228,105 @@ def test_other_colours_and_depths_are_refused_not_guessed(tmp_path, kind):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.ones(shape, dtype), photometric=photometric, **how)
         with pytest.raises(SlideError, match=r"SEPARATED|uint16"):
             open_slide(tmp_path / f"{name}.tif")
+
+
+OME_PIXELS = """<Image ID="Image:{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" Type="uint8"
+SizeX="{w}" SizeY="{h}" SizeC="3" SizeZ="1" SizeT="1" {scale}>
+<Channel ID="Channel:{i}" SamplesPerPixel="3"/>{data}</Pixels></Image>"""
+SMALL, MIDDLE, LARGE = (64, 48), (160, 128), (320, 240)  # px, of the images of one OME-TIFF
+
+
+def physical_size(size, unit="µm"):
+    return " ".join(f'PhysicalSize{axis}="{size}" PhysicalSize{axis}Unit="{unit}"' for axis in "XY")
+
+
+def write_ome(path, images, head=""):
+    """images: ((width, height), the scale as XML, its TiffData as XML), each in a directory of the file's own."""
+    body = "".join(
+        OME_PIXELS.format(i=i, w=w, h=h, scale=scale, data=data) for i, ((w, h), scale, data) in enumerate(images)
+    )
+    xml = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" {head}>{body}</OME>'
+    with tifffile.TiffWriter(path, ome=False) as file:
+        for i, ((w, h), _, _) in enumerate(images):
+            pixels = np.full((h, w, 3), 10 * i + 10, np.uint8)
+            description = xml.encode() if i == 0 else None
+            file.write(pixels, photometric="rgb", tile=(64, 64), metadata=None, description=description)
+
+
+@pytest.mark.parametrize(
+    ("scales", "mpp"),
+    [
+        ([(MIDDLE, 0.5, "µm"), (LARGE, 0.25, "µm")], 0.25),
+        ([(LARGE, 0.25, "µm"), (MIDDLE, 0.5, "µm")], 0.25),
+        ([(SMALL, 20, "µm"), (LARGE, 250, "nm"), (MIDDLE, 0.5, "µm")], 0.25),  # a label first
+        ([(SMALL, 20, "µm"), (MIDDLE, 5e-4, "mm"), (LARGE, 2.5e-5, "cm")], 0.25),
+        ([(SMALL, 0.5, "µm"), (LARGE, 1, "pixel")], None),  # the small one's scale says nothing of the large one
+    ],
+)
+def test_an_ome_tiff_of_several_images_has_the_scale_of_the_one_that_is_read(tmp_path, scales, mpp):
+    path = tmp_path / "x.ome.tiff"
+    images = [
+        (size, physical_size(*scale), f'<TiffData IFD="{i}" PlaneCount="1"/>')
+        for i, (size, *scale) in enumerate(scales)
+    ]
+    write_ome(path, images)
+    slide = open_slide(path)
+    assert slide.level_sizes == (LARGE,)
+    assert (slide.read(0, 0, 0, 9, 9) == 10 * [size for size, *_ in scales].index(LARGE) + 10).all()
+    assert slide.mpp == (pytest.approx((mpp, mpp)) if mpp else None)
+    assert slide.mpp_source == ("OME-XML" if mpp else "")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_ome_tiff_that_tifffile_writes_has_the_scale_of_its_largest_image(tmp_path, order):
+    """Each with a pyramid, and scales that differ in x and y."""
+    sizes = [((128, 192), (0.5, 0.6)), ((256, 384), (0.25, 0.3)), ((64, 64), (8.0, 8.0))][::order]
+    with tifffile.TiffWriter(tmp_path / "x.ome.tiff") as file:
+        for (h, w), (x, y) in sizes:
+            scale = {"axes": "YXS", "PhysicalSizeX": x, "PhysicalSizeY": y}
+            pixels = np.full((h, w, 3), w % 251, np.uint8)
+            file.write(pixels, photometric="rgb", tile=(64, 64), subifds=1, metadata=scale)
+            file.write(pixels[::2, ::2], photometric="rgb", tile=(64, 64), subfiletype=1)
+    slide = open_slide(tmp_path / "x.ome.tiff")
+    assert slide.level_sizes == ((384, 256), (192, 128)) and (slide.read(0, 0, 0, 5, 5) == 384 % 251).all()
+    assert slide.mpp == (0.25, 0.3)
+
+
+def test_the_image_of_an_ome_tiff_is_found_however_its_xml_says_where_it_is(tmp_path):
+    alone, half = physical_size(0.25), physical_size(0.5)
+    mine, other = '<UUID FileName="x.ome.tiff">urn:uuid:1</UUID>', '<UUID FileName="gone.ome.tiff">urn:uuid:2</UUID>'
+    for images, head, mpp in [
+        ([(LARGE, alone, "")], "", 0.25),  # no TiffData: there is one image only
+        ([(LARGE, alone, "<TiffData/>")], "", 0.25),
+        ([(LARGE, alone, "<TiffData/>"), (MIDDLE, half, '<TiffData IFD="1"/>')], "", 0.25),
+        ([(MIDDLE, half, "<TiffData/>"), (LARGE, alone, '<TiffData IFD="1"/>')], "", 0.25),
+        (
+            [
+                (MIDDLE, half, f'<TiffData IFD="1">{other}</TiffData><TiffData IFD="0">{mine}</TiffData>'),
+                (LARGE, alone, f'<TiffData IFD="1">{mine}</TiffData>'),
+            ],
+            'UUID="urn:uuid:1"',
+            0.25,
+        ),
+        ([(LARGE, alone, "<TiffData/>"), (LARGE, half, "<TiffData/>")], "", None),  # which of them is not said
+    ]:
+        path = tmp_path / "x.ome.tiff"
+        write_ome(path, images, head)
+        slide = TiffReader(path)
+        assert slide.level_sizes == (LARGE,)
+        assert slide.mpp == (pytest.approx((mpp, mpp)) if mpp else None), images
+        slide.close()
+
+
+def test_an_ome_tiff_whose_pixels_are_in_another_file_is_refused(tmp_path):
+    """Its places in the file would be those of the other."""
+    uuid = '<UUID FileName="{0}.ome.tiff">urn:uuid:{0}</UUID>'
+    images = [
+        (size, physical_size(0.5), f'<TiffData IFD="0">{uuid.format(name)}</TiffData>')
+        for size, name in ((MIDDLE, "a"), (LARGE, "b"))
+    ]
+    write_ome(tmp_path / "b.ome.tiff", images[1:], 'UUID="urn:uuid:b"')
+    write_ome(tmp_path / "a.ome.tiff", images, 'UUID="urn:uuid:a"')
+    assert open_slide(tmp_path / "b.ome.tiff").mpp == (0.5, 0.5)
+    with pytest.raises(SlideError, match=r"in another file, .*b\.ome\.tiff; give that one"):
+        open_slide(tmp_path / "a.ome.tiff")
