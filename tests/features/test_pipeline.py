@@ -171,7 +171,7 @@ def test_a_damaged_store_is_a_failure_of_its_slide_alone(extract, stores, tmp_pa
     assert extract(stores, "--out", tmp_path / "out") == 1
     assert list(files(tmp_path / "out")) == ["b.h5", "empty.h5"]
     assert list(reasons(tmp_path / "out")) == ["a"] and message in reasons(tmp_path / "out")["a"]
-    assert str(stores / "a.zarr") in reasons(tmp_path / "out")["a"]
+    assert reasons(tmp_path / "out")["a"].startswith("a.zarr")  # and no folder
     assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
 
 
@@ -194,9 +194,8 @@ def test_a_feature_file_that_another_program_has_open_is_named(extract, stores, 
         other.stdout.readline()
         assert extract(stores, "--out", tmp_path / "out") == 1
         other.kill()
-    assert reasons(tmp_path / "out") == {
-        "a": f"{tmp_path / 'out/a.h5'}: open for writing in another program; close it there and run again"
-    }
+    said = "a.h5: open for writing in another program; close it there and run again"
+    assert reasons(tmp_path / "out") == {"a": said}
 
 
 def test_a_slide_table_picks_slides_and_names_those_without_a_store(extract, stores, tmp_path):
