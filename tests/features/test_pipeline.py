@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
+from features import pipeline
 from features.config import EmbedSettings, FeatureConfig
 from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
@@ -101,6 +104,33 @@ def test_a_store_that_changed_is_noticed(extract, stores, make_store, tissue, tm
     make_store(stores, "b", tissue(5, 64, seed=8))
     assert extract(stores, "--out", tmp_path / "out") == 1
     assert list(reasons(tmp_path / "out")) == ["b"] and "store_digest" in reasons(tmp_path / "out")["b"]
+
+
+@pytest.mark.parametrize("count", [9, 20, 3, None])
+def test_a_store_that_is_tiled_again_meanwhile_fails_its_slide_alone(
+    extract, stores, make_store, tissue, tmp_path, monkeypatch, count
+):
+    """Its new pixels would stand beside the coordinates that were read before; count: its patches, None: it is gone."""
+    opened = pipeline.patches_of
+
+    @contextmanager
+    def tiled_again(store, slide):
+        with opened(store, slide) as source:
+            if store.path.name == "a.zarr":
+                shutil.rmtree(store.path) if count is None else make_store(stores, "a", tissue(count, 64, seed=1))
+            yield source
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "patches_of", tiled_again)
+        assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 1
+    assert list(reasons(tmp_path / "out")) == ["a"] and list(files(tmp_path / "out")) == ["b.h5", "empty.h5"]
+    said = "a.zarr: was tiled again, or taken away, while it was read; wait for tile-slides, then run the same command "
+    assert reasons(tmp_path / "out")["a"] == f"{said}again"
+    if count is not None:
+        assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 0
+        store = PatchStore(stores / "a.zarr")
+        found = read_embeddings(tmp_path / "out/a.h5")
+        assert found.info.store_digest == store.digest and (found.coords_l0 == store.coords_l0).all()
 
 
 def test_nan_and_overflow_are_failures_of_their_slide_alone(extract, stores, make_store, tmp_path, monkeypatch):
