@@ -2,7 +2,8 @@
 
 import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,12 +87,23 @@ def _extract_slide(row: SlideRow, embedder: Embedder, config: FeatureConfig, pat
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        with patches_of(store, row.path) as source:
+        with _unchanged(store), patches_of(store, row.path) as source:
             features, statistics = _embed(source, embedder, config.features_dtype)
         write_embeddings(path, Embeddings(features, store.coords_l0, info), statistics)
     if len(store) == 0:
         return Outcome(row.slide_id, "empty", "its patch store holds no patch")
     return Outcome(row.slide_id, "done", patches=len(store))
+
+
+@contextmanager
+def _unchanged(store: PatchStore) -> Iterator[None]:
+    """Raises SlideError where the store changes meanwhile: new patches would stand beside old coordinates."""
+    try:
+        yield
+    except SlideError:  # of a patch that only the old store had, say
+        store.require_current()
+        raise
+    store.require_current()
 
 
 def _extract_on_worker(row: SlideRow, run: str, config: FeatureConfig, patches: Path, out: Path) -> Outcome:

@@ -1,7 +1,7 @@
 """CONTRACT slide table: a CSV file, one row a slide.
 
 Columns
-  slide_id    unique, `[A-Za-z0-9._-]+`; default: the file's stem
+  slide_id    unique, a file's name on every system, see tiling.slide_ids; default: the file's stem
   path        the slide file, or the folder of one DICOM series; relative paths start at the table's folder
   patient_id  default: slide_id. All slides of a patient are kept on one side of every split
   site        optional: hospital or scanner
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.jobs.errors import RequestError
+from tiling.slide_ids import caseless, fault_of, in_one_form
 from tiling.slides.files import slide_files
 from tiling.slides.slide import MPP_MAX, MPP_MIN
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 VERSION = "1"
 SPLITS = ("train", "val", "test")
 _RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "mask", "format_version")
-_ID = re.compile(r"[A-Za-z0-9._-]+")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
 )
@@ -85,7 +85,7 @@ def load_slides(source: "str | Path | pd.DataFrame") -> list[SlideRow]:
         found = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).is_file())
         if not found:
             raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
-    rows = [SlideRow(slide_id=p.name if p.is_dir() else p.stem, path=p.absolute()) for p in found]
+    rows = [SlideRow(slide_id=in_one_form(p.name if p.is_dir() else p.stem), path=p.absolute()) for p in found]
     rows = [_with_defaults(r) for r in rows]
     _raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
     return rows
@@ -206,7 +206,7 @@ def _parse_row(
     if needs_path:
         faults += [f"no such {name} file: {file}" for name, file in files.items() if not file.is_file()]
     row = SlideRow(
-        slide_id=record.get("slide_id") or (path.stem if path else ""),
+        slide_id=in_one_form(record.get("slide_id") or (path.stem if path else "")),
         path=path,
         patient_id=record.get("patient_id", ""),
         site=record.get("site", ""),
@@ -247,7 +247,7 @@ def _patient_faults(header: list[str], records: list[tuple[int, dict[str, str]]]
         return []
     spellings: dict[str, set[str]] = {}
     for _, name in ids:
-        spellings.setdefault(name.lower(), set()).add(name)
+        spellings.setdefault(caseless(name), set()).add(name)
     several = [sorted(s) for s in spellings.values() if len(s) > 1]
     return faults + [f"patient_id is written {' and '.join(map(repr, s))}; are they one patient?" for s in several]
 
@@ -255,14 +255,25 @@ def _patient_faults(header: list[str], records: list[tuple[int, dict[str, str]]]
 def _id_faults(named: list[tuple[str, str]]) -> list[str]:
     """Faults of slide ids, each given with the place (row or file) that it comes from."""
     faults = [
-        f"{place}: slide_id {name!r} has characters other than A-Z a-z 0-9 . _ -; give one in a slide table"
+        f"{place}: slide_id {name!r} {fault}; give another in a slide table"
         for place, name in named
-        if not _ID.fullmatch(name)
+        if (fault := fault_of(name))
     ]
-    places: dict[str, list[str]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
     for place, name in named:
-        places.setdefault(name, []).append(place)
-    return faults + [f"slide_id {n!r} is used by {', '.join(p)}" for n, p in places.items() if len(p) > 1]
+        places.setdefault(caseless(name), {}).setdefault(name, []).append(place)
+    faults += [
+        f"slide_id {name!r} is used by {', '.join(used)}"
+        for spellings in places.values()
+        for name, used in spellings.items()
+        if len(used) > 1
+    ]
+    return faults + [
+        f"slide_id {' and '.join(f'{n!r} ({used[0]})' for n, used in spellings.items())} are one file where case does "
+        "not count; rename one"
+        for spellings in places.values()
+        if len(spellings) > 1
+    ]
 
 
 def _raise_faults(source: object, faults: list[str]) -> None:

@@ -59,7 +59,7 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
     if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):
         raise RequestError(f"{out} exists and says something else; choose another --out, or use --overwrite")
     _warn(found)
-    return _write(found, out)
+    return _write(found, features, out)
 
 
 def _warn(found: "Predictions") -> None:
@@ -78,19 +78,16 @@ def _warn(found: "Predictions") -> None:
         )
 
 
-def _write(found: "Predictions", out: Path) -> int:
+def _write(found: "Predictions", features: Path, out: Path) -> int:
     """The tables; the exit code."""
-    import pandas as pd
-
-    from mil.run.tables import write_table
+    from mil.run.tables import write_reasons, write_table
 
     write_table(out, found.table)
     failed = out.with_name(f"{out.stem}.failures.csv")
     print(f"{len(found.table)} slides predicted by {found.models} models: {out}")
+    write_reasons(failed, found.failures, features)
     if not found.failures:
-        failed.unlink(missing_ok=True)  # of an earlier call
         return 0
-    write_table(failed, pd.DataFrame({"slide_id": list(found.failures), "reason": list(found.failures.values())}))
     for reason in found.failures.values():
         print(f"failed: {reason}", file=sys.stderr)
     print(f"{len(found.failures)} slides failed: {failed}", file=sys.stderr)

@@ -104,5 +104,5 @@ def _draw(found: Faithfulness, heading: str) -> Figure:
         axes.set_ylim(-0.02, 1.02)
     figure.axes[0].set_ylabel("probability of the class")
     figure.axes[0].legend(fontsize=8)
-    figure.suptitle(heading, fontsize=10)
+    figure.suptitle(heading, fontsize=10, parse_math=False)  # a name may hold dollar signs
     return figure

@@ -23,8 +23,8 @@ from mil.run.tables import read_failures, read_history, read_metrics, read_predi
 from mil.tasks.registry import restored
 from mil.tasks.task import Task
 from tiling.jobs.atomic import write_text
+from tiling.jobs.outcomes import without_folders
 from tiling.jobs.pages import render
-from tiling.qc.page import without_folders
 
 
 def write_report(out: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mil.run.checkpoint import fold_folder
 from tiling.jobs.atomic import atomic_file, write_json
+from tiling.jobs.outcomes import without_folders
 
 
 def write_splits(run: Path, table: pd.DataFrame) -> None:
@@ -43,10 +44,15 @@ def read_patient_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions_patient.csv")
 
 
-def write_failures(run: Path, left_out: Mapping[str, str]) -> None:
-    path = run / "failures.csv"
-    if left_out:
-        write_table(path, pd.DataFrame({"slide_id": list(left_out), "reason": list(left_out.values())}))
+def write_failures(run: Path, left_out: Mapping[str, str], features: Path) -> None:
+    write_reasons(run / "failures.csv", left_out, features)
+
+
+def write_reasons(path: Path, reasons: Mapping[str, str], features: Path) -> None:
+    """slide_id and why it has no prediction; no file where all have one. features: where the slides' files lie."""
+    if reasons:
+        told = [without_folders(reason, [features]) for reason in reasons.values()]
+        write_table(path, pd.DataFrame({"slide_id": list(reasons), "reason": told}))
     else:
         path.unlink(missing_ok=True)
 

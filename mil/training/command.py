@@ -103,7 +103,7 @@ def train_mil(
                 write_config(out, {"features": str(features), "labels": table, "target": target, **settings})
                 write_splits(out, _split_table(cohort, folds))
                 _train_and_evaluate(session, tracker(config.track, out, provenance), watcher)
-            write_failures(out, cohort.left_out)
+            write_failures(out, cohort.left_out, features)
             write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), watcher.note)
             write_report(out)
     except Locked as error:

@@ -1,6 +1,7 @@
 """The slide viewer's server: a page, tiles of the slides of one table, and what a run says of them.
 
-Requests name a slide by its id, which is looked up, and tiles by their numbers; no path is made of a request. The
+Requests name a slide by its percent-encoded id, which is decoded once and looked up, and tiles by their numbers; no
+path is made of a request. The
 server binds to the loopback address only and answers only requests whose Host, and Origin if there is one, is its own,
 so that a page of another site can neither read it nor reach it under a name of its own (DNS rebinding).
 """
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -26,7 +28,7 @@ from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_slides, load_table
 
 LOOPBACK = "127.0.0.1"
-_ID = r"([A-Za-z0-9._-]+)"
+_ID = "([^/]+)"
 _SLIDE = re.compile(rf"/slides/{_ID}\.json", re.ASCII)
 _TILE = re.compile(rf"/tiles/{_ID}/(\d{{1,2}})/(\d{{1,7}})/(\d{{1,7}})\.jpg", re.ASCII)
 _LAYER = re.compile(rf"/layers/{_ID}/(\d{{1,3}})/(\d{{1,2}})/(\d{{1,7}})/(\d{{1,7}})\.png", re.ASCII)
@@ -88,22 +90,29 @@ class SlideServer(ThreadingHTTPServer):
         if path == "/slides.json":
             return _json(list_slides(self.run, self.rows.values()))
         if found := _SLIDE.fullmatch(path):
-            return _json(self.view(found[1]).description())
+            return _json(self.view(self._id(found[1])).description())
         if found := _TILE.fullmatch(path):
-            return "image/jpeg", self.tile(found[1], *map(int, found.groups()[1:]))
+            return "image/jpeg", self.tile(self._id(found[1]), *map(int, found.groups()[1:]))
         if found := _LAYER.fullmatch(path):
-            view = self.view(found[1])
+            view = self.view(self._id(found[1]))
             with self._turns:
                 return "image/png", encoded(view.tile(*map(int, found.groups()[1:])))
         if found := _BAR.fullmatch(path):
-            return "image/png", encoded(
-                colour_bar(colour_scale(list(self.view(found[1]).layers.values())[int(found[2])]))
-            )
+            layers = self.view(self._id(found[1])).layers
+            return "image/png", encoded(colour_bar(colour_scale(list(layers.values())[int(found[2])])))
         if found := _PATCH.fullmatch(path):
-            view = self.view(found[1])
-            with self._turns, self.open_slides.use(found[1]) as source:
+            slide_id = self._id(found[1])
+            view = self.view(slide_id)
+            with self._turns, self.open_slides.use(slide_id) as source:
                 return "image/jpeg", encoded(view.patch(source, int(found[2])))
         raise LookupError(path)
+
+    def _id(self, encoded_id: str) -> str:
+        """The slide that an address names. Raises LookupError where none is called so."""
+        slide_id = unquote(encoded_id)
+        if slide_id not in self.rows:
+            raise LookupError(encoded_id)
+        return slide_id
 
     def _view(self, slide_id: str) -> SlideView:
         with self.open_slides.use(slide_id) as source:

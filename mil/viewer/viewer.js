@@ -8,6 +8,8 @@ async function fetched(path) {
   return answer.json();
 }
 
+function named(id) { return encodeURIComponent(id); }  // in an address
+
 function problem(text) { get("problem").textContent = text; get("problem").hidden = !text; }
 
 function tiles(path, more) {
@@ -22,7 +24,7 @@ function home() { return bounds(...shown.bounds ?? [0, 0, ...shown.size]); }
 function showLayer(number) {
   if (layer) layer.remove();
   at = number;
-  const found = shown.layers[at], path = `layers/${shown.id}/${at}`;
+  const found = shown.layers[at], path = `layers/${named(shown.id)}/${at}`;
   layer = tiles(`${path}/{z}/{x}/{y}.png`, {opacity: get("opacity").value / 100, zIndex: 2, className: "heat"});
   if (get("shown").checked) layer.addTo(map);
   get("score").value = found.score;
@@ -35,7 +37,7 @@ function showLayer(number) {
   showColours(found, `${path}/bar.png`);
   unmark();
   const fly = patch => { unmark(); mark = flyTo(map, patch, shown.side); };
-  get("top").replaceChildren(...patchButtons(found.top, "highest", patch => `patches/${shown.id}/${patch.index}.jpg`, fly));
+  get("top").replaceChildren(...patchButtons(found.top, "highest", patch => `patches/${named(shown.id)}/${patch.index}.jpg`, fly));
 }
 
 function unmark() { if (mark) { mark.remove(); mark = null; } }
@@ -49,18 +51,18 @@ async function openSlide(id) {
     if (button.dataset.id === id && scrolls) button.scrollIntoView({block: "nearest"});
   }
   let found;
-  try { found = await fetched(`slides/${id}.json`); } catch (error) { found = {id, layers: [], why: error.message}; }
+  try { found = await fetched(`slides/${named(id)}.json`); } catch (error) { found = {id, layers: [], why: error.message}; }
   if (id !== asked) return;  // another slide was chosen meanwhile
   if (map) map.remove();
   const before = shown?.layers[at];
   shown = found; map = layer = outlines = mark = null;
   document.title = `${id} – slidemil viewer`;
-  history.replaceState(null, "", `#${id}`);
+  history.replaceState(null, "", `#${named(id)}`);
   describe(slides.find(slide => slide.id === id));
   if (!shown.size) return problem(shown.why);
   const last = shown.zooms - 1;
   map = slideMap({...shown, last, home: home(), sharp: last + .5});
-  tiles(`tiles/${id}/{z}/{x}/{y}.jpg`, {zIndex: 1, className: "tissue"}).on("tileerror", () => problem("A part of the slide cannot be read; is the file damaged?")).addTo(map);
+  tiles(`tiles/${named(id)}/{z}/{x}/{y}.jpg`, {zIndex: 1, className: "tissue"}).on("tileerror", () => problem("A part of the slide cannot be read; is the file damaged?")).addTo(map);
   const rings = shown.annotation.map(polygon => polygon.map(ring => ring.map(([x, y]) => [y, x])));
   if (rings.length) outlines = L.polygon(rings, {color: "#00a060", weight: 2.5, fill: false, interactive: false});
   if (outlines && get("annotated").checked) outlines.addTo(map);

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
+from planted_cohorts import write_features
 from skimage.data import immunohistochemistry
 
+import features
+import mil
+from mil.cli.predict import main as predict
+from tiling.all_slides import tile_slides
+from tiling.config import TilingConfig
+from tiling.jobs.terminal import Terminal
+from tiling.manifest import load_slides
 from tiling.store.patches import PatchStore
 
 SECRET = "PlantedSecret"
@@ -136,3 +144,52 @@ def test_the_planted_values_can_be_found_in_the_slides_themselves(slides):
         if entry.suffix in (".mrxs",):
             continue  # its folder has them
         assert any(secret in file.read_bytes() for file in files for secret in searchable(SECRET)), entry
+
+
+@pytest.fixture
+def patient_folder(tmp_path, monkeypatch):
+    """A folder whose name would be a part of any sentence, seen from the working folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(f"Doe; {SECRET}: 1960, c")
+    folder.mkdir()
+    return folder
+
+
+def _texts(out: Path) -> str:
+    files = [path for path in out.rglob("*") if path.suffix in (".csv", ".json", ".html")]
+    assert {"failures.csv", "summary.json"} <= {path.name for path in files}
+    return "".join(path.read_text() for path in files)
+
+
+def test_why_slides_failed_names_files_and_no_folder(patient_folder, capsys):
+    (patient_folder / "S 1.svs").write_bytes(b"not a slide")
+    (patient_folder / "S 2.jpg").write_bytes(b"no picture")
+    Path("slides.csv").write_text(f'path\n"{patient_folder}/S 1.svs"\n"{patient_folder}/S 2.jpg"\n')
+    for name, slides in (("folder", patient_folder), ("table", Path("slides.csv"))):
+        outcomes = tile_slides(load_slides(slides), TilingConfig(workers=1), Path(name), Terminal("tile"))
+        assert SECRET in outcomes.failed[0].reason and SECRET in capsys.readouterr().err  # the terminal says all
+        found = _texts(Path(name))
+        assert "Doe" not in found and "S 1.svs: no reader opens it" in found
+    stores = Path(f"Doe, {SECRET} (1960)/patches")
+    (stores / "S 3.zarr").mkdir(parents=True)
+    (stores / "S 3.zarr/zarr.json").write_text("{")
+    features.extract(stores, "features", encoder="resnet18", weights="random", device="cpu")
+    assert "Doe" not in _texts(Path("features")) and "S 3.zarr: damaged zarr.json" in _texts(Path("features"))
+
+
+def test_why_a_run_left_slides_out_names_files_and_no_folder(patient_folder):
+    folder, table = patient_folder, Path("labels.csv")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        write_features(folder, f"s{i}", rng.normal(size=(5, 4)))
+    rows = [(f"s{i}", ("normal", "tumour")[i % 2]) for i in range(12)]
+    table.write_text("\n".join(["slide_id,y", *(",".join(row) for row in rows)]))
+    (folder / "s0.h5").write_bytes(b"cut")
+    run = mil.train(folder, table, "y", "run", folds=2, epochs=1, device="cpu", bootstrap=100)
+    with pytest.raises(SystemExit) as ended:
+        predict(["run", str(folder), "--out", "predictions.csv", "--device", "cpu"])
+    assert ended.value.code == 1
+    for file in (run.path / "failures.csv", run.report, Path("predictions.failures.csv"), Path("predictions.csv")):
+        assert "Doe" not in file.read_text()
+    assert "s0.h5: not a readable HDF5 file" in (run.path / "failures.csv").read_text()
+    assert "s0.h5: not a readable HDF5 file" in Path("predictions.failures.csv").read_text()

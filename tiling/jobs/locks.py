@@ -5,6 +5,7 @@ which many file servers ignore, or files whose dead owner on another machine hol
 """
 
 import functools
+import glob
 import json
 import os
 import secrets
@@ -62,7 +63,8 @@ def lock(path: Path) -> Iterator[None]:
 
 def _clear(path: Path) -> None:
     """Remove what killed jobs left half written of `path`, whose lock is held, and of its lock."""
-    for pattern in (f".{path.name}.tmp-*", f".{path.name}.lock.new-*"):
+    name = glob.escape(path.name)
+    for pattern in (f".{name}.tmp-*", f".{name}.lock.new-*"):
         for stale in path.parent.glob(pattern):
             remove(stale)
 

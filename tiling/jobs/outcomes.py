@@ -3,12 +3,13 @@
 A slide is done, skipped, empty, failed with a reason, locked (another job is doing it at this moment), or not done
 (the run stopped before). `summary.json` counts the outcomes; `failures.csv` names each failed slide and why, and is
 absent when nothing failed. An array job with `--part i/n` writes `summary-i-of-n.json` and `failures-i-of-n.csv`, so
-parts do not overwrite another's.
+parts do not overwrite another's. Both name files without their folders, whose names may be those of patients.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,6 +17,12 @@ from tiling.jobs.atomic import write_csv, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:(?!\1).)*[\\/]((?:(?!\1).)*)\1""")
+# From a slash that starts a path to the last one before a colon, a semicolon or the next path: folders have spaces.
+# What lies in a patch store is named from there.
+_FOLDERS = re.compile(r"(?<![\w.%)\]])(?:[A-Za-z]:)?[\\/]+(?:(?:(?!: |; |\s[\\/]|\.zarr[\\/]).)*[\\/])?")
+_RELATIVE_FOLDERS = re.compile(r"(?<!\w)(?:[\w.~-]+[\\/])+(?=[\w-][\w.-]*\.[A-Za-z])")
 
 Status = Literal["done", "skipped", "empty", "locked", "failed", "not done"]
 
@@ -78,9 +85,11 @@ class Outcomes:
         return pd.DataFrame(rows, columns=names)
 
 
-def write_outcomes(outcomes: Sequence[Outcome], summary: Path, failures: Path) -> None:
-    """Raises OSError where the folder cannot be written."""
-    outcomes = _by_id(outcomes)
+def write_outcomes(
+    outcomes: Sequence[Outcome], summary: Path, failures: Path, folders: Mapping[str, Sequence[Path]]
+) -> None:
+    """folders: where a slide's files lie, by slide id. Raises OSError where the files cannot be written."""
+    outcomes = [replace(o, reason=without_folders(o.reason, folders.get(o.slide_id, ()))) for o in _by_id(outcomes)]
     counts = Counter(o.status for o in outcomes)
     slides = {o.slide_id: {"status": o.status, "reason": o.reason, "patches": o.patches} for o in outcomes}
     write_json(summary, {"counts": dict(counts), "slides": slides})
@@ -89,6 +98,17 @@ def write_outcomes(outcomes: Sequence[Outcome], summary: Path, failures: Path) -
         write_csv(failures, [("slide_id", "reason"), *failed])
     else:
         failures.unlink(missing_ok=True)
+
+
+def without_folders(reason: str, folders: Iterable[Path] = ()) -> str:
+    """`reason` with a file's own name in the place of its path: folders may carry the names of patients.
+
+    folders: known ones, which are found whatever their names hold; others by the look of a path.
+    """
+    for folder in folders:
+        reason = reason.replace(f"{folder}/", "")
+    reason = _QUOTED_PATH.sub(r"\1\2\1", reason)
+    return _RELATIVE_FOLDERS.sub("", _FOLDERS.sub("", reason))
 
 
 def _by_id(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -53,17 +53,28 @@ def run_slides(
         clear_dead(out)  # of workers that were killed
     ids = {o.slide_id for o in outcomes}
     outcomes += [Outcome(j.slide_id, "not done", _NOT_DONE) for j in jobs if j.slide_id not in ids]
-    ended = _written(outcomes, out, execution, time.monotonic() - start)
+    ended = _written(outcomes, out, execution, time.monotonic() - start, {j.slide_id: _folders(j) for j in jobs})
     listener.ended(ended)
     return ended
 
 
-def _written(outcomes: Sequence[Outcome], out: Path, execution: Execution, seconds: float) -> Outcomes:
+def _folders(job: Job) -> list[Path]:
+    """Where the files of a job lie."""
+    return [value.parent for value in vars(job).values() if isinstance(value, Path)]
+
+
+def _written(
+    outcomes: Sequence[Outcome],
+    out: Path,
+    execution: Execution,
+    seconds: float,
+    folders: Mapping[str, Sequence[Path]],
+) -> Outcomes:
     part = f"-{execution.part.replace('/', '-of-')}" if execution.part else ""
     summary, failures = (out / f"{execution.prefix}{name}" for name in (f"summary{part}.json", f"failures{part}.csv"))
     unwritten = ""
     try:
-        write_outcomes(outcomes, summary, failures)
+        write_outcomes(outcomes, summary, failures, folders)
     except OSError as error:
         unwritten = error.strerror or str(error)
     return Outcomes(tuple(outcomes), out, failures, seconds, unwritten)

@@ -44,6 +44,7 @@ class Terminal(Listener):
 def _bar(verb: str, total: int) -> Iterator[Callable[[Outcome], None]]:
     from rich.console import Console  # here, since lines need none of it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -53,8 +54,7 @@ def _bar(verb: str, total: int) -> Iterator[Callable[[Outcome], None]]:
         def show(outcome: Outcome) -> None:
             progress.advance(task)
             if outcome.status == "failed":
-                console.print(f"[red]failed[/red] {outcome.slide_id}: ", end="")
-                console.print(outcome.reason, markup=False, highlight=False)
+                console.print(Text.assemble(("failed", "red"), f" {outcome.slide_id}: {outcome.reason}"))
 
         yield show
 

@@ -7,7 +7,6 @@ slides give the same page.
 import csv
 import io
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from tiling.jobs.atomic import write_text
 from tiling.jobs.errors import SlideError
 from tiling.jobs.locks import Locked, lock
+from tiling.jobs.outcomes import without_folders
 from tiling.jobs.pages import render
 from tiling.qc.facts import FOLDER, SlideFacts, read_facts
 from tiling.qc.rules import RULES, Warned, judge, rank
@@ -42,10 +42,6 @@ _COLUMNS = (
     "tissue_method",
     "reader",
 )
-_QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:(?!\1).)*[\\/]((?:(?!\1).)*)\1""")
-# From a slash that starts a path to the last one before a colon, a semicolon or the next path: folders have spaces.
-_FOLDERS = re.compile(r"(?<![\w.%)\]])(?:[A-Za-z]:)?[\\/]+(?:(?:(?!: |; |\s[\\/]).)*[\\/])?")
-_RELATIVE_FOLDERS = re.compile(r"(?<!\w)(?:[\w.~-]+[\\/])+(?=[\w-][\w.-]*\.[A-Za-z])")
 
 
 def write_qc_page(out: Path) -> None:
@@ -124,9 +120,3 @@ def _by_age(out: Path, pattern: str) -> list[Path]:
         with suppress(FileNotFoundError):
             aged.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(aged)]
-
-
-def without_folders(reason: str) -> str:
-    """`reason` with the file's own name in the place of its path: folders may carry the names of patients."""
-    reason = _QUOTED_PATH.sub(r"\1\2\1", reason)
-    return _RELATIVE_FOLDERS.sub("", _FOLDERS.sub("", reason))

@@ -4,6 +4,7 @@ Drawn from the finished patch store alone, with Pillow: it runs for every slide 
 """
 
 import functools
+import glob
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def write_qc(store: PatchStore, out: Path) -> None:
     name = store.info.slide_id
     path = picture_path(out, name)
     for suffix in ("jpg", "json"):
-        for stale in path.parent.glob(f".{name}.{suffix}.tmp-*"):
+        for stale in path.parent.glob(f".{glob.escape(name)}.{suffix}.tmp-*"):
             stale.unlink()
     picture, facts = draw_qc(store)
     with atomic_file(path) as temporary:

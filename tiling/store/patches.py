@@ -223,6 +223,18 @@ class PatchStore:
     def __len__(self) -> int:
         return len(self.coords_l0)
 
+    def require_current(self) -> None:
+        """Raises SlideError where another store stands in its place by now: what was read may be of both."""
+        try:
+            now = PatchStore(self.path).digest
+        except SlideError:
+            now = ""
+        if now != self.digest:
+            raise SlideError(
+                f"{self.path}: was tiled again, or taken away, while it was read; wait for tile-slides, then run the "
+                "same command again"
+            )
+
     @property
     def has_pixels(self) -> bool:
         """False with `--pixels reference`: then tiling.store.reference reads the slide."""

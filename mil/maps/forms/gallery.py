@@ -40,5 +40,5 @@ def _figure(drawn: Drawn) -> Figure:
             axes.text(0.5, -0.03, said(scores.values[index]), fontsize=8, **below)
             axes.text(0.5, -0.17, f"x {x:,}  y {y:,}", fontsize=5.5, **below)
     side = "" if math.isnan(slide.mpp_l0) else f"   a patch is {slide.patch_size_l0 * slide.mpp_l0:.0f} µm wide"
-    figure.suptitle(f"{title(slide)}\n{scores.meaning}{side}", fontsize=9)
+    figure.suptitle(f"{title(slide)}\n{scores.meaning}{side}", fontsize=9, parse_math=False)  # names may hold $
     return figure

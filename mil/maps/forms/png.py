@@ -49,7 +49,7 @@ def _figure(drawn: Drawn) -> Figure:
     right.imshow(render(grid, scale, drawn.opacity), interpolation="none")
     _colour_bar(figure, scale, scores.meaning)
     _scale_bar(left, slide.mpp_l0 * thumbnail.downsample, width, height)
-    figure.suptitle(title(slide), fontsize=11)
+    figure.suptitle(title(slide), fontsize=11, parse_math=False)  # names may hold dollar signs
     for axes, name in ((left, "slide"), (right, scores.kind)):
         axes.set_title(name + (", annotation in green" if rings else ""), fontsize=9)
     return figure
@@ -69,7 +69,7 @@ def _colour_bar(figure: Figure, scale: ColourScale, meaning: str) -> None:
         pad=0.01,
         format="%g" if scale.logarithmic else None,
     )
-    bar.set_label(meaning)
+    bar.set_label(meaning, parse_math=False)
     if scale.logarithmic:
         ticks = np.geomspace(scale.low, scale.high, 5) if scale.high > 1.05 * scale.low else np.ones(1)
         bar.set_ticks([t for t in (float(f"{tick:.2g}") for tick in ticks) if scale.low <= t <= scale.high])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mil.report.report import write_report
-from mil.run.tables import read_metrics, read_predictions, write_failures
+from mil.run.tables import read_metrics, read_predictions
 from tiling.jobs.errors import RequestError
 
 GOLDENS = Path(__file__).parents[2] / "golden"
@@ -136,7 +136,8 @@ def test_ids_of_the_user_are_text_and_not_html(golden):
 
 
 def test_left_out_slides_are_named_without_folders(golden):
-    write_failures(golden, {"s99": "/home/anna/patient Miller/s99.h5: truncated", "s98": "no patch"})
+    reasons = "slide_id,reason\ns99,/home/anna/patient Miller/s99.h5: truncated\ns98,no patch\n"
+    (golden / "failures.csv").write_text(reasons)  # of an earlier release, which kept the folders
     text = _Page(_report(golden)).text
     assert "s99.h5: truncated" in text and "Miller" not in text and "no patch" in text
 

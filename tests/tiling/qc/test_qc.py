@@ -20,7 +20,7 @@ from tiling.jobs.locks import lock
 from tiling.manifest import SlideRow
 from tiling.qc import picture
 from tiling.qc.facts import FORMAT, VERSION, PictureSize, SlideFacts, asdict, read_facts
-from tiling.qc.page import failures, page_data, without_folders, write_qc_page
+from tiling.qc.page import failures, page_data, write_qc_page
 from tiling.qc.picture import PATCH, PEN, TISSUE, draw_qc, round_length, write_qc
 from tiling.qc.rules import RULES, judge
 from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, write_store
@@ -232,26 +232,6 @@ def test_the_page_has_the_failure_first_no_folder_and_no_markup_of_others(tiled,
     page = (out / "qc.html").read_text()
     assert page.count("</script>") == 2 and "<b>" not in page and "secret" not in page
     assert [r["slide_id"] for r in rows_of(page)] == ["bad", "x", "phantom"]
-
-
-@pytest.mark.parametrize(
-    ("reason", "shown"),
-    [
-        ("/data/Jane Doe/a.svs: no such file", "a.svs: no such file"),
-        ("/a.svs: 896 × 896 µm/px, expected less", "a.svs: 896 × 896 µm/px, expected less"),
-        ("[Errno 2] No such file: '/d/Jane Doe/a b.svs'", "[Errno 2] No such file: 'a b.svs'"),
-        ('[Errno 2] "/d/O\'Brien/a.svs"', '[Errno 2] "a.svs"'),
-        ("/d/O'Brien/a.svs: damaged; see /d/O'Brien/b.svs", "a.svs: damaged; see b.svs"),
-        ("/o/S1.zarr exists (mpp: found 1; wanted 2)", "S1.zarr exists (mpp: found 1; wanted 2)"),
-        (r"C:\Users\Jane Doe\a.svs: damaged", "a.svs: damaged"),
-        (r"\\server\Jane Doe\a.svs: damaged", "a.svs: damaged"),
-        ("slides/Jane/a.svs: damaged", "a.svs: damaged"),
-        ("/d/one/a.mrxs and /d/two/b.dat differ", "a.mrxs and b.dat differ"),
-        ("no patch has 50% tissue", "no patch has 50% tissue"),
-    ],
-)
-def test_a_reason_names_the_file_and_no_folder(reason, shown):
-    assert without_folders(reason) == shown
 
 
 def test_a_failure_that_was_mended_later_is_not_shown(tmp_path):
