@@ -23,3 +23,8 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bytes():
 def test_damaged_slides_end_with_a_reason_and_the_job_lives(data):
     said = stress("mutate_slides.py", 40, 3)
     assert "40 mutants" in said and "'failed'" in said and "'done'" in said
+
+
+def test_a_slide_of_one_level_needs_little_memory():
+    said = stress("one_level.py", 9000, 256)
+    assert "'patches': 21" in said and "'done'" in said
