@@ -106,6 +106,8 @@ class TiffReader:
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom)
         inside = (x0, y0, x1, y1) == (x, y, x + width, y + height)
         out = np.empty((height, width, 3), np.uint8) if inside else np.full((height, width, 3), 255, np.uint8)
+        if x0 >= x1 or y0 >= y1:
+            return out
         for row in range(y0 // chunk_h, -(-y1 // chunk_h)):
             for column in range(x0 // chunk_w, -(-x1 // chunk_w)):
                 left, top = column * chunk_w, row * chunk_h

@@ -49,6 +49,17 @@ def test_both_readers_give_the_same_pixels_wherever_they_are_asked(pairs, draw):
     compare(ours, other, level, draw.draw(st.integers(-9, width)), draw.draw(st.integers(-9, height)), w, h)
 
 
+def test_a_region_wholly_beyond_the_slide_is_white(pairs):
+    """On every side, within the padding of the last tile and far from it, at every scale."""
+    for name, ours, _ in pairs:
+        for reduction in (1, 2, 4, 8):
+            width, height = (-(-n // reduction) for n in ours.level_sizes[0])
+            beyond = [(width + 1, 5), (5, height + 3), (width + 2, height + 2), (width + 999, 5), (-40, 5), (5, -40)]
+            for x, y in beyond:
+                found = ours.read(0, x, y, 30, 20, reduction)
+                assert found.shape == (20, 30, 3) and (found == 255).all(), (name, reduction, x, y)
+
+
 @pytest.mark.parametrize("suffix", [".svs", ".tiff"])
 @pytest.mark.parametrize("shared_tables", [False, True])
 @pytest.mark.parametrize("jfif", [False, True])
