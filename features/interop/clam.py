@@ -83,7 +83,7 @@ class Clam:
 
 def with_patches(found: Found, folder: Path) -> Found:
     """`found` with the patch size, and coordinates where it has none, from CLAM's patching file of the slide."""
-    path = folder / f"{found.slide_id}.h5"
+    path = folder / f"{found.path.stem}.h5"
     with opened(path) as file:
         coords = data_set(file, "coords", path)
         attributes = dict(file["coords"].attrs)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from features.feature_file import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
+from tiling.slide_ids import in_one_form
 
 ORIGIN = "slidemil"  # attribute of a foreign file that was converted from ours: a JSON text
 SAID_IN_FULL = ("encoder", "patch_size_px", "patch_size_l0", "overlap_px", "width_l0", "height_l0", "mpp_l0")
@@ -55,7 +56,7 @@ class Found:
 
     @property
     def slide_id(self) -> str:
-        return self.path.stem
+        return in_one_form(self.path.stem)
 
 
 def joined(first: Description, second: Description, path: Path) -> Description:

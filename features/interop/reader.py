@@ -11,6 +11,7 @@ from features.interop.native import Native
 from features.interop.stamp import Stamp
 from features.interop.trident import FOLDER_PREFIX, Trident
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.slide_ids import in_one_form
 
 # In the order in which a file is asked; CLAM's is the one with nothing special about it.
 _ALL: tuple[Layout, ...] = (Native(), Stamp(), Trident(), Clam())
@@ -52,7 +53,7 @@ def open_features(source: Path, layout: str = "") -> FeatureFolder:
     A folder without any gives no paths. Raises RequestError where it is not clear which files are meant.
     """
     if source.is_file():
-        return FeatureFolder(source.parent, {source.stem: source}, layout)
+        return FeatureFolder(source.parent, {in_one_form(source.stem): source}, layout)
     here = _files(source, "h5")
     inner = {f: _files(f, "h5") for f in _subfolders(source)}
     places = ([source] if here else []) + [f for f, files in inner.items() if files]
@@ -79,7 +80,8 @@ def layout_of(path: Path) -> Layout:
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob(f"*.{suffix}")) if not path.name.startswith(".")}
+    found = (path for path in sorted(folder.glob(f"*.{suffix}")) if not path.name.startswith("."))
+    return {in_one_form(path.stem): path for path in found}
 
 
 def _subfolders(source: Path) -> list[Path]:

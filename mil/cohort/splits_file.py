@@ -12,6 +12,7 @@ import pandas as pd
 from mil.cohort.cohort import Cohort, shown
 from tiling.jobs.errors import RequestError
 from tiling.manifest import SPLITS
+from tiling.slide_ids import in_one_form
 
 
 def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, list[int]]]:
@@ -55,6 +56,7 @@ def _read(path: Path) -> pd.DataFrame:
             f"--splits {path}: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, table.columns))}; "
             "expected slide_id, split, and for several folds repeat and fold, like the splits.csv of a run"
         )
+    table["slide_id"] = table["slide_id"].map(in_one_form)
     for name in ("repeat", "fold"):
         column = table[name] if name in table else pd.Series("0", index=table.index)
         if not column.str.fullmatch(r"\d+").all():

@@ -202,6 +202,15 @@ def test_what_is_not_whole_never_has_the_final_name(drawn_store, tmp_path, monke
     assert sorted(p.name for p in folder.iterdir()) == [others.name, "drawn.jpg", "drawn.json"]
 
 
+def test_brackets_in_a_name_are_no_pattern(drawn_store, tmp_path):
+    drawn_store.info = replace(drawn_store.info, slide_id="[ab]")
+    (tmp_path / "qc").mkdir()
+    for name in (".[ab].jpg.tmp-1-1", ".a.jpg.tmp-1-1"):
+        (tmp_path / "qc" / name).touch()
+    write_qc(drawn_store, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "qc").iterdir()) == [".a.jpg.tmp-1-1", "[ab].jpg", "[ab].json"]
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_fail_its_slide(phantom_slide, tmp_path, monkeypatch):
     def broken(store):
         raise RuntimeError("no ink")
