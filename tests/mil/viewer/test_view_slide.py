@@ -16,6 +16,7 @@ from PIL import Image
 
 from mil.maps.grid import score_grid
 from mil.run.attention import attention_path, read_attention, write_attention
+from mil.run.tables import read_predictions
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from mil.viewer.server import rows_to_view, serve
@@ -175,13 +176,14 @@ def test_a_slide_without_patches_has_empty_maps(run, tmp_path):
     assert np.isnan(score_grid(seen.coords, np.zeros(0), SIDE, (4, 5), 2.0)).all()
 
 
-def test_what_is_served(server):
+def test_what_is_served(run, server):
     status, body = ask(server, "/slides.json")
     slides = {slide["id"]: slide for slide in json.loads(body)}
     assert status == 200 and len(slides) == 16
-    assert slides["s00"]["label"] == "normal" and slides["s00"]["of"] == "tumour"
-    assert slides["s00"]["loss"] == pytest.approx(-np.log(1 - slides["s00"]["probability"]))
-    figures = f"{slides['s00']['probability']:.2f}, loss {slides['s00']['loss']:.2f}"
+    probability = read_predictions(run[0]).set_index("slide_id").loc["s00", "prob_tumour"]
+    assert slides["s00"]["label"] == "normal" and slides["s00"]["right"] == (slides["s00"]["prediction"] == "normal")
+    assert slides["s00"]["loss"] == pytest.approx(-np.log(1 - probability))
+    figures = f"{probability:.2f}, loss {slides['s00']['loss']:.2f}"
     assert slides["s00"]["brief"] == f"normal, P(tumour) {figures}"
     assert slides["s00"]["said"].endswith(f": probability of tumour {figures}.")
     described = json.loads(ask(server, "/slides/s00.json")[1])
