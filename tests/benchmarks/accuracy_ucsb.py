@@ -17,6 +17,7 @@ from pathlib import Path
 from mil.run.tables import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
 from ucsb_breast import unpack
 
 DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ucsb_breast"
