@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -49,14 +48,12 @@ def _arguments(table, out, *more):
 
 
 @pytest.mark.parametrize("module", ["mil.cli.train", "mil.cli.predict"])
-def test_help_is_quick_and_does_not_import_torch(module):
+def test_help_does_not_import_what_is_slow_to_load(module):
     code = (
         f"import sys, atexit; from {module} import main; "
         "atexit.register(lambda: print('torch' in sys.modules, 'sklearn' in sys.modules)); main(['--help'])"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - start < 5  # under one second on an idle machine
     assert done.stdout.startswith("usage: ") and done.stdout.rstrip().endswith("False False")
 
 
