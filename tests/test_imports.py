@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("tiling", "features", "mil")
 FLOORS = (  # from the ground up
     "tiling.jobs",
-    "tiling.slides tiling.phantom tiling.slide_ids",
+    "tiling.slides tiling.phantom tiling.slide_ids tiling.rules",
     "tiling.manifest",
     "tiling.config tiling.grid tiling.tissue",
     "tiling.store",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tiling.config import TilingConfig
 from tiling.manifest import SlideRow
+from tiling.rules import RULES
 from tiling.slides.files import slide_fingerprint
 from tiling.store.patches import PatchStore, provenance
 
@@ -18,7 +19,7 @@ def finished_patches(row: SlideRow, config: TilingConfig, path: Path) -> int | N
     if config.overwrite or row.path is None or not path.exists():
         return None
     store = PatchStore(path)
-    wanted = provenance(slide_fingerprint(row.path), mpp_in_table(row), mask_sha256(row), config.content())
+    wanted = provenance(slide_fingerprint(row.path), mpp_in_table(row), mask_sha256(row), config.content(), RULES)
     return len(store) if store.info.provenance() == wanted else None
 
 

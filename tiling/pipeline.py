@@ -22,6 +22,7 @@ from tiling.jobs.workers import alive, cores
 from tiling.manifest import SlideRow
 from tiling.qc.fault import fault_of
 from tiling.qc.picture import write_qc
+from tiling.rules import RULES
 from tiling.slides.files import slide_fingerprint
 from tiling.slides.opening import open_slide
 from tiling.slides.slide import NO_SUBSAMPLING, Slide
@@ -147,6 +148,7 @@ def _info(
         backend=slide.backend,
         config=config.content(),
         packages=package_versions(),
+        rules=RULES,
     )
 
 

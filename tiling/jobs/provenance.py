@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ _PACKAGES = (
 )
 
 
-def check_format(attributes: Mapping[str, Any], name: str, version: int, path: Path) -> None:
-    """Raise SlideError unless `attributes` say format `name` in exactly this `version`."""
+def check_format(
+    attributes: Mapping[str, Any], name: str, version: int, path: Path, still_read: Collection[int] = ()
+) -> None:
+    """Raise SlideError unless `attributes` say format `name` in this `version`, or in one that is still read."""
     found, found_version = attributes.get("format"), attributes.get("version")
     if found != name:
         raise SlideError(f"{path}: format is {found!r}, expected {name!r}; is this the right folder?")
-    if found_version != version:
+    if found_version not in (version, *still_read):
         raise SlideError(
             f"{path}: {name} version {found_version}, this program reads version {version}; "
             "make it again with --overwrite, or read it with the program version that wrote it"

@@ -19,15 +19,16 @@ path and no vendor property of the slide is ever stored: slide files carry patie
 A patch covers the square of `patch_size_l0` level-0 pixels from its corner. Mask and thumbnail pixels cover
 `thumbnail_downsample` level-0 pixels. N = 0 is valid. The folder is written as a whole or not at all.
 
-A reader MUST refuse a version that it does not know. Version 1 is read: it had no pen_mask, no scores but
-tissue_fraction and sharpness (of luma), no `reduction` (1) and no `jpeg_subsampling` ("444"); scores it lacks are NaN.
+A reader MUST refuse a version that it does not know. Versions 1 and 2 are read: neither had `rules`, nobody knows
+theirs. Version 1 had no pen_mask, no scores but tissue_fraction and sharpness (of luma), no `reduction` (1) and no
+`jpeg_subsampling` ("444"); scores it lacks are NaN.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,12 @@ from tiling.store.shards import PATCHES_PER_SHARD, ShardReader, ShardWriter
 if TYPE_CHECKING:
     from tiling.tissue.tissue import TissueMap  # loads scipy and scikit-image, which no reader needs
 
-FORMAT, VERSION = "slidemil-patches", 2
+FORMAT, VERSION = "slidemil-patches", 3
 AREA_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
 SCORES = (*AREA_SCORES, "sharpness")
 PICTURES = ("tissue_mask", "pen_mask", "thumbnail")
 NOT_IN_VERSION_1 = {"pen_fraction", "dark_fraction", "white_fraction", "pen_mask"}
-_OLD = 1  # a version that is still read
+_OLD = (1, 2)  # versions that are still read
 _ZSTD_LEVEL = 3
 
 
@@ -84,17 +85,21 @@ class PatchStoreInfo:
     # on H&E at quality 90, 4:2:0 costs up to 5 grey levels of mean error where 4:4:4 costs 1.7.
     jpeg_subsampling: str = NO_SUBSAMPLING
     thumbnail_downsample: float = math.nan  # level-0 pixels per thumbnail pixel
+    rules: dict[str, int] = field(default_factory=dict)  # tiling.rules.RULES of the program that wrote it
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
-        return provenance(self.fingerprint, self.mpp_table, self.mask_sha256, self.config)
+        return provenance(self.fingerprint, self.mpp_table, self.mask_sha256, self.config, self.rules)
 
 
-def provenance(fingerprint: str, mpp_table: float, mask_sha256: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(
+    fingerprint: str, mpp_table: float, mask_sha256: str, config: Mapping[str, Any], rules: Mapping[str, int]
+) -> dict[str, Any]:
     """The same as PatchStoreInfo.provenance, of a store that may not be there yet."""
     mpp = None if math.isnan(mpp_table) else mpp_table
     mask = {"mask in the slide table": mask_sha256} if mask_sha256 else {}
-    return {"slide file": fingerprint, "mpp in the slide table": mpp, **mask, **config}
+    versions = {f"version of the {name} rules": version for name, version in rules.items()}
+    return {"slide file": fingerprint, "mpp in the slide table": mpp, **mask, **config, **versions}
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class PatchStore:
             raise SlideError(f"{path}: no patch store there; make it with tile-slides") from None
         except (ValueError, KeyError) as error:
             raise SlideError(f"{path}: damaged zarr.json ({error}); tile the slide again") from error
-        check_format(attributes, FORMAT, _OLD if attributes.get("version") == _OLD else VERSION, path)
+        check_format(attributes, FORMAT, VERSION, path, still_read=_OLD)
         self.info = _from_json(attributes, path)
         self.digest: str = attributes["digest"]
         self.version: int = attributes["version"]
@@ -291,7 +296,7 @@ class PatchStore:
             array = self._group[name]
             assert isinstance(array, zarr.Array)
             # zarr reads a chunk that is not there as zeros; the first version left chunks of zeros out itself.
-            if self.version > _OLD and array.nchunks_initialized < array.nchunks:
+            if self.version > 1 and array.nchunks_initialized < array.nchunks:
                 raise ValueError("a part of it was deleted")
             return np.asarray(array[...])
         except (KeyError, OSError, ValueError, RuntimeError) as error:
@@ -302,7 +307,7 @@ def _from_json(attributes: dict[str, Any], path: Path) -> PatchStoreInfo:
     values: dict[str, Any] = {}
     for entry in fields(PatchStoreInfo):
         if entry.name not in attributes:
-            if entry.default is not MISSING and attributes["version"] == _OLD:
+            if (entry.default, entry.default_factory) != (MISSING, MISSING) and attributes["version"] in _OLD:
                 continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; tile the slide again")
         value = attributes[entry.name]

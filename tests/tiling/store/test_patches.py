@@ -13,11 +13,13 @@ import zarr
 
 from tiling.config import TilingConfig
 from tiling.jobs.errors import SlideError
+from tiling.rules import RULES
 from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.store.shards import PATCHES_PER_SHARD
 from tiling.tissue.tissue import TissueMap
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "patches-v1.zarr"
+GOLDENS = Path(__file__).parents[2] / "golden"
+GOLDEN = GOLDENS / "patches-v1.zarr"
 
 
 def smooth(n, side=32):
@@ -34,6 +36,7 @@ def make(path, patches, **settings):
         slide_id="s", fingerprint="f", width_l0=9999, height_l0=8888, mpp_l0=0.25, mpp_source="openslide",
         mpp_table=math.nan, mpp=0.5, patch_size_px=patches.shape[1], patch_size_l0=64, overlap_px=0, level=0,
         backend="openslide", config=config.content(), packages={"slidemil": "0"}, thumbnail_downsample=32.0,
+        rules=RULES,
     )  # fmt: skip
     coords = np.stack([np.arange(n) * 64, np.arange(n) * 7], 1).astype(np.int64)
     fraction = np.linspace(0.5, 1, n, dtype=np.float32)
@@ -139,8 +142,10 @@ def test_a_damaged_store_is_named_with_the_remedy(tmp_path, harm, said):
     assert str(path) in str(error.value)
 
 
-def test_the_golden_store_is_read_for_ever():
-    store = PatchStore(GOLDEN)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_golden_stores_are_read_for_ever(version):
+    store = PatchStore(GOLDENS / f"patches-v{version}.zarr")
+    assert store.version == version and store.info.rules == {}
     assert store.info.slide_id == "s" and store.info.mpp == 0.5 and math.isnan(store.info.mpp_table)
     assert store.coords_l0.tolist() == [[0, 0], [64, 7], [128, 14]]
     assert np.abs(store.read(range(0, 3)).astype(int) - smooth(3)).max() <= 4
@@ -150,7 +155,7 @@ def test_the_golden_store_is_read_for_ever():
 def test_another_version_is_refused_by_name(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "s.zarr")
     metadata = json.loads((GOLDEN / "zarr.json").read_text())
-    metadata["attributes"]["version"] = 3
+    metadata["attributes"]["version"] = 4
     (tmp_path / "s.zarr/zarr.json").write_text(json.dumps(metadata))
-    with pytest.raises(SlideError, match="slidemil-patches version 3, this program reads version 2"):
+    with pytest.raises(SlideError, match="slidemil-patches version 4, this program reads version 3"):
         PatchStore(tmp_path / "s.zarr")
