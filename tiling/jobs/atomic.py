@@ -15,6 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from tiling.jobs.workers import alive
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_FLUSHED_AT_ONCE = 8  # waiting for the disk file by file took five times as long
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -69,11 +71,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _fsync(Path(folder, name))
+        with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as pool:
+            for _ in pool.map(_fsync, (temporary, *temporary.rglob("*"))):
                 alive()
-            _fsync(Path(folder))
         if path.exists():
             _exchange(temporary, path)
         else:

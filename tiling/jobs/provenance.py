@@ -1,5 +1,6 @@
 """What an output says of itself: its format and version, and what it was made from."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -52,6 +53,7 @@ def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
         )
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide about the numbers, as far as they are installed."""
     versions = {}
