@@ -129,16 +129,18 @@ def predict(
     features: str | Path,
     slides: str | Path | pd.DataFrame | None = None,
     device: str = "auto",
+    prevalence: float = 0.0,
 ) -> Predictions:
     """What the run's models say of the slides in a folder of feature files, as a table.
 
     slides: slide table that says whose the slides are; those of the run's own patients are judged by the models that
-    did not see them.
+    did not see them. prevalence: share of the positive class where the slides come from; 0: as in training.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     table = Path(slides) if isinstance(slides, str) else slides
     rows = [] if table is None else load_table(table, needs_path=False)
-    return predict_folder(path, Path(features), {row.slide_id: row.patient_id for row in rows}, device)
+    patients = {row.slide_id: row.patient_id for row in rows}
+    return predict_folder(path, Path(features), patients, device, prevalence)
 
 
 class _Callback(Watcher):

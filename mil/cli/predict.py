@@ -22,6 +22,13 @@ class PredictConfig:
     """Settings of `predict-mil`."""
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+    prevalence: float = setting(
+        0.0, "share of the positive class among slides of their kind, above 0 and below 1; 0: as in training"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prevalence < 1:
+            raise ValueError(f"--prevalence is {self.prevalence:g}, expected a share above 0 and below 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,7 +62,7 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
     if (out.parent / "provenance.json").exists():
         raise RequestError(f"{out}: lies in a run directory, whose files it could replace; choose another --out")
     patients = {row.slide_id: row.patient_id for row in load_table(Path(slides), needs_path=False)} if slides else {}
-    found = predict_folder(run, features, patients, config.device)
+    found = predict_folder(run, features, patients, config.device, config.prevalence)
     if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):
         raise RequestError(f"{out} exists and says something else; choose another --out, or use --overwrite")
     _warn(found)

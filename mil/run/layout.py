@@ -1,4 +1,4 @@
-"""CONTRACT run directory, what train-mil writes. Version 2.
+"""CONTRACT run directory, what train-mil writes. Version 3.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
@@ -35,16 +35,16 @@ so a group of them that is killed starts again, from its first epoch. All other 
 not.
 
 The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
-last one where there is no validation part (then the threshold is 0.5).
+last one where there is no validation part (then the threshold is the positive class's share in training).
 Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
-over the classes; it is calibrated: the logits are divided by the fold's temperature. For two classes a slide is
-predicted positive where its probability reaches the threshold chosen on the fold's validation part; else the most
-probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry different
-labels.
+over the classes; it is calibrated: the logits are divided by the fold's temperature, then its bias is added. For two
+classes a slide is predicted positive where its probability reaches the threshold chosen on the fold's validation part;
+else the most probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry
+different labels.
 
 A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
-shape, classes, positive, threshold (null unless there are two classes), temperature. The threshold is one of
-calibrated probabilities. Its tensors include `mean` and `std`,
+shape, classes, positive, threshold (null unless there are two classes), temperature, bias and shares (of the classes
+in training, both (C,)). The threshold is one of calibrated probabilities. Its tensors include `mean` and `std`,
 with which features are standardised.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
@@ -56,15 +56,16 @@ own (`auroc`).
 known slide fingerprints by slide id.
 
 What depends on the kind of target is the task's own (mil.tasks.task) and is described here for classification: classes
-and positive in provenance, checkpoints and attention files; threshold and temperature in checkpoints; `prob_<class>` in
-tables; the figures. Any other kind MUST be named under the key `task` in provenance, checkpoints and attention files; a
-file that names none is a classification's.
+and positive in provenance, checkpoints and attention files; threshold, temperature, bias and shares in checkpoints;
+`prob_<class>` in tables; the figures. Any other kind MUST be named under the key `task` in provenance, checkpoints and
+attention files; a file that names none is a classification's.
 
-Version 1 had no temperature (it was 1), no training.safetensors, and fewer figures; it can still be read.
+Versions 1 and 2 can still be read: they had no bias (it was 0) and no shares, version 1 no temperature (it was 1), no
+training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
 head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
-predicted), and `contributions` (N, C), which sum to the slide's logits before the temperature. `coords`
+predicted), and `contributions` (N, C), which sum to the slide's logits before temperature and bias. `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
 version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
 (sizes), -1 (the overlap) or NaN (the scale).
@@ -83,8 +84,8 @@ from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-run", 2
-_READABLE = (1, 2)
+FORMAT, VERSION = "slidemil-run", 3
+_STILL_READ = (1, 2)
 LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
@@ -151,7 +152,7 @@ def read_provenance(run: Path) -> dict[str, Any] | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check_format(values, FORMAT, values["version"] if values.get("version") in _READABLE else VERSION, path)
+        check_format(values, FORMAT, VERSION, path, still_read=_STILL_READ)
     except (SlideError, ValueError, AttributeError) as error:
         raise RequestError(f"not a run directory that can be read: {error}") from error
     return {key: value for key, value in values.items() if key not in ("format", "version")}

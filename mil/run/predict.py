@@ -5,7 +5,7 @@ out-of-fold predictions; where all of them did, it is refused. Nobody gets a fla
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,17 @@ class _Judge:
     patients: Mapping[str, str] = field(default_factory=dict)  # patient of each slide id, as far as the caller knows
 
 
-def predict_folder(run: Path, features: Path, patients: Mapping[str, str], device: str = "auto") -> Predictions:
+def predict_folder(
+    run: Path, features: Path, patients: Mapping[str, str], device: str = "auto", prevalence: float = 0.0
+) -> Predictions:
     """Predictions of every feature file in `features`.
 
     patients: patient of each slide id, by which slides of the run's own patients are known too; may be empty.
+    prevalence: share of the positive class where the slides come from; 0: as in training.
     RequestError before any prediction for an unfinished run, a folder without feature files, or another encoder's.
     """
-    judge = _Judge(load_ensemble(run, device), read_trained_on(run), read_training_slides(run)[0], patients)
+    ensemble = _for_prevalence(load_ensemble(run, device), prevalence) if prevalence else load_ensemble(run, device)
+    judge = _Judge(ensemble, read_trained_on(run), read_training_slides(run)[0], patients)
     source = open_features(features)
     if not source.paths:
         raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
@@ -59,6 +63,14 @@ def predict_folder(run: Path, features: Path, patients: Mapping[str, str], devic
     columns = ["slide_id", "prediction", *judge.ensemble.task.value_columns, "fold_spread", "models"]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
     return Predictions(table, failures, len(judge.ensemble.heads))
+
+
+def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
+    try:
+        moved = tuple(ensemble.task.for_prevalence(c, prevalence) for c in ensemble.calibrations)
+    except ValueError as error:
+        raise RequestError(f"--prevalence {prevalence:g}: {error}") from error
+    return replace(ensemble, calibrations=moved)
 
 
 def _row(judge: _Judge, slide_id: str, embeddings: Embeddings) -> dict[str, Any]:

@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import expit, logit, logsumexp
 from torch import Tensor
 
 from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
 from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
 from mil.pages.parts import Section
+from mil.tasks.calibration import calibrated, class_shares, fit_calibration
 from mil.tasks.classification_report import classification_sections, title
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
-from mil.tasks.temperature import calibrated, fit_temperature
 from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
 
@@ -98,18 +98,43 @@ class Classification(Task):
         probabilities: Floats = logits.softmax(-1).cpu().numpy()
         return probabilities
 
-    def calibrate(self, answers: Floats, targets: Targets) -> Calibration:
-        """Temperature, and the threshold of calibrated probabilities (None unless C = 2, 0.5 for n = 0)."""
-        temperature, threshold = fit_temperature(answers, targets), None
+    def calibrate(self, answers: Floats, targets: Targets, trained_on: Targets) -> Calibration:
+        """Temperature and bias, the classes' shares in training, and the threshold of calibrated probabilities.
+
+        The threshold is None unless C = 2. For n = 0 it is the positive class's share: there both classes are as
+        likely as each other where they are equally frequent.
+        """
+        shares = class_shares(trained_on, len(self.classes))
+        temperature, bias = fit_calibration(answers, targets, shares)
+        threshold = None
         if self.positive is not None:
-            threshold = 0.5
+            threshold = float(shares[self.positive])
             if len(targets):
-                scores = calibrated(answers, temperature)[:, self.positive]
+                scores = calibrated(answers, temperature, bias)[:, self.positive]
                 threshold = choose_threshold(scores, targets == self.positive)
-        return {"threshold": threshold, "temperature": temperature}
+        return {
+            "threshold": threshold,
+            "temperature": temperature,
+            "bias": bias.tolist(),
+            "shares": shares.tolist(),
+        }
 
     def calibrated(self, answers: Floats, calibration: Calibration) -> Floats:
-        return calibrated(answers, calibration.get("temperature", 1.0))
+        bias = np.array(calibration.get("bias", np.zeros(len(self.classes))))
+        return calibrated(answers, calibration.get("temperature", 1.0), bias)
+
+    def for_prevalence(self, calibration: Calibration, prevalence: float) -> Calibration:
+        """Odds are multiplied by how much larger they are there, and so are those of the threshold."""
+        if self.positive is None:
+            raise ValueError(f"the target has {len(self.classes)} classes, of which none is positive")
+        if "shares" not in calibration:
+            raise ValueError("an earlier release trained the run and did not keep the classes' shares; train again")
+        others = np.full(2, 1 - prevalence)
+        others[self.positive] = prevalence
+        moved = np.log(others / calibration["shares"])  # (2,)
+        threshold = expit(logit(calibration["threshold"]) + moved[self.positive] - moved[1 - self.positive])
+        bias = (np.array(calibration["bias"]) + moved).tolist()
+        return {**calibration, "threshold": float(threshold), "bias": bias, "shares": others.tolist()}
 
     def shared(self, calibrations: Sequence[Calibration]) -> Calibration:
         thresholds = [c["threshold"] for c in calibrations if c["threshold"] is not None]

@@ -124,12 +124,16 @@ class Task(ABC):
         """Logits (n, C) float64 -> what is reported (n, C), before any calibration."""
 
     @abstractmethod
-    def calibrate(self, answers: Floats, targets: Targets) -> Calibration:
-        """From n answers for slides that no weight was fitted to; n may be 0."""
+    def calibrate(self, answers: Floats, targets: Targets, trained_on: Targets) -> Calibration:
+        """From n answers for slides that no weight was fitted to; n may be 0. trained_on: targets of the others."""
 
     @abstractmethod
     def calibrated(self, answers: Floats, calibration: Calibration) -> Floats:
         """Answers (…, C) as they are reported."""
+
+    def for_prevalence(self, calibration: Calibration, prevalence: float) -> Calibration:
+        """The same where a share `prevalence` (0 to 1) of slides is positive. ValueError where that has no meaning."""
+        raise ValueError(f"the target is a {self.kind}, of which no class is positive")
 
     @abstractmethod
     def shared(self, calibrations: Sequence[Calibration]) -> Calibration:

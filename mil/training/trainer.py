@@ -314,7 +314,7 @@ def _checkpoint(model: _Model, cohort: Cohort, config: TrainConfig, shape: HeadS
         head=config.head,
         shape=asdict(shape),
         task=cohort.task,
-        calibration=cohort.task.calibrate(answers, cohort.targets[model.fold.val]),
+        calibration=cohort.task.calibrate(answers, cohort.targets[model.fold.val], cohort.targets[model.fold.train]),
         tensors={name: tensor.numpy() for name, tensor in state.items()},
     )
 

@@ -72,7 +72,8 @@ def test_new_slides_are_judged_by_the_mean_of_all_models(planted, tmp_path, writ
         checkpoint = read_checkpoint(run.path, number)
         with torch.no_grad():
             logits = load_head(checkpoint, torch.device("cpu"))(pack([torch.from_numpy(features)])).logits[0].double()
-        each.append(float((logits / checkpoint.calibration["temperature"]).softmax(0)[1]))
+        scaled = logits / checkpoint.calibration["temperature"] + torch.tensor(checkpoint.calibration["bias"])
+        each.append(float(scaled.softmax(0)[1]))
     assert found.table["prob_tumour"].tolist() == pytest.approx([np.mean(each)]) and not found.failures
     owner = pd.DataFrame({"slide_id": ["stranger"], "patient_id": ["p00"]})
     of_a_patient = predict(run, tmp_path / "new", owner).table

@@ -162,13 +162,29 @@ def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path, 
     for _, row in got.iterrows():
         features = torch.from_numpy(read_embeddings(strangers / f"{row['slide_id']}.h5").features)
         logits = [predict_slide(head, features, ensemble.device, ensemble.task, {}).answer for head in ensemble.heads]
-        temperatures = [checkpoint.calibration["temperature"] for checkpoint in checkpoints]
-        each = [1 / (1 + (p[0] / p[1]) ** (1 / t)) for p, t in zip(logits, temperatures, strict=True)]
+        found = [checkpoint.calibration for checkpoint in checkpoints]
+        odds = [(p[1] / p[0]) ** (1 / c["temperature"]) for p, c in zip(logits, found, strict=True)]
+        odds = [o * np.exp(c["bias"][1] - c["bias"][0]) for o, c in zip(odds, found, strict=True)]
+        each = [o / (1 + o) for o in odds]
         assert row["prob_tumour"] == pytest.approx(np.mean(each))
         assert row["prob_tumour"] + row["prob_normal"] == pytest.approx(1) and row["models"] == 2
         assert row["fold_spread"] == pytest.approx(np.std(each))
         threshold = np.mean([checkpoint.calibration["threshold"] for checkpoint in checkpoints])
         assert row["prediction"] == ("tumour" if np.mean(each) >= threshold else "normal")
+
+
+def test_predictions_for_a_clinic_of_another_prevalence(trained, strangers, call, tmp_path):
+    _, out = trained
+    tables = []
+    for name, more in (("here.csv", ()), ("rare.csv", ("--prevalence", "0.02"))):
+        code, _, error = call(predict.main, out, strangers, "--out", tmp_path / name, "--device", "cpu", *more)
+        assert code == 0, error
+        tables.append(pd.read_csv(tmp_path / name))
+    here, rare = tables
+    assert (rare["prob_tumour"] < here["prob_tumour"]).all()
+    assert (rare["prediction"] == here["prediction"]).all()
+    code, _, error = call(predict.main, out, strangers, "--out", tmp_path / "x.csv", "--prevalence", "2")
+    assert code == 2 and "--prevalence is 2, expected a share above 0 and below 1" in error
 
 
 def test_slides_of_the_training_get_their_out_of_fold_prediction(trained, call, tmp_path):

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from features.feature_file import EmbeddingInfo, Embeddings
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
+from mil.run.ensemble import load_ensemble
 from mil.run.layout import clear, clear_temporaries, require_complete, write_provenance
 from mil.run.novelty import read_training_slides
 from mil.run.tables import (
@@ -53,9 +56,6 @@ def test_the_golden_run_of_version_1():
 
 
 def test_the_golden_models_still_predict():
-    from features.feature_file import EmbeddingInfo, Embeddings
-    from mil.run.ensemble import load_ensemble
-
     ensemble = load_ensemble(GOLDEN, "cpu")
     identity = {k: v for k, v in ensemble.encoder.items() if k != "dim"}
     place = dict(patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=1, height_l0=1, mpp_l0=0.25, mpp=0.5)
@@ -67,9 +67,6 @@ def test_the_golden_models_still_predict():
 
 
 def test_the_golden_run_of_version_2():
-    from features.feature_file import EmbeddingInfo, Embeddings
-    from mil.run.ensemble import load_ensemble
-
     golden = GOLDEN.parent / "run-v2"
     assert require_complete(golden)["settings"]["split"] == "patient"
     assert [read_checkpoint(golden, k).calibration["temperature"] for k in (0, 1)] == pytest.approx(
@@ -93,11 +90,24 @@ def test_the_golden_run_of_version_2():
     assert got.answer == pytest.approx([0.26333, 0.73667], abs=1e-4)
 
 
-def test_version_3_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v3")
+def test_the_golden_run_of_version_3():
+    golden = GOLDEN.parent / "run-v3"
+    require_complete(golden)
+    calibration = read_checkpoint(golden, 0).calibration
+    assert calibration["bias"] == pytest.approx([0.47701747, -0.76469972], abs=1e-6)
+    assert calibration["shares"] == [0.75, 0.25] and calibration["threshold"] == pytest.approx(0.63287003)
+    ensemble, features = load_ensemble(golden, "cpu"), torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    assert np.mean([ensemble.ask(m, features).answer for m in (0, 1)], axis=0) == pytest.approx(
+        [0.7489633, 0.2510367], abs=1e-5
+    )
+    assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.26963855)
+
+
+def test_another_version_is_refused_by_name(tmp_path):
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v4")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 3}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 3, this program reads version 2"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 4}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 4, this program reads version 3"):
         require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):
