@@ -7,7 +7,9 @@ from pathlib import Path
 import openslide
 
 from tiling.jobs.errors import SlideError
+from tiling.slides.files import is_zarr
 from tiling.slides.image import ImageReader
+from tiling.slides.ome_zarr import OmeZarrReader
 from tiling.slides.openslide import OpenSlideReader
 from tiling.slides.slide import Slide
 from tiling.slides.tiff import TiffReader
@@ -21,10 +23,10 @@ def open_slide(path: Path, overlapping: bool = False) -> Slide:
     TIFF tiles are decoded directly where that gives OpenSlide's pixels: plain and OME-TIFF, Aperio SVS in JPEG,
     and what OpenSlide refuses. Other vendors' formats go through OpenSlide, JPEG and PNG images through Pillow.
 
-    path: a slide file, or the folder of one DICOM series.
+    path: a slide file, the folder of one DICOM series, or an OME-Zarr folder.
     """
-    from tiling.slides.openslide import OpenSlideReader
-
+    if is_zarr(path):
+        return OmeZarrReader(path)
     if path.is_dir():
         return OpenSlideReader(_dicom_file(path))
     if not path.exists():
