@@ -7,6 +7,7 @@ from pathlib import Path
 import openslide
 
 from tiling.jobs.errors import SlideError
+from tiling.slides.dicom import dicom_file, open_dicom
 from tiling.slides.files import is_zarr
 from tiling.slides.image import ImageReader
 from tiling.slides.ome_zarr import OmeZarrReader
@@ -28,11 +29,13 @@ def open_slide(path: Path, overlapping: bool = False) -> Slide:
     if is_zarr(path):
         return OmeZarrReader(path)
     if path.is_dir():
-        return OpenSlideReader(_dicom_file(path))
+        return open_dicom(dicom_file(path))
     if not path.exists():
         raise SlideError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
+    if path.suffix.lower() == ".dcm":
+        return open_dicom(path)
     vendor = openslide.OpenSlide.detect_format(path)
     # OpenSlide reads plain TIFF without OME-XML and SubIFDs, and 16 bits as if they were 8: left to tifffile.
     tiff = functools.partial(TiffReader, overlapping=overlapping)
@@ -63,10 +66,3 @@ def _open_aperio(path: Path, overlapping: bool) -> Slide:
         return fast
     fast.close()
     return slide
-
-
-def _dicom_file(folder: Path) -> Path:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".dcm")
-    if not files:
-        raise SlideError(f"{folder}: a folder without .dcm files; only a DICOM series may be given as a folder")
-    return files[0]
