@@ -47,6 +47,7 @@ SPLITS = ("train", "val", "test")
 _RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "mask", "format_version")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
+    | {".czi", ".vsi", ".isyntax", ".i2syntax"}  # the last three are not read: each fails and says what to do
 )
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _SHOWN_FAULTS = 20

@@ -1,11 +1,10 @@
-"""DICOM slides: through OpenSlide, and through wsidicom (extra `dicom`, Apache-2.0) what it refuses.
+"""DICOM slides through wsidicom (extra `dicom`, Apache-2.0), for what OpenSlide refuses.
 
 OpenSlide decodes JPEG and JPEG 2000, and YBR_FULL not at all; wsidicom has the other transfer syntaxes and colours. Of
 a sparse series, a tile that was not scanned is white.
 """
 
 import functools
-import importlib.util
 import logging
 import math
 from collections.abc import Iterable
@@ -17,8 +16,7 @@ from PIL import Image
 
 from tiling.jobs.errors import SlideError
 from tiling.slides.chunks import CHUNK_BYTES_MAX, ChunkCache, put_together
-from tiling.slides.openslide import OpenSlideReader
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels, Slide, read_reduced
+from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
 # What a decoder gives of YBR_FULL: RGB from JPEG, whose decoders convert; the stored Y, Cb, Cr from the others.
 _CONVERTED = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")  # JPEG baseline and extended
@@ -35,25 +33,6 @@ def dicom_file(folder: Path) -> Path:
             f"{folder}: a folder without .dcm files; only a DICOM series or an OME-Zarr may be given as a folder"
         )
     return files[0]
-
-
-def open_dicom(path: Path) -> Slide:
-    """The series that a .dcm file belongs to. Raises SlideError with the reasons of both readers."""
-    try:
-        return OpenSlideReader(path)
-    except SlideError as error:
-        refused = str(error)
-    if importlib.util.find_spec("wsidicom") is None:
-        raise SlideError(
-            f"{path}: {refused}; the extra `dicom` reads more of DICOM: pip install 'slidemil[dicom]'"
-        ) from None
-    try:
-        return DicomReader(path)
-    except SlideError as error:
-        raise SlideError(
-            f"{path}: no reader opens it: {refused}; wsidicom: {error}. Is it damaged? If not, convert the series to "
-            "OME-TIFF, for example with bfconvert of Bio-Formats"
-        ) from error
 
 
 class DicomReader:
@@ -145,7 +124,7 @@ def _require_all_read(slide: Any, files: dict[Path, tuple[int, int]]) -> None:
     read = {(level.size.width, level.size.height) for level in slide.levels}
     missing = {file: size for file, size in files.items() if size not in read}
     if missing:
-        raise SlideError(f"it cannot read {len(missing)} of {len(files)} files of the series, {_kinds(missing)}")
+        raise SlideError(f"cannot read {len(missing)} of {len(files)} files of the series, {_kinds(missing)}")
 
 
 def _kinds(files: Iterable[Path]) -> str:

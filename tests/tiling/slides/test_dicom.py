@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from tiling import tile
 from tiling.jobs.errors import SlideError
-from tiling.slides import dicom
+from tiling.slides import opening
 from tiling.slides.dicom import DicomReader
 from tiling.slides.opening import open_slide
 from tiling.store.patches import PatchStore
@@ -188,7 +188,7 @@ def test_levels_and_other_files_of_the_folder(original, data, tmp_path):
 
 def test_a_level_that_cannot_be_read_is_not_passed_over(original, tmp_path):
     pyramid(original, tmp_path / "s", (ExplicitVRLittleEndian, "YBR_FULL", lambda f: ybr(f).tobytes()))
-    said = "cannot read 1 of 2 files of the series, YBR_FULL in Explicit VR Little Endian.*convert the series"
+    said = "wsidicom: cannot read 1 of 2 files of the series, YBR_FULL in Explicit VR Little Endian.*convert it to OME"
     with pytest.raises(SlideError, match=said) as error:
         open_slide(tmp_path / "s")
     assert str(tmp_path / "s/a.dcm") in str(error.value)
@@ -198,7 +198,7 @@ def test_what_neither_reads(original, tmp_path):
     template, frames = original
     jpegls = LOSSLESS["JPEG-LS"]
     write(tmp_path / "ls/a.dcm", template, frames, (JPEGLSLossless, "YBR_FULL", lambda f: jpegls[2](ybr(f))))
-    with pytest.raises(SlideError, match=r"wsidicom: .*found YBR_FULL in JPEG-LS .*convert the series to OME-TIFF"):
+    with pytest.raises(SlideError, match=r"wsidicom: .*found YBR_FULL in JPEG-LS .*convert it to OME-TIFF"):
         open_slide(tmp_path / "ls")
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.dcm").write_text("no DICOM")
@@ -233,7 +233,7 @@ def test_threads_read_at_once(original, tmp_path):
 def test_without_the_extra_the_remedy_is_told(original, tmp_path, monkeypatch):
     template, frames = original
     folder = write(tmp_path / "s/a.dcm", template, frames, YBR_FULL["JPEG"])
-    monkeypatch.setattr(dicom.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SlideError, match=r"Unsupported photometric .*pip install 'slidemil\[dicom\]'") as error:
         open_slide(folder)
     assert str(folder) in str(error.value)
