@@ -22,7 +22,7 @@ def _run() -> int:
         "tile-slides",
         "Cut slides into tissue-masked patches at an exact scale, one zarr store a slide.",
     )
-    parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide file, or a glob")
+    parser.add_argument("slides", type=str, help="a slide table (.csv), a folder, one slide, or a glob")
     parser.add_argument("--out", type=Path, required=True, help="folder for the patch stores, <slide_id>.zarr")
     parser.add_argument("--verify", action="store_true", help="only read the stores again and name those not whole")
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
 Columns
   slide_id    unique, a file's name on every system, see tiling.slide_ids; default: the file's stem
-  path        the slide file, or the folder of one DICOM series; relative paths start at the table's folder
+  path        the slide file, or the folder of one DICOM series or of an OME-Zarr image; relative paths start at the
+              table's folder
   patient_id  default: slide_id. All slides of a patient are kept on one side of every split
   site        optional: hospital or scanner
   split       optional: train, val or test
@@ -25,6 +26,7 @@ numbers (the header is row 1).
 
 import csv
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiling.jobs.errors import RequestError
 from tiling.slide_ids import caseless, fault_of, in_one_form
-from tiling.slides.files import slide_files
+from tiling.slides.files import is_ome_zarr, is_zarr, slide_files
 from tiling.slides.slide import MPP_MAX, MPP_MIN
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ SPLITS = ("train", "val", "test")
 _RESERVED = ("slide_id", "path", "patient_id", "site", "split", "mpp", "annotation", "mask", "format_version")
 _SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".btf", ".tf8"}
+    | {".czi", ".vsi", ".isyntax", ".i2syntax"}  # the last three are not read: each fails and says what to do
 )
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _SHOWN_FAULTS = 20
@@ -72,20 +75,23 @@ def load_slides(source: "str | Path | pd.DataFrame") -> list[SlideRow]:
     path = Path(source)
     if path.suffix.lower() == ".csv":
         return load_table(path, needs_path=True)
-    if path.is_dir():
+    if is_ome_zarr(path):
+        found = [path]
+    elif path.is_dir():
         found = _slides_in(path)
         if not found:
             raise RequestError(
-                f"{path}: no slide in this folder (looked for {' '.join(sorted(_SUFFIXES | _IMAGE_SUFFIXES))}, "
-                "also in subfolders)"
+                f"{path}: no slide in this folder (looked for {' '.join(sorted(_SUFFIXES | _IMAGE_SUFFIXES))} "
+                "and OME-Zarr folders, also in subfolders)"
             )
     elif path.is_file():
         found = [path]
     else:
-        found = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).is_file())
+        matching = [Path(p) for p in glob.glob(str(source), recursive=True)]
+        found = sorted(p for p in matching if p.is_file() or is_ome_zarr(p))
         if not found:
             raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
-    rows = [SlideRow(slide_id=in_one_form(p.name if p.is_dir() else p.stem), path=p.absolute()) for p in found]
+    rows = [SlideRow(slide_id=in_one_form(_default_id(p)), path=p.absolute()) for p in found]
     rows = [_with_defaults(r) for r in rows]
     _raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
     return rows
@@ -126,10 +132,25 @@ def select_part(rows: Sequence[SlideRow], part: str) -> list[SlideRow]:
     return list(rows[int(match[1]) - 1 :: int(match[2])])
 
 
+def _default_id(path: Path) -> str:
+    return path.name if path.is_dir() and path.suffix.lower() != ".zarr" else path.stem
+
+
 def _slides_in(folder: Path) -> list[Path]:
-    """Slide files below `folder`, or images; the .dcm files of one folder are one slide, named by the folder."""
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    slides = {p.parent if p.suffix.lower() == ".dcm" else p for p in files if p.suffix.lower() in _SUFFIXES}
+    """Slide files and OME-Zarr folders below `folder`, or images.
+
+    The .dcm files of one folder are one slide, named by the folder. Other zarr folders, such as patch stores, are not
+    looked into.
+    """
+    files: list[Path] = []
+    slides: set[Path] = set()
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        stores = [name for name in folders if is_zarr(here / name)]
+        slides |= {here / name for name in stores if is_ome_zarr(here / name)}
+        folders[:] = [name for name in folders if name not in stores]
+        files += [here / name for name in names if not name.startswith(".") and (here / name).is_file()]
+    slides |= {p.parent if p.suffix.lower() == ".dcm" else p for p in files if p.suffix.lower() in _SUFFIXES}
     return sorted(slides or {p for p in files if p.suffix.lower() in _IMAGE_SUFFIXES})
 
 

@@ -15,6 +15,7 @@ class ConvertConfig:
     encoder: str = setting("", "name of the network that made the features")
     patch_px: int | None = setting(None, "side of a patch in pixels, as it was read from the slide")
     patch_size_l0: int | None = setting(None, "side of a patch in level-0 pixels")
+    patch_um: float | None = setting(None, "side of a patch in µm; gives the one in level-0 pixels where mpp is known")
     overlap_px: int | None = setting(None, "overlap of neighbouring patches in patch pixels; 0 for none")
     mpp_l0: float | Literal["none"] | None = setting(None, "µm per level-0 pixel, or `none`: the slides have no scale")
     width_l0: int | None = setting(None, "width of the slides in level-0 pixels")
@@ -37,6 +38,8 @@ class ConvertConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
+        if self.patch_um is not None and not 0 < self.patch_um < math.inf:
+            raise ValueError(f"--patch-um is {self.patch_um}, expected µm above 0")
         if isinstance(self.mpp_l0, float | int) and not MPP_MIN <= self.mpp_l0 <= MPP_MAX:
             raise ValueError(f"--mpp-l0 is {self.mpp_l0}, expected {MPP_MIN} to {MPP_MAX} µm per pixel, or none")
 

@@ -92,6 +92,7 @@ def _given(row: SlideRow, config: ConvertConfig) -> Description:
         encoder=config.encoder or None,
         patch_size_px=config.patch_px,
         patch_size_l0=config.patch_size_l0,
+        patch_size_um=config.patch_um,
         overlap_px=config.overlap_px,
         width_l0=config.width_l0,
         height_l0=config.height_l0,
@@ -139,7 +140,7 @@ def _in_dtype(found: Found, layout: Layout, wanted: str) -> "np.ndarray[tuple[in
 
 def _digest(found: Found) -> str:
     """`<layout>:<sha256>` of what was found: where a file of ours comes from."""
-    coords = found.coords_um if found.coords_l0 is None else found.coords_l0
+    coords = next((c for c in (found.coords_l0, found.coords_um, found.coords_scaled_px) if c is not None), None)
     sha = hashlib.sha256(f"{found.features.dtype}{found.features.shape};".encode())
     sha.update(np.ascontiguousarray(found.features).tobytes())
     if coords is not None:

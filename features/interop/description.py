@@ -19,12 +19,12 @@ SAID_IN_FULL = ("encoder", "patch_size_px", "patch_size_l0", "overlap_px", "widt
 FLAGS = {
     "encoder": "--encoder",
     "patch_size_px": "--patch-px",
-    "patch_size_l0": "--patch-size-l0",
+    "patch_size_l0": "--patch-size-l0 (or --patch-um)",
     "overlap_px": "--overlap-px",
     "width_l0": "--width-l0 (or a table with `path`: --slides)",
     "height_l0": "--height-l0 (or a table with `path`: --slides)",
     "mpp_l0": "--mpp-l0 (or a table with `mpp`: --slides)",
-    "patch_size_um": "--patch-size-l0",
+    "patch_size_um": "--patch-um",
 }
 
 
@@ -39,12 +39,12 @@ class Description:
     width_l0: int | None = None
     height_l0: int | None = None
     mpp_l0: float | None = None  # µm per level-0 pixel; NaN: the slide has no scale
-    patch_size_um: float | None = None  # STAMP says this instead of patch_size_l0
+    patch_size_um: float | None = None  # instead of patch_size_l0, which it gives with mpp_l0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one feature file says. coords (N, 2), (x, y) of patch corners: level-0 pixels, or µm, or not there."""
+    """What one feature file says. coords (N, 2), (x, y) of patch corners, in one of three units or not there."""
 
     path: Path
     layout: str
@@ -53,6 +53,7 @@ class Found:
     coords_um: NDArray[np.float64] | None
     said: Description
     origin: EmbeddingInfo | None = None  # of the file of ours that it was converted from
+    coords_scaled_px: NDArray[np.int64] | None = None  # pixels of the slide as it was scaled to the patches' µm/px
 
     @property
     def slide_id(self) -> str:
@@ -158,6 +159,8 @@ def _with_level_0_size(known: Description, path: Path) -> Description:
 def _coords_l0(found: Found, known: Description) -> NDArray[np.int64]:
     if found.coords_l0 is not None:
         return found.coords_l0
+    if found.coords_scaled_px is not None:
+        return _from_scaled(found.coords_scaled_px, found.path, known)
     if found.coords_um is None:
         raise SlideError(f"{found.path}: holds no coordinates; convert it with convert-features --clam-patches DIR")
     if known.mpp_l0 is None or math.isnan(known.mpp_l0):
@@ -166,6 +169,23 @@ def _coords_l0(found: Found, known: Description) -> NDArray[np.int64]:
             "convert it with convert-features and --mpp-l0, or --slides TABLE with the column `mpp`"
         )
     return np.rint(found.coords_um / known.mpp_l0).astype(np.int64)
+
+
+def _from_scaled(coords: NDArray[np.int64], path: Path, known: Description) -> NDArray[np.int64]:
+    """Patches that lie edge to edge: their number in the grid times their side in level-0 pixels."""
+    side = known.patch_size_um / known.mpp_l0 if known.patch_size_um and known.mpp_l0 else known.patch_size_l0
+    if not known.patch_size_px or not side:
+        raise SlideError(
+            f"{path}: its coordinates are pixels of a scaled slide and it does not say the scale; convert it with "
+            "convert-features, --patch-px (224 by STAMP 1's default), --patch-um (256) and --mpp-l0"
+        )
+    if (coords % known.patch_size_px).any():
+        raise SlideError(
+            f"{path}: coordinates that are no multiples of {known.patch_size_px} px, the side of a patch; "
+            f"they are multiples of {np.gcd.reduce(coords, axis=None)}; check --patch-px"
+        )
+    corners: NDArray[np.int64] = np.rint(coords // known.patch_size_px * side).astype(np.int64)
+    return corners
 
 
 def _info(found: Found, known: Description, digest: str) -> EmbeddingInfo:

@@ -5,7 +5,8 @@
   coords  (N, 2) float32, (x, y) of tile corners in µm from the slide's corner
 Attributes of the file: stamp_version, extractor, unit ("um"), tile_size_um, tile_size_px, code_hash, feat_type
 ("tile"; "slide" or "patient" are other things and refused). Version 2.0 wrote `tile_size` (µm) for `tile_size_um`.
-Older files, whose coordinates have no unit, are refused. STAMP refuses a file of a stamp_version newer than itself.
+Files of version 1 are another layout (`stamp_1`) and read only; others whose coordinates have no unit are refused.
+STAMP refuses a file of a stamp_version newer than itself.
 
 The slide's µm per pixel is not in the file, so level-0 pixels need --mpp-l0: they are coords / mpp, rounded, which is
 what STAMP's heatmaps do. STAMP's own tiles need not start on whole pixels; rounding moves them by half a pixel at most.
@@ -24,6 +25,7 @@ import numpy as np
 from features.feature_file import Embeddings, opened
 from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
 from features.interop.layout_file import Content, content_differences, data_set, require_rows, write_content
+from features.interop.stamp_1 import is_stamp_1, read_stamp_1
 from tiling.jobs.errors import SlideError
 
 _STAMP_VERSION = "2.3.0"
@@ -37,6 +39,11 @@ class Stamp:
         return "feats" in file
 
     def read(self, path: Path) -> Found:
+        with opened(path) as file:
+            version_1 = is_stamp_1(file)
+        return read_stamp_1(path, self.name) if version_1 else self._read_2(path)
+
+    def _read_2(self, path: Path) -> Found:
         with opened(path) as file:
             attributes = dict(file.attrs)
             kind = attributes.get("feat_type", "tile")

@@ -9,8 +9,6 @@ import functools
 import os
 import re
 import struct
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.jobs.errors import SlideError
+from tiling.slides.chunks import CHUNK_BYTES_MAX, ChunkCache, put_together
 from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
-_CACHE_BYTES = 64 << 20
-_CHUNK_BYTES_MAX = 512 << 20  # a strip that is larger must be decoded whole to read one patch
 _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM_PER_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}  # TIFF 6.0: inch, centimetre
 _CHROMA = {"Gray": NO_SUBSAMPLING, "411": "420", "440": "422"}  # what the patch encoder can do of it
@@ -88,9 +85,7 @@ class TiffReader:
         self.downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
         self._file = os.open(path, os.O_RDONLY)
         self.subsampling = tuple(self._subsampling(i) for i in range(len(self._levels)))
-        self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
+        self._cache = ChunkCache()
 
     @property
     def is_jpeg(self) -> bool:
@@ -101,38 +96,14 @@ class TiffReader:
         image, r = self._levels[level], reduction
         if image.chunk_w % r or image.chunk_h % r:
             return read_reduced(functools.partial(self.read, level), x, y, width, height, r)
-        chunk_w, chunk_h = image.chunk_w // r, image.chunk_h // r
-        right, bottom = -(-image.width // r), -(-image.height // r)
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom)
-        inside = (x0, y0, x1, y1) == (x, y, x + width, y + height)
-        out = np.empty((height, width, 3), np.uint8) if inside else np.full((height, width, 3), 255, np.uint8)
-        if x0 >= x1 or y0 >= y1:
-            return out
-        for row in range(y0 // chunk_h, -(-y1 // chunk_h)):
-            for column in range(x0 // chunk_w, -(-x1 // chunk_w)):
-                left, top = column * chunk_w, row * chunk_h
-                cut = left < x0 or top < y0 or left + chunk_w > x1 or top + chunk_h > y1
-                read = self._cached if cut or self._overlapping else self._decode
-                chunk = read(level, row * image.columns + column, r)
-                a, b = max(left, x0), min(left + chunk.shape[1], x1)
-                c, d = max(top, y0), min(top + chunk.shape[0], y1)
-                out[c - y : d - y, a - x : b - x] = chunk[c - top : d - top, a - left : b - left]
-        return out
+        size = -(-image.width // r), -(-image.height // r)
 
-    def _cached(self, level: int, index: int, reduction: int) -> Pixels:
-        key = (level, index, reduction)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        chunk = self._decode(level, index, reduction)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = chunk
-                self._cached_bytes += chunk.nbytes
-            while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return chunk
+        def chunk_at(row: int, column: int, cut: bool) -> Pixels:
+            index = row * image.columns + column
+            decode = functools.partial(self._decode, level, index, r)
+            return self._cache.get((level, index, r), decode) if cut or self._overlapping else decode()
+
+        return put_together((x, y, width, height), size, (image.chunk_w // r, image.chunk_h // r), chunk_at)
 
     def _decode(self, level: int, index: int, reduction: int) -> Pixels:
         """One chunk, reduced; a chunk of no bytes is made from the finer level, or white where there is none."""
@@ -260,7 +231,7 @@ def _level(page: Any) -> _Level:
             f"tifffile: {width} × {height} px in tiles of {chunk_w} × {chunk_h} px are {rows * columns} tiles, "
             f"the file lists {len(page.dataoffsets)}"
         )
-    if chunk_w * chunk_h * samples > _CHUNK_BYTES_MAX:
+    if chunk_w * chunk_h * samples > CHUNK_BYTES_MAX:
         raise SlideError(
             f"tifffile: {width} × {height} px in pieces of {chunk_w} × {chunk_h} px, too large to decode one by one; "
             "convert the file to a tiled TIFF"
