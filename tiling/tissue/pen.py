@@ -34,7 +34,7 @@ def find_pen(density: NDArray[np.float32], unseen: NDArray[np.bool_], mpp: float
 
 def _strokes(density: NDArray[np.float32], unseen: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     sure, likely = _ink(density, unseen)
-    sure &= _wide(likely, max(3, round(_STROKE_UM / mpp) | 1))
+    sure = _wide(sure, max(3, round(_STROKE_UM / mpp) | 1))
     sure = np.asarray(remove_small_objects(sure, max_size=round(_AREA_UM2 / mpp**2)))
     ink = areas_touching(likely, sure)
     if ink.sum() > _STAIN_SHARE * (~unseen).sum() and ink.sum() > 0.9 * ((density[0] > 0.2) & ~unseen).sum():
