@@ -48,7 +48,7 @@ def test_a_dot_and_a_stroke_that_ends_at_the_frame_are_pen():
     y, x = np.mgrid[:200, :300]
     dot = (y - 60) ** 2 + (x - 80) ** 2 < 10**2  # 160 µm across
     stroke = (y > 100) & (abs(x - 200) < 8)
-    pixels[dot | stroke] = (22, 18, 24)
+    pixels[dot | stroke] = (60, 40, 55)  # black, but with a cast of purple
     found = map_tissue(Thumbnail(pixels, 16.0), "otsu", 0.5)
     assert found.pen[dot | stroke].mean() > 0.98 and not found.dark.any() and not found.tissue.any()
 
