@@ -5,6 +5,7 @@ from typing import Literal
 
 from tiling.jobs.command import setting
 from tiling.slides.slide import MPP_MAX, MPP_MIN
+from tiling.tissue.methods import package_of
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,10 @@ class TilingConfig:
     )
     patch_px: int = setting(512, "side of a patch in pixels at that scale")
     overlap_px: int = setting(0, "overlap of neighbouring patches in pixels at that scale")
-    tissue: Literal["otsu", "entropy", "all"] = setting(
-        "otsu", "how tissue is found: by colour (otsu), by texture (entropy), or `all`: the whole slide counts"
+    tissue: str = setting(
+        "otsu",
+        "how tissue is found: by colour (otsu), by texture (entropy), `all`: the whole slide counts, or a mask that an "
+        "installed package brings",
     )
     min_tissue: float = setting(0.5, "least share of tissue in a patch, 0 to 1")
     max_pen: float = setting(1.0, "largest share of pen in a patch, 0 to 1")
@@ -38,6 +41,7 @@ class TilingConfig:
             raise ValueError(f"--patch-px is {self.patch_px}, expected at least 16 pixels")
         if not 0 <= self.overlap_px < self.patch_px:
             raise ValueError(f"--overlap-px is {self.overlap_px}, expected 0 to {self.patch_px - 1}")
+        package_of(self.tissue)
         if not 0 <= self.min_tissue <= 1:
             raise ValueError(f"--min-tissue is {self.min_tissue}, expected 0 to 1")
         if not 0 <= self.max_pen <= 1:
@@ -52,4 +56,6 @@ class TilingConfig:
     def content(self) -> dict[str, object]:
         """The settings that decide about a store's content, as JSON values."""
         keys = ("mpp", "patch_px", "overlap_px", "tissue", "min_tissue", "max_pen", "min_sharpness", "pixels")
-        return {key: getattr(self, key) for key in (*keys, "jpeg_quality")}
+        package = package_of(self.tissue)
+        brought = {"tissue_package": package} if package else {}
+        return {key: getattr(self, key) for key in (*keys, "jpeg_quality")} | brought

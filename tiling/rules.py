@@ -8,6 +8,6 @@ RULES = {
     "scale": 1,  # the level that is read, and the side of a patch (tiling.grid.scale)
     "grid": 1,  # where patches lie, and their shares of each mask (tiling.grid.corners)
     "pixels": 1,  # of a patch, and its sharpness (tiling.grid.resample, tiling.tissue.sharpness)
-    "tissue": 1,  # tissue, dark borders and glass on the thumbnail, and the thumbnail (tiling.tissue)
-    "pen": 1,  # pen on the thumbnail (tiling.tissue.pen)
+    "tissue": 2,  # tissue, dark borders and glass on the thumbnail, and the thumbnail (tiling.tissue)
+    "pen": 2,  # pen on the thumbnail (tiling.tissue.pen)
 }

@@ -11,6 +11,7 @@ from tiling.slides.slide import Pixels
 
 _DARK = 50  # brightest channel of black borders and of the shadow at the edge of the glass
 _SHADOW_PX = 5  # side of the square by which black grows over its grey edge
+_SLENDER = 4  # times as long as deep are borders at least; strokes that end at the frame reach 3
 _PADDING_SHARE = 0.02  # of the picture's frame that a colour must take to be padding
 _SMOOTH = 2  # grey levels between fine and coarse blur; glass is below, tissue is textured
 _GLASS_SHARE = 0.005  # of the scanned pixels that look like glass; below, the slide shows none
@@ -63,13 +64,19 @@ def _padding(pixels: Pixels) -> NDArray[np.bool_]:
 
 
 def _dark(pixels: Pixels, padding: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(H, W) black areas that reach the picture's frame or the padding. Black inside the slide is ink or tissue."""
+    """(H, W) black areas that lie along the picture's frame or the padding. Other black is ink or tissue.
+
+    A stroke that ends at the frame touches it over its width alone, a border over its length.
+    """
     dark = (pixels[..., 0] <= _DARK) & (pixels[..., 1] <= _DARK) & (pixels[..., 2] <= _DARK)
     if not dark.any():
         return dark
     outside = np.asarray(maximum_filter(padding, 3))
     outside[[0, -1]] = outside[:, [0, -1]] = True
-    return np.asarray(maximum_filter(areas_touching(dark, outside), _SHADOW_PX))
+    areas, count = label(dark)
+    area, contact = (np.bincount(areas[where], minlength=count + 1).astype(float) for where in (dark, dark & outside))
+    along = (contact > 0) & (contact**2 >= _SLENDER * area)
+    return np.asarray(maximum_filter(along[areas], _SHADOW_PX))
 
 
 def areas_touching(mask: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:

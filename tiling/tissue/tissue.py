@@ -1,6 +1,6 @@
 """Where tissue is on a thumbnail of about 8 µm per pixel, and what is pen, dark border or empty glass.
 
-Colours are compared with the glass of the same slide, never with white. Nothing is learned and nothing random.
+Colours are compared with the glass of the same slide, never with white. Nothing of ours is learned, nothing random.
 """
 
 import math
@@ -15,6 +15,7 @@ from skimage.measure import regionprops
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
 from tiling.tissue.glass import areas_touching, find_background
+from tiling.tissue.methods import installed_mask
 from tiling.tissue.pen import find_pen
 from tiling.tissue.thumbnail import TARGET_MPP, Thumbnail, mask_downsample, read_thumbnail
 
@@ -47,9 +48,10 @@ def map_tissue(
 ) -> TissueMap:
     """Tissue by `method`, and what is pen, dark and white whatever the method.
 
-    method: `otsu` (colour), `entropy` (texture) or `all` (everything is tissue).
+    method: `otsu` (colour), `entropy` (texture), `all` (everything is tissue), or one that an installed package brings
+    (tiling.tissue.methods).
     user_mask: (H, W) tissue as the user drew it; replaces the method's.
-    Both expect H&E or DAB with haematoxylin: blue or green stains (Alcian blue, trichrome) look like ink to `pen`.
+    Ours expect H&E or DAB with haematoxylin: blue or green stains (Alcian blue, trichrome) look like ink to `pen`.
     """
     mpp = TARGET_MPP if math.isnan(mpp_l0) else mpp_l0 * thumbnail.downsample
     background = find_background(thumbnail.pixels)
@@ -65,8 +67,10 @@ def map_tissue(
         tissue = np.ones_like(pen)
     elif method == "entropy":
         tissue = _clean(_entropy_tissue(background.density, colour, unseen) & ~unseen, covered, mpp)
-    else:
+    elif method == "otsu":
         tissue = by_colour
+    else:
+        tissue = installed_mask(method, thumbnail.pixels, mpp_l0 * thumbnail.downsample)
     return TissueMap(tissue, pen, background.dark, white)
 
 
