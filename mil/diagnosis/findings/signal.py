@@ -12,7 +12,9 @@ from mil.diagnosis.numbers.learning_curve import LearningCurve, learning_curve
 from mil.diagnosis.numbers.permutation import macro_aurocs, permutation_p, shuffled_labels
 from mil.diagnosis.numbers.probe import figure_of
 from mil.diagnosis.numbers.ridge import kernel
+from mil.metrics.bootstrap import Bootstrap
 from mil.pages.chart import Chart
+from mil.run.tables import read_predictions
 
 KEY, TITLE, SHARE = "signal", "Signal", 20
 _DRAWS = 5  # of patches, behind spread and extremes
@@ -35,7 +37,10 @@ def find(inputs: Inputs) -> Finding:
         numbers["expected AUROC with twice the patients"] = curve.doubled
     floor = _floor(inputs)
     numbers |= floor
-    severity, verdict, remedy = _judge(p_mean, p_any, auroc, curve, floor)
+    of_run = _of_run(inputs)
+    if of_run:
+        numbers["AUROC of the run"] = of_run
+    severity, verdict, remedy = _judge((p_mean, p_any), auroc, of_run, curve, floor)
     pictures = [_chart(curve)] if curve else []
     evidence = {"permutations": inputs.config.permutations}
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
@@ -90,17 +95,37 @@ def _spread_and_extremes(
     return np.stack(spread), np.stack(extremes)
 
 
+def _of_run(inputs: Inputs) -> Figure | None:
+    """AUROC of the run's slides, out of fold; None without a run."""
+    if inputs.sources.run is None:
+        return None
+    task, config = inputs.cohort.task, inputs.config
+    found: Figure = task.evaluate(read_predictions(inputs.require_run()[0]), Bootstrap(config.bootstrap, inputs.seed))[
+        task.headline
+    ]
+    return found
+
+
 def _judge(
-    p_mean: float, p_any: float, auroc: Figure, curve: LearningCurve | None, floor: dict[str, Figure]
+    ps: tuple[float, float], auroc: Figure, of_run: Figure | None, curve: LearningCurve | None, floor: dict[str, Figure]
 ) -> tuple[Severity, str, str]:
-    value = auroc["value"] or np.nan
+    """ps: of the average, and of the best of average, spread and extremes."""
+    value, (p_mean, p_any) = auroc["value"] or np.nan, ps
     if p_any >= 0.05:
+        if of_run and (of_run["low"] or 0) > 0.5:
+            return (
+                "look",
+                f"The run finds signal (AUROC {of_run['value']:.2f}, {of_run['low']:.2f}–{of_run['high']:.2f}) where "
+                f"average, spread and extremes of a slide's patches show none (p = {p_any:.2f}): a few patches may "
+                "carry it.",
+                "Keep to heads that look for few patches, such as gated-abmil, and tile densely.",
+            )
         return (
             "fault",
             "No signal found: with shuffled labels the features do as well, by average, spread and extremes of a "
             f"slide's patches (AUROC {value:.2f} by average; p = {p_any:.2f} of the best).",
-            "Check first that labels and slides belong together. Then try another scale or encoder, or more patients; "
-            "no head can learn what the features do not show.",
+            "Check first that labels and slides belong together. A head that looks for few patches may find what these "
+            "do not show: train gated-abmil and give its --run. Then try another scale or encoder, or more patients.",
         )
     grows = ""
     if curve and curve.doubled["value"] is not None and curve.doubled["low"] is not None:

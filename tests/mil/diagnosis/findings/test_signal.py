@@ -22,7 +22,7 @@ def test_signal_in_a_few_patches_is_found(build):
     assert found.numbers[BEST]["p"] < 0.05 <= found.numbers["AUROC of averaged features"]["p"]
 
 
-def test_scraps_of_tissue_do_not_decide_how_many_patches_are_compared(tmp_path, write_features, build):
+def test_scraps_of_tissue_do_not_decide_how_many_patches_are_compared(build):
     cohort = build(witness=0.0, patches=100).cohort
     assert signal._as_many_of_each(cohort)[0] == 100
     sizes = [len(features) for features in cohort.features]
@@ -31,3 +31,13 @@ def test_scraps_of_tissue_do_not_decide_how_many_patches_are_compared(tmp_path, 
     object.__setattr__(cohort, "features", cut)
     patches, slides = signal._as_many_of_each(cohort)
     assert patches == 10 and set(np.arange(len(sizes))) - set(slides) == {3}
+
+
+@pytest.mark.parametrize(
+    ("low", "severity", "said"), [(0.90, "look", "The run finds signal"), (0.45, "fault", "No signal")]
+)
+def test_a_run_that_finds_signal_is_believed(low, severity, said):
+    auroc = {"value": 0.56, "low": 0.37, "high": 0.74}
+    found = signal._judge((0.12, 0.08), auroc, {"value": 0.97, "low": low, "high": 1.0}, None, {})
+    assert found[0] == severity and found[1].startswith(said)
+    assert signal._judge((0.12, 0.08), auroc, None, None, {})[0] == "fault"

@@ -29,3 +29,12 @@ def test_auroc_is_over_pairs_within_a_fold():
     truth = np.array([[False], [True], [True], [False], [False]])
     folds = [(np.arange(2), np.arange(2)), (np.arange(2), np.arange(2, 5))]
     assert aurocs_within_folds(scores, truth, folds)[0] == pytest.approx(1 / 3)
+
+
+def test_no_score_depends_on_labels_that_it_is_judged_by():
+    rng = np.random.default_rng(2)
+    products, targets = kernel(rng.normal(size=(30, 6))), rng.integers(0, 2, (30, 4)).astype(float)
+    patients, train, test = np.arange(30).astype(str), np.arange(22), np.arange(22, 30)
+    scores = out_of_fold(products, targets, patients, [(train, test)])
+    targets[test] = 1 - targets[test]
+    np.testing.assert_array_equal(out_of_fold(products, targets, patients, [(train, test)]), scores)
