@@ -30,7 +30,7 @@ _MODULES = (
     "copied_labels",
     "training",
     "wrong_labels",
-    "helpful_slides",
+    "helpful_patients",
     "scale",
     "patches",
 )

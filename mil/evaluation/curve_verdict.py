@@ -1,14 +1,15 @@
 """What a learning curve says, in plain words: rules over the losses by epoch, one verdict a fold and one for all.
 
-`start` is a fold's first loss, of its own kind; losses are smoothed by a running median of five epochs where one epoch
-must not decide. The first rule that fits gives the verdict:
+`start` is a fold's first loss, of its own kind; the kept epoch is the one whose weights the checkpoint holds, not that
+whose validation loss happens to be lowest. Losses are smoothed by a running median of five epochs where one epoch must
+not decide. The first rule that fits gives the verdict:
 
     too short            fewer than 5 epochs
     unstable             losses jump: their mean distance to the running median is more than 10 % of the start, or
                          training ends above its start
     does not learn       the training loss falls by less than 10 % of its start
     overfits from the start
-                         the training loss falls, but the lowest validation loss is not 5 % below its start
+                         the training loss falls, but the validation loss of the kept epoch is not 5 % below its start
     overfits             after the kept epoch the validation loss rises by more than 10 % of its start
     stopped too early    the fold ran to its last epoch, kept one of the last tenth, and in the second half the
                          validation loss fell by more than 5 % of its start (with the learning rate going down,
@@ -26,6 +27,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from mil.run.tables import kept_epoch
 
 Name = Literal[
     "too short",
@@ -48,7 +51,7 @@ REMEDIES: dict[Name, str] = {
     "together.",
     "overfits": "The validation loss rises again while training goes on. The epoch that was kept is the one where its "
     "mean was lowest; more patients, a higher --dropout or a smaller --embed-dim can make the result better.",
-    "stopped too early": "The lowest validation loss is the last one, and much of the fall was late; raise --epochs.",
+    "stopped too early": "The kept epoch is among the last, and much of the fall was late; raise --epochs.",
     "fine": "Training and validation loss fall and settle.",
 }
 _NAMES: tuple[Name, ...] = tuple(REMEDIES)
@@ -64,23 +67,23 @@ class Verdict:
 
 
 def judge_fold(history: pd.DataFrame, epochs: int) -> Verdict:
-    """The verdict on one fold's history.csv (train_loss and val_loss by epoch); `epochs` is the largest number."""
+    """The verdict on one fold's history.csv, see mil.run.layout; `epochs` is the largest number that was allowed."""
     train, val = (history[name].to_numpy(np.float64) for name in ("train_loss", "val_loss"))
     if len(train) < _WINDOW:
         return Verdict("too short", f"only {len(train)} epoch(s)")
     smooth_train, smooth_val = _smooth(train), _smooth(val)
-    kept = int(val.argmin())
+    kept = kept_epoch(history)
     jumps = max(_jumps(train, smooth_train), _jumps(val, smooth_val))
     if jumps > 0.10 or smooth_train[-1] > train[0]:
         return Verdict("unstable", f"losses jump by {jumps:.0%} of their start, training {_from_to(train)}")
     if _fall(train[0], smooth_train.min()) < 0.10:
         return Verdict("does not learn", f"training loss {_from_to(train)}")
     if _fall(val[0], val[kept]) < 0.05:
-        lowest = f"validation never got below {val[kept]:.3g} (start {val[0]:.3g})"
-        return Verdict("overfits from the start", f"training loss {_from_to(train)}, {lowest}")
+        validation = f"validation loss from {val[0]:.3g} to {val[kept]:.3g} in epoch {kept + 1}, which was kept"
+        return Verdict("overfits from the start", f"training loss {_from_to(train)}, {validation}")
     if smooth_val[-1] - val[kept] > 0.10 * abs(val[0]):
         rise = f"from {val[kept]:.3g} to {smooth_val[-1]:.3g}"
-        return Verdict("overfits", f"after epoch {kept + 1} the validation loss rose {rise}")
+        return Verdict("overfits", f"after epoch {kept + 1}, which was kept, the validation loss rose {rise}")
     half, late = len(val) // 2, len(val) >= epochs and kept + 1 > 0.9 * epochs
     if late and smooth_val[half] - val[kept] > 0.05 * abs(val[0]):
         fell = f"from {smooth_val[half]:.3g} to {val[kept]:.3g}"

@@ -31,7 +31,7 @@ class MilOutput:
 
     logits: Tensor  # (B, C); their softmax is the probability of the slide
     attention: Tensor  # (ΣN,) >= 0, sums to 1 in each bag
-    patch_logits: Tensor  # (ΣN, C), the classifier applied to each patch's own embedding
+    patch_logits: Tensor  # (ΣN, C), the classifier applied to each patch's own embedding; NaN where there is none
     class_attention: Tensor | None = None  # (ΣN, C) as attention, of each class, where a head has one a class
     contributions: Tensor | None = None  # (ΣN, C), whose sum over a bag is its logits, where a head is such a sum
 

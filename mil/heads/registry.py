@@ -24,6 +24,12 @@ HEADS = {  # name of the head: module below mil.heads.zoo
     "patch-label-copy": "patch_label_copy",
     "needle": "needle",
 }
+_SLIDES_ALONE = ("bag-stats",)
+
+
+def judges_patches(name: str) -> bool:
+    """Whether a head says something of a single patch, so that there is a map to draw."""
+    return name not in _SLIDES_ALONE
 
 
 def build_head(name: str, shape: "HeadShape") -> "Head":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mil.heads.registry import judges_patches
 from mil.maps import faithfulness, lesions
 from mil.maps.config import HeatmapConfig
 from mil.maps.drawn import Drawn
@@ -48,11 +49,16 @@ def export_heatmaps(
     out: Path,
     listener: Listener = SILENT,
 ) -> Outcomes:
-    """Write the chosen forms for every slide. Raises RequestError for an unfinished run or its classes.
+    """Write the chosen forms for every slide. Raises RequestError for an unfinished run, its classes or its head.
 
     A slide that the run has tested gets its out-of-fold scores; any other gets the folds' ensemble.
     """
     provenance = require_complete(run)
+    if not judges_patches(head := provenance["settings"]["head"]):
+        raise RequestError(
+            f"{run}: the head {head} judges a slide by statistics over all its patches and says nothing of a single "
+            "one, so there is no map; train with a head that does, such as --head gated-abmil"
+        )
     classes = restored(provenance).output_names
     if config.class_name and config.class_name not in classes:
         raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")

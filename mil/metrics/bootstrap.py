@@ -2,6 +2,9 @@
 
 A draw gives every patient a multiplicity; all slides of the patient carry it as their weight. Row 0 of the
 weights is 1 for everyone: the value itself. So each figure is one array expression over (1 + draws, n).
+
+Out-of-fold predictions stay as they are and no model is trained again: the intervals are those of these models, and
+what another training set, split or seed would change is not in them.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,8 @@
                                        highest loss, parted by spaces; absent for heads that have no steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
-    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32; coords (N, 2) int64;
+    attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32, NaN where the head says
+                                       nothing of a single patch (bag-stats); coords (N, 2) int64;
                                        class_attention, contributions (N, C) float32 where the head has them
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
@@ -48,9 +49,10 @@ in training, both (C,)). The threshold is one of calibrated probabilities. Its t
 with which features are standardised.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
-these for each class; `folds` a list of the overall figures of each repeat and fold; `against_mean` how the slides'
-AUROC differs from that of mil.evaluation.baseline on the same folds (value, low, high, p, p_delong) and the baseline's
-own (`auroc`).
+these for each class; low and high are the ends of the 95 % interval over patients, given the models of the folds as
+they are (predictions are drawn again by patient, no model is trained again). `folds` is a list of the overall figures
+of each repeat and fold; `against_mean` says how the slides' AUROC differs from that of mil.evaluation.baseline on the
+same folds (value, low, high, p, p_delong) and the baseline's own (`auroc`).
 
 `training.safetensors` holds the fields of mil.run.novelty.TrainingSlides, and under the metadata key `slidemil` the
 known slide fingerprints by slide id.

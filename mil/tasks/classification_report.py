@@ -120,7 +120,10 @@ def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
 
 
 def _cautions(metrics: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = [
+        "All intervals draw the patients again and take the models of the folds as they are: how much another training "
+        "set, split or seed would change is not in them."
+    ]
     counts = metrics["counts"]
     if counts["patients"] < _FEW_PATIENTS:
         lines.append(f"Only {counts['patients']} patients: another cohort can give quite another result.")

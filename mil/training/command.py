@@ -20,6 +20,7 @@ from mil.cohort.leakage import audit
 from mil.cohort.splits import Fold, make_folds
 from mil.evaluation.compare import compare_runs, require_comparable
 from mil.evaluation.out_of_fold import evaluate_run
+from mil.heads.registry import judges_patches
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.report import write_report
@@ -104,7 +105,8 @@ def train_mil(
                 write_splits(out, _split_table(cohort, folds))
                 _train_and_evaluate(session, tracker(config.track, out, provenance), watcher)
             write_failures(out, cohort.left_out, features)
-            write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), watcher.note)
+            if judges_patches(config.head):  # else none weighed more than others
+                write_pictures(out, patches or features.parent / "patches", _store_digests(cohort), watcher.note)
             write_report(out)
     except Locked as error:
         raise RequestError(f"another train-mil is working on {out} ({error})") from error

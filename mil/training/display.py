@@ -139,7 +139,9 @@ class Display(Watcher):
 
 def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     counts = metrics["counts"]
-    table = Table(title="Test slides, none seen in training (95 % intervals by patient)", title_justify="left")
+    table = Table(
+        title="Test slides, none seen in training (95 % intervals by patient, models as trained)", title_justify="left"
+    )
     table.add_column("")
     table.add_column(f"slides ({counts['slides']})", justify="right")
     table.add_column(f"patients ({counts['patients']})", justify="right")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mil.heads.registry import judges_patches
 from mil.maps.export import require_same_slide
 from mil.maps.extremes import extremes, patch_picture, said
 from mil.maps.grid import colour_scale, render, score_grid
@@ -131,6 +132,8 @@ def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
     path = attention_path(run, row.slide_id)
     mpp = row.mpp or (sum(source.mpp) / 2 if source.mpp else None)
     view = SlideView(row, source.level_sizes[0], mpp, bounds_of(row.path))
+    if not judges_patches(head := require_complete(run)["settings"]["head"]):
+        return replace(view, why=f"The head {head} says nothing of a single patch, so there is no map.")
     if not path.exists():
         return replace(view, why="The run did not test this slide, so there is no map.")
     slide = read_attention(path)

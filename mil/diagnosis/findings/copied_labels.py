@@ -1,6 +1,7 @@
 """Finding: labels copied onto patches against multiple-instance learning, on the same patches, folds and steps."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from mil.cohort.cohort import Cohort
 from mil.diagnosis.finding import Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.folds import parts_of
+from mil.diagnosis.numbers.permutation import holm
 from mil.diagnosis.numbers.probe import figure_of
 from mil.diagnosis.numbers.witness import WitnessRate, sampled_patches, witness_rate
 from mil.metrics.classification import evaluate, patch_accuracy
@@ -24,6 +26,8 @@ KEY, TITLE, SHARE = "copied-labels", "Copied labels against MIL", 120
 HEADS = ("patch-label-copy", "mean", "gated-abmil")
 _PATCHES = 25_000  # in all that the heads are trained on
 _STEPS = 150
+_LEAST_GAIN = 0.02  # of AUROC, and
+_LEAST_UNLIKE = 0.005  # of the patches, that are worth a word
 
 
 def find(inputs: Inputs) -> Finding:
@@ -42,11 +46,13 @@ def find(inputs: Inputs) -> Finding:
         patch_figure = patch_accuracy(patients, right, patches, config.bootstrap, inputs.seed)
         numbers[f"{head}: accuracy of patches, by copied labels"] = patch_figure
         inputs.progress(0.7 * (number + 1) / len(HEADS))
-    best = max(HEADS[1:], key=lambda head: numbers[f"{head}: AUROC of slides"]["value"] or 0)
-    gain = auroc_difference(
-        tables[best], tables[HEADS[0]], cohort.classes, cohort.positive, config.bootstrap, inputs.seed
-    )
-    numbers[f"{best} less {HEADS[0]}: AUROC"] = figure_of(gain)
+    gains = {
+        head: auroc_difference(
+            tables[head], tables[HEADS[0]], cohort.classes, cohort.positive, config.bootstrap, inputs.seed
+        )
+        for head in HEADS[1:]
+    }
+    numbers |= {f"{head} less {HEADS[0]}: AUROC": {**figure_of(gain), "p": gain.p} for head, gain in gains.items()}
     rate = None
     if cohort.positive is not None:
         rate = witness_rate(
@@ -57,8 +63,10 @@ def find(inputs: Inputs) -> Finding:
             inputs.seed,
             lambda share: inputs.progress(0.7 + 0.3 * share),
         )
-        numbers["witness rate"] = rate.rate
-    severity, verdict, remedy = _judge(cohort, best, gain, rate)
+        name = cohort.classes[cohort.positive]
+        numbers[f"patches of {name} slides that are seen to be unlike others"] = {"value": rate.seen}
+        numbers[f"patches of {name} slides that are unlike others, at least (95 % sure)"] = {"value": rate.at_least}
+    severity, verdict, remedy = _judge(gains, _unlike(cohort, rate))
     pictures = [_rate_chart(rate)] if rate else []
     evidence = {"patches_a_slide": int(np.median([len(own) for own in small.features]))}
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
@@ -92,34 +100,42 @@ def _predictions(cohort: Cohort, inputs: Inputs, head: str) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["repeat", "slide_id"], ignore_index=True)
 
 
-def _judge(cohort: Cohort, best: str, gain: Difference, rate: WitnessRate | None) -> tuple[Severity, str, str]:
-    noisy = ""
-    if rate and cohort.positive is not None:
-        value, low, high = (rate.rate[key] or 0.0 for key in ("value", "low", "high"))
-        name = cohort.classes[cohort.positive]
-        noisy = (
-            f" About {value:.0%} ({low:.0%}–{high:.0%}) of the patches of {name} slides look unlike those of other "
-            f"slides, so about {1 - value:.0%} of the labels copied onto them are wrong."
-            if low > 0
-            else f" At most {high:.0%} of the patches of {name} slides look unlike those of other slides, so at least "
-            f"{1 - high:.0%} of the labels copied onto them are wrong."
-        )
-    if gain.low > 0 and gain.value >= 0.02:
+def _unlike(cohort: Cohort, rate: WitnessRate | None) -> str:
+    """What the scores of patches say of copied labels; patches that they do not tell apart may differ all the same."""
+    if rate is None or cohort.positive is None:
+        return ""
+    name = cohort.classes[cohort.positive]
+    if rate.at_least < _LEAST_UNLIKE:
+        return f" No patches of {name} slides are surely unlike those of other slides; some may be, unseen by this."
+    return (
+        f" At least {rate.at_least:.0%} of the patches of {name} slides are unlike those of other slides, so at most "
+        f"{1 - rate.at_least:.0%} are like them, to which a copied label is wrong."
+    )
+
+
+def _judge(gains: Mapping[str, Difference], unlike: str) -> tuple[Severity, str, str]:
+    """gains: of each MIL head over copied labels. Both are tested, so p is corrected for two (Holm 1979)."""
+    ps = dict(zip(gains, holm(np.array([gain.p for gain in gains.values()])).tolist(), strict=True))
+    better = {head: gain for head, gain in gains.items() if gain.value >= _LEAST_GAIN and ps[head] < 0.05}
+    each = " and ".join(
+        f"{head} {gain.value:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}; p = {ps[head]:.3f})"
+        for head, gain in (better or gains).items()
+    )
+    if better:
         return (
             "look",
-            f"{best} beats copied labels by {gain.value:.2f} of AUROC ({gain.low:.2f}–{gain.high:.2f}).{noisy}",
-            f"Do not copy slide labels onto patches: train with --head {best}.",
+            f"MIL beats copied labels, by AUROC: {each}.{unlike}",
+            f"Do not copy slide labels onto patches: train with --head {' or '.join(better)}.",
         )
-    if gain.high < 0:
+    if all(gain.value < 0 and ps[head] < 0.05 for head, gain in gains.items()):
         return (
             "fine",
-            f"Copied labels do better here by {-gain.value:.2f} of AUROC ({-gain.high:.2f}–{-gain.low:.2f}).{noisy}",
+            f"Copied labels do better here than MIL, by AUROC: {each}.{unlike}",
             "Most patches show the label, or slides are few for a head with more weights; patch-label-copy is enough.",
         )
     return (
         "fine",
-        f"MIL and copied labels are not told apart here ({gain.value:+.2f} of AUROC, "
-        f"{gain.low:+.2f} to {gain.high:+.2f}).{noisy}",
+        f"MIL is not shown to do better than copied labels here, by AUROC: {each}.{unlike}",
         "More patients tell them apart. A low accuracy of patches is no fault of the model where few patches show the "
         "label: judge slides.",
     )

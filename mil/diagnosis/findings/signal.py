@@ -1,8 +1,10 @@
 """Finding: can anything be learned from these features, and would more patients help?"""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from mil.cohort.cohort import Cohort
 from mil.diagnosis.finding import Figure, Finding, Picture, Severity
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.folds import parts_of, within
@@ -10,67 +12,120 @@ from mil.diagnosis.numbers.learning_curve import LearningCurve, learning_curve
 from mil.diagnosis.numbers.permutation import macro_aurocs, permutation_p, shuffled_labels
 from mil.diagnosis.numbers.probe import figure_of
 from mil.diagnosis.numbers.ridge import kernel
+from mil.metrics.bootstrap import Bootstrap
 from mil.pages.chart import Chart
+from mil.run.tables import read_predictions
 
 KEY, TITLE, SHARE = "signal", "Signal", 20
+_DRAWS = 5  # of patches, behind spread and extremes
 Floats = NDArray[np.float64]
 
 
 def find(inputs: Inputs) -> Finding:
     """AUROC of the probe, its permutation p, the learning curve, and the floor of random weights."""
     cohort = inputs.cohort
-    p_mean, p_any, best = _signal_p(inputs)
+    p_mean, p_any, best, patches = _signal_p(inputs)
     classes = inputs.told_classes
     curve = learning_curve(cohort, inputs.folds, inputs.means, classes, inputs.seed, inputs.progress)
     auroc = inputs.probe.auroc
     numbers: dict[str, Figure] = {
         "AUROC of averaged features": {**auroc, "p": p_mean},
         "AUROC of the best of average, spread and extremes": {"value": best, "p": p_any},
+        "patches of each slide behind spread and extremes": {"value": float(patches)},
     }
     if curve:
         numbers["expected AUROC with twice the patients"] = curve.doubled
     floor = _floor(inputs)
     numbers |= floor
-    severity, verdict, remedy = _judge(p_mean, p_any, auroc, curve, floor)
+    of_run = _of_run(inputs)
+    if of_run:
+        numbers["AUROC of the run"] = of_run
+    severity, verdict, remedy = _judge((p_mean, p_any), auroc, of_run, curve, floor)
     pictures = [_chart(curve)] if curve else []
     evidence = {"permutations": inputs.config.permutations}
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
 
 
-def _signal_p(inputs: Inputs) -> tuple[float, float, float]:
-    """p of the mean patch alone, p of the best of mean, spread and extremes corrected for the three (max-T), its AUROC.
+def _signal_p(inputs: Inputs) -> tuple[float, float, float, int]:
+    """p of the mean patch alone, p of the best of mean, spread and extremes corrected for the three (max-T), its AUROC,
+    and of how many patches spread and extremes are.
 
-    The p values are the chance of as high an AUROC with shuffled labels.
+    The p values are the chance of as high an AUROC with shuffled labels. Spread and extremes grow with the number of
+    patches, which may go with the label, so they are of as many random patches of each slide; their AUROC is the mean
+    over draws.
     """
     cohort, parts = inputs.cohort, parts_of(inputs.folds)
     labels = shuffled_labels(cohort, inputs.folds, inputs.config.permutations, inputs.seed)
-    vectors = [inputs.means, *_spread_and_extremes(inputs)]
-    aurocs = [macro_aurocs(kernel(own), labels, inputs.told_classes, cohort.patient_ids, parts) for own in vectors]
-    highest = np.max(aurocs, axis=0)
-    return permutation_p(aurocs[0]), permutation_p(highest), float(highest[0])
+    rng = np.random.default_rng(np.random.SeedSequence((inputs.seed, 12)))
+    patches, enough = _as_many_of_each(cohort)
+    of_enough = [tuple(np.flatnonzero(np.isin(enough, part)) for part in fold) for fold in parts]
+    classes, patients = inputs.told_classes, cohort.patient_ids
+    drawn = [
+        [macro_aurocs(kernel(own), labels[enough], classes, patients[enough], of_enough) for own in vectors]
+        for vectors in (_spread_and_extremes(cohort, enough, patches, rng) for _ in range(_DRAWS))
+    ]
+    of_means = macro_aurocs(kernel(inputs.means), labels, classes, patients, parts)
+    highest = np.max([of_means, *np.mean(drawn, axis=0)], axis=0)
+    return permutation_p(of_means), permutation_p(highest), float(highest[0]), patches
 
 
-def _spread_and_extremes(inputs: Inputs) -> tuple[Floats, Floats]:
-    """(S, D) standard deviations and (S, 2D) smallest and largest patch values: what a few patches change first."""
+def _as_many_of_each(cohort: Cohort) -> tuple[int, NDArray[np.int64]]:
+    """How many patches of each slide are compared, and the positions of the slides that have them.
+
+    As many as the smallest slide has, but a tenth of what is usual in the class with the smaller slides: a few scraps
+    of tissue are left out rather than let decide.
+    """
+    sizes = np.array([len(features) for features in cohort.features])
+    usual = min(np.median(sizes[cohort.labels == c]) for c in np.unique(cohort.labels))
+    patches = max(int(sizes.min()), int(usual) // 10)
+    return patches, np.flatnonzero(sizes >= patches)
+
+
+def _spread_and_extremes(
+    cohort: Cohort, slides: NDArray[np.int64], patches: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """(S, D) standard deviations and (S, 2D) smallest and largest values of so many random patches of S slides: what a
+    few patches change first."""
     spread, extremes = [], []
-    for features in inputs.cohort.features:
-        slide = features.float()
+    for i in slides:
+        features = cohort.features[i]
+        slide = features[torch.from_numpy(rng.choice(len(features), patches, replace=False))].float()
         spread.append(slide.std(0, unbiased=False).double().numpy())
-        low, high = slide.aminmax(dim=0)
-        extremes.append(np.concatenate([low.numpy(), high.numpy()]).astype(np.float64))
+        extremes.append(torch.cat(slide.aminmax(dim=0)).double().numpy())
     return np.stack(spread), np.stack(extremes)
 
 
+def _of_run(inputs: Inputs) -> Figure | None:
+    """AUROC of the run's slides, out of fold; None without a run."""
+    if inputs.sources.run is None:
+        return None
+    task, config = inputs.cohort.task, inputs.config
+    found: Figure = task.evaluate(read_predictions(inputs.require_run()[0]), Bootstrap(config.bootstrap, inputs.seed))[
+        task.headline
+    ]
+    return found
+
+
 def _judge(
-    p_mean: float, p_any: float, auroc: Figure, curve: LearningCurve | None, floor: dict[str, Figure]
+    ps: tuple[float, float], auroc: Figure, of_run: Figure | None, curve: LearningCurve | None, floor: dict[str, Figure]
 ) -> tuple[Severity, str, str]:
-    value = auroc["value"] or np.nan
-    if min(p_mean, p_any) >= 0.05:
+    """ps: of the average, and of the best of average, spread and extremes."""
+    value, (p_mean, p_any) = auroc["value"] or np.nan, ps
+    if p_any >= 0.05:
+        if of_run and (of_run["low"] or 0) > 0.5:
+            return (
+                "look",
+                f"The run finds signal (AUROC {of_run['value']:.2f}, {of_run['low']:.2f}–{of_run['high']:.2f}) where "
+                f"average, spread and extremes of a slide's patches show none (p = {p_any:.2f}): a few patches may "
+                "carry it.",
+                "Keep to heads that look for few patches, such as gated-abmil, and tile densely.",
+            )
         return (
             "fault",
-            f"No signal found: with shuffled labels the features do as well (AUROC {value:.2f}, p = {p_mean:.2f}).",
-            "Check first that labels and slides belong together. Then try another scale or encoder, or more patients; "
-            "no head can learn what the features do not show.",
+            "No signal found: with shuffled labels the features do as well, by average, spread and extremes of a "
+            f"slide's patches (AUROC {value:.2f} by average; p = {p_any:.2f} of the best).",
+            "Check first that labels and slides belong together. A head that looks for few patches may find what these "
+            "do not show: train gated-abmil and give its --run. Then try another scale or encoder, or more patients.",
         )
     grows = ""
     if curve and curve.doubled["value"] is not None and curve.doubled["low"] is not None:
@@ -86,7 +141,8 @@ def _judge(
     if p_mean >= 0.05:
         return (
             "look",
-            f"There is signal in a few patches (p = {p_any:.3f}), but not in the average of a slide.",
+            f"There is signal in the spread or the extremes of a slide's patches (p = {p_any:.3f}), not shown in their "
+            "average: a few patches may carry it.",
             "Use a head that looks for few patches, such as gated-abmil, and tile densely.",
         )
     return (

@@ -1,5 +1,10 @@
-"""Finding: slides whose label may be wrong, from out-of-fold probabilities of the run, or of the linear probe."""
+"""Finding: slides that lie where another class does, from out-of-fold probabilities of the run, or of the linear probe.
 
+Their label may be wrong, or right on a slide that is atypical, as one whose tumour is small: features cannot tell these
+apart, a look at the slide can.
+"""
+
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +16,16 @@ from mil.diagnosis.finding import Details, Figure, Finding, Picture
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.folds import parts_of
 from mil.diagnosis.numbers.suspects import Suspects, cleaned_probabilities, confident_learning, wrong_share
+from mil.diagnosis.slide_pictures import slide_pictures
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.metrics.classification import macro_auroc
 from mil.pages.chart import Chart
 from mil.run.tables import read_predictions
 
-KEY, TITLE, SHARE = "wrong-labels", "Labels that may be wrong", 5
+KEY, TITLE, SHARE = "wrong-labels", "Labels that may be wrong, or slides that are atypical", 5
 _SHOWN = 20
+_ELSEWHERE = "share of slides that lie where the other class does"
+_DISTANCE = "distance of the classes in standard deviations"
 _LEAST, _APART = 0.05, 1.25  # lower ends of share and distance of classes from which it is an alarm
 
 
@@ -26,16 +34,19 @@ def find(inputs: Inputs) -> Finding:
     cohort = inputs.cohort
     judged = _judged(inputs)
     numbers: dict[str, Figure] = {}
-    alarms = []
+    alarms, apart = [], False
     for name, model in judged.items():
         own = _figures(inputs, name, model)
         numbers |= own
-        if _alarming(own, name):
-            alarms.append((name, own[f"estimated share of wrong labels, {name}"]))
+        of_model = _lower(own, _DISTANCE, name) > _APART
+        apart = apart or of_model
+        if of_model and _lower(own, _ELSEWHERE, name) > _LEAST:
+            alarms.append((name, own[f"{_ELSEWHERE}, {name}"]))
     by = max(judged, key=lambda name: _agreement(cohort, judged[name].ranked))
     slides = judged[by].slides
     suspects = confident_learning(judged[by].ranked[slides], cohort.labels[slides])
-    verdict, remedy = _verdict(alarms, int(suspects.counted.sum()))
+    verdict, remedy = _verdict(inputs, alarms, apart, slides[suspects.counted].tolist())
+    ranked = slides[suspects.order]
     return Finding(
         KEY,
         TITLE,
@@ -43,9 +54,9 @@ def find(inputs: Inputs) -> Finding:
         verdict,
         remedy,
         numbers,
-        [_chart(suspects.margins[suspects.order])],
+        [_chart(suspects.margins[suspects.order]), *slide_pictures(inputs, "Most suspicious slides", ranked.tolist())],
         [_table(cohort, slides, suspects)],
-        {"order": cohort.slide_ids[slides[suspects.order]].tolist(), "by": by},
+        {"order": cohort.slide_ids[ranked].tolist(), "by": by},
     )
 
 
@@ -85,31 +96,41 @@ def _figures(inputs: Inputs, name: str, model: _Judge) -> dict[str, Figure]:
         chance = np.clip(model.second[slides, cohort.positive], 1e-6, 1 - 1e-6)
         truth = labels == cohort.positive
         share, apart = wrong_share(np.log(chance / (1 - chance)), truth, patients, draws, inputs.seed)
-        found[f"estimated share of wrong labels, {name}"] = share
-        found[f"distance of the classes in standard deviations, {name}"] = apart
+        found[f"{_ELSEWHERE}, {name}"] = share
+        found[f"{_DISTANCE}, {name}"] = apart
     return found
 
 
-def _alarming(figures: dict[str, Figure], name: str) -> bool:
-    """Whether the share is surely above what is usual, and the classes lie so far apart that it says something."""
-    share = figures.get(f"estimated share of wrong labels, {name}", {"low": None})
-    apart = figures.get(f"distance of the classes in standard deviations, {name}", {"low": None})
-    return (share["low"] or 0) > _LEAST and (apart["low"] or 0) > _APART
+def _lower(figures: dict[str, Figure], what: str, name: str) -> float:
+    """Lower end of a figure, 0 where it is not defined."""
+    return figures.get(f"{what}, {name}", {"low": None})["low"] or 0.0
 
 
-def _verdict(alarms: list[tuple[str, Figure]], counted: int) -> tuple[str, str]:
-    """And the remedy. alarms: who says so, and the share of wrong labels."""
-    if not alarms:
+def _verdict(inputs: Inputs, alarms: list[tuple[str, Figure]], apart: bool, alike: list[int]) -> tuple[str, str]:
+    """And the remedy. alarms: who says so, and the share of slides; apart: whether the classes are far enough apart to
+    see it; alike: positions of slides that look like another class."""
+    cohort = inputs.cohort
+    labels = Counter(cohort.classes[label] for label in cohort.labels[alike].tolist())
+    counts = ", ".join(f"{count} labelled {name}" for name, count in labels.most_common())
+    said = f"{len(alike)} slide(s) look like another class" + f" ({counts})" * bool(alike)
+    if alarms:
+        name, share = alarms[-1]
         return (
-            f"No sign of many wrong labels; {counted} slide(s) look like another class.",
-            "If labels come from reports by hand, look at the top of the list all the same.",
+            f"About {share['value'] or 0:.0%} ({share['low']:.0%}–{share['high']:.0%}) of the slides lie where the "
+            f"other class does ({name}): their labels are wrong, or the slides are atypical. {said}.",
+            "Have the slides of the list looked at, blinded, from the top. Correct a label where the slide shows that "
+            "it is wrong. Keep a slide that is only atypical, as one that shows little of its label: its like will "
+            "come again. --loss generalised-cross-entropy bears wrong labels.",
         )
-    name, share = alarms[-1]
+    if cohort.positive is not None and not apart:
+        return (
+            f"The classes lie too close together to tell whether labels are wrong. {said}.",
+            "A wrong label and a weak signal look alike here. If labels come from reports by hand, look at the top of "
+            "the list.",
+        )
     return (
-        f"About {share['value'] or 0:.0%} ({share['low']:.0%}–{share['high']:.0%}) of the labels look wrong: their "
-        f"slides lie where the other class does ({name}).",
-        "Have the slides of the list looked at again, blinded, from the top; correct or leave out wrong ones. "
-        "After that --loss generalised-cross-entropy bears what is left.",
+        f"No sign of many wrong labels. {said}.",
+        "If labels come from reports by hand, look at the top of the list all the same.",
     )
 
 

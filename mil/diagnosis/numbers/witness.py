@@ -1,4 +1,4 @@
-"""Witness rate: the share of positive-slide patches that are unlike negative-slide patches.
+"""Witness rate: the share of positive-slide patches that are unlike negative-slide patches, from below.
 
 Positive slides are a mixture of patches as in negative slides (share 1 - rate) and others (the witnesses). That is
 mixture proportion estimation from positive and unlabelled data (Ramaswamy et al., ICML 2016); the estimator is best bin
@@ -8,10 +8,11 @@ smallest ratio of the two distribution functions, over thresholds at which it is
 The classifier is a linear discriminant with the covariance of negative patches, fitted without the patients it scores.
 As positives are mostly not witnesses, it is refitted to those that look least like negatives; each half of the training
 patients chooses those of the other half, so that noise does not confirm itself (cf. (TED)^n, Garg et al.). Patches of a
-patient are not independent: certainty of a threshold and the interval both come from drawing patients.
+patient are not independent: certainty of a threshold and of the bound both come from drawing patients.
 
-The rate is identified only if some region of features holds patches of negative kind alone; where witnesses overlap
-with the others, or positive slides' normal tissue differs, the estimate is what the features show, not the truth.
+Any score gives a bound from below: witnesses that it puts among negative patches are not seen, and with a linear
+discriminant these can be many, also where all patches differ. So the result says at least how many differ, and nothing
+of how many at most. Where positive slides' normal tissue differs, as by a stain, that counts too.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,9 +37,13 @@ _SURENESS = 1.64  # standard errors that are added when thresholds are compared
 
 @dataclass(frozen=True)
 class WitnessRate:
-    """rate: value, low, high. by_threshold (3, K): threshold, share below it of negatives, and of positives."""
+    """seen: the bound itself; at_least: what it exceeds with 95 % certainty, one-sided, over draws of patients.
 
-    rate: dict[str, float | None]
+    by_threshold (3, K): threshold, share below it of negatives, and of positives.
+    """
+
+    seen: float
+    at_least: float
     by_threshold: Floats
 
 
@@ -88,11 +93,8 @@ def best_bin(
     kappa = (kappas[0][rows, chosen[1]] + kappas[1][rows, chosen[0]]) / 2
     rates = 1 - np.clip(kappa, 0, 1)
     of_positive, of_negative = (below[truth == side].mean(axis=0) for side in (True, False))
-    low, high = np.percentile(rates[1:], (2.5, 97.5))
-    return WitnessRate(
-        {"value": float(rates[0]), "low": float(low), "high": float(high)},
-        np.stack([grid, of_negative, of_positive]),
-    )
+    at_least = float(np.percentile(rates[1:], 5))
+    return WitnessRate(float(rates[0]), at_least, np.stack([grid, of_negative, of_positive]))
 
 
 def _halves(truth: NDArray[np.bool_], patients: NDArray[np.str_], seed: int) -> list[NDArray[np.bool_]]:

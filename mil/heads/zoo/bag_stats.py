@@ -6,8 +6,9 @@ are fitted to them; kept is the one with the lowest log loss in a cross-validati
 so that the choice needs no slide of validation or test. The machine's values become probabilities by logistic
 regression on those it had in that cross-validation (Platt, 1999).
 
-What is fitted is stored as plain tensors and computed from these, never as a pickle. Attention is uniform;
-`patch_logits` are what the model says of a bag of that patch alone.
+What is fitted is stored as plain tensors and computed from these, never as a pickle. Attention is uniform, and
+`patch_logits` are NaN: a bag of one patch, whose deviation is 0 and whose extremes are its mean, lies far from all that
+was learned from, so what the model says of it is no map.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,6 @@ KINDS = ("trees", "svm", "linear")
 _TREES = 300
 _PARTS = 5  # of the cross-validation that chooses
 _PENALTIES = {"svm": (1.0, 10.0), "linear": (1e-3, 1e-2, 1e-1)}  # C of scikit-learn: small is strong
-_ROWS = 256  # patches at a time for patch_logits
 _TENSORS = (
     *("kind", "centre", "scale"),
     *("split", "threshold", "left", "right", "leaf"),  # trees
@@ -62,8 +62,7 @@ class BagStats(OwnRecipe):
         patches = self.standardise(bags)
         sizes = bags.sizes
         logits = self._log_probabilities(torch.stack([statistics(of_bag) for of_bag in patches.split(sizes)]))
-        alone = [torch.cat([rows, rows, rows, torch.zeros_like(rows)], dim=1) for rows in patches.split(_ROWS)]
-        patch_logits = torch.cat([self._log_probabilities(rows) for rows in alone])
+        patch_logits = patches.new_full((len(patches), self.n_classes), torch.nan)
         attention = torch.cat([patches.new_full((n,), 1 / n) for n in sizes])
         return MilOutput(logits, attention, patch_logits)
 

@@ -15,8 +15,8 @@ from mil.diagnosis.catalogue import FINDINGS
 from mil.diagnosis.inputs import Sources
 
 ROOM = "mil.diagnosis"
-ABOVE = {"numbers": {"inputs", "findings", "catalogue", "diagnose", "display", "page", "sheet"}}
-ABOVE["findings"] = ABOVE["numbers"] - {"inputs", "sheet"}
+ABOVE = {"numbers": {"inputs", "findings", "catalogue", "diagnose", "display", "page", "sheet", "slide_pictures"}}
+ABOVE["findings"] = ABOVE["numbers"] - {"inputs", "sheet", "slide_pictures"}
 TOY = """
 from mil.diagnosis.finding import Finding
 

@@ -54,7 +54,16 @@ def test_one_odd_epoch_decides_nothing():
 
 def test_the_sentence_names_the_numbers():
     said = judge_fold(_history(LEARNED, FLAT + 0.02 * T), EPOCHS).said
-    assert said == "training loss from 0.71 to 0.0104, validation never got below 0.7 (start 0.7)"
+    assert said == "training loss from 0.71 to 0.0104, validation loss from 0.7 to 0.7 in epoch 1, which was kept"
+
+
+def test_a_fold_is_judged_at_the_epoch_that_was_kept_and_not_at_a_lucky_one():
+    val = FLAT.copy()
+    val[3] = 0.2  # the first fifth is not kept
+    smoothed = pd.Series(val).rolling(3, min_periods=1).mean().where(T >= 11)
+    smoothed[40] = 0.69
+    verdict = judge_fold(_history(LEARNED, val).assign(stop_loss=smoothed), EPOCHS)
+    assert verdict.name == "overfits from the start" and "from 0.7 to 0.7 in epoch 41, which was kept" in verdict.said
 
 
 def test_overall_most_folds_count_and_of_a_tie_the_more_serious():

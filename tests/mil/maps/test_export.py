@@ -16,6 +16,7 @@ from mil.maps.export import export_heatmaps
 from mil.maps.forms.registry import FORMS, load_form
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
+from tiling.jobs.errors import RequestError
 from tiling.jobs.execution import IN_THIS_PROCESS
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow
@@ -118,6 +119,17 @@ def test_a_new_form_is_one_file_and_one_line(trained, tmp_path, monkeypatch):
     assert ended("--score", "attention") == 1
     assert ended("--score", "attention", "--overwrite") == 0
     assert (tmp_path / "out" / "s00.toy.txt").read_text().split(" ", 1)[0] != digest
+
+
+def test_a_head_that_says_nothing_of_a_patch_gets_neither_maps_nor_pictures(trained, tmp_path, monkeypatch):
+    _, features, row = trained
+    monkeypatch.setattr("mil.heads.zoo.bag_stats._TREES", 10)
+    monkeypatch.setattr("mil.training.command.write_pictures", None)  # is not called
+    settings = TrainConfig(head="bag-stats", folds=4, val_fraction=0, bootstrap=100, device="cpu")
+    train_mil(features, features / "labels.csv", "diagnosis", tmp_path / "run", settings)
+    with pytest.raises(RequestError, match=r"bag-stats .* says nothing of a single one.*--head gated-abmil"):
+        export_heatmaps(tmp_path / "run", features, [row], HeatmapConfig(device="cpu"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_was_replaced_is_read_again(trained, tmp_path):

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from mil.maps.faithfulness import FRACTIONS, measure, write_cohort, write_slide
+from mil.maps.faithfulness import ENDING, FRACTIONS, measure, write_cohort, write_slide
 from mil.maps.measured import read_measured
+
+
+def test_there_are_as_many_random_orders_as_the_interval_needs(tmp_path):
+    found = measure(np.arange(20.0), lambda patches: float(patches.mean() / 20), seed=0)
+    write_slide(tmp_path, "a", "logit", "digest", found)
+    area = read_measured(tmp_path / f"a{ENDING}")["area"]
+    assert 1 / (len(found.areas) + 1) <= 0.025
+    assert area["low"] == pytest.approx(found.areas.min()) and area["high"] == pytest.approx(found.areas.max())
 
 
 def test_faithfulness_knows_a_true_map_from_a_false_one(tmp_path):

@@ -48,6 +48,13 @@ def test_every_fold_has_its_curve_its_verdict_and_its_file():
     ]
 
 
+def test_the_sentence_names_the_epoch_and_the_loss_that_the_dot_marks():
+    kept = FINE.assign(stop_loss=[np.nan] * 4 + [1.0] * 9 + [0.5] + [1.0] * 6)
+    [picture] = learning_section({0: kept}, 20, COUNTS).pictures
+    assert picture.caption == "validation loss from 1 to 0.52 in epoch 14 of 20"
+    assert "<title>kept: epoch 14</title>" in picture.chart.svg("")
+
+
 def test_without_repeats_a_fold_has_its_number_alone():
     assert [p.title for p in learning_section({1: FLAT}, 20, {"folds": 2, "repeats": 1}).pictures] == ["fold 2"]
 

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import shutil
 import threading
 from dataclasses import replace
 
@@ -151,6 +152,14 @@ def test_another_file_of_the_same_size_gets_no_map(run, tmp_path):
     assert _view_of(run, tmp_path).why == ""
     view = _view_of(run, tmp_path, path="s00.tif")
     assert "another file" in view.why and view.layers == {} and view.description()["size"] == (WIDTH, HEIGHT)
+
+
+def test_a_head_that_says_nothing_of_a_patch_gets_no_map(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    provenance = tmp_path / "run" / "provenance.json"
+    provenance.write_text(provenance.read_text().replace('"gated-abmil"', '"bag-stats"'))
+    view = _view_of((tmp_path / "run", run[1]), tmp_path)
+    assert "bag-stats says nothing of a single patch" in view.why and view.layers == {}
 
 
 def test_maps_keep_their_place_where_the_scanner_saw_a_part_only(run, tmp_path, monkeypatch):
