@@ -48,6 +48,7 @@ INFO = EmbeddingInfo(
 def made(rows=5, dtype=np.float16, dim=4, seed=0, **changes) -> Embeddings:
     rng = np.random.default_rng(seed)
     coords = np.stack([rng.integers(0, 90_000, rows), rng.integers(0, 70_000, rows)], 1).astype(np.int64)
+    coords[:2] = np.array([(-199, 60_000), (80_000, -7)])[:rows]  # patches may stick out over the slide
     return Embeddings(rng.normal(size=(rows, dim)).astype(dtype), coords, replace(INFO, **changes))
 
 
@@ -380,6 +381,15 @@ def test_a_wrong_scale_puts_patches_outside_the_slide(convert, tmp_path):
     flags = ["--to", "slidemil", "--out", tmp_path / "out", "--overlap-px", 0, "--width-l0", 90_000]
     assert convert(tmp_path / "stamp", *flags, "--height-l0", 70_000, "--mpp-l0", 0.25) == 1
     assert "outside a slide of (90000, 70000) px; check --mpp-l0" in reasons(tmp_path / "out")["s"]
+
+
+@pytest.mark.parametrize("corner", [(-507, 0), (0, -507), (90_000, 0), (0, 70_000)])
+def test_a_patch_that_does_not_touch_the_slide_is_none_of_its_patches(convert, tmp_path, corner):
+    embeddings = made()
+    embeddings.coords_l0[0] = corner
+    write_embeddings(tmp_path / "f/s.h5", embeddings)
+    assert convert(tmp_path / "f", "--to", "trident", "--out", tmp_path / "out") == 1
+    assert "outside a slide" in reasons(tmp_path / "out")["s"]
 
 
 def test_stamp_files_that_are_something_else(tmp_path):
