@@ -23,6 +23,7 @@ INFO = EmbeddingInfo(
 def made(rows=5, dtype=np.float16, dim=4, seed=0, **changes) -> Embeddings:
     rng = np.random.default_rng(seed)
     coords = np.stack([rng.integers(0, 90_000, rows), rng.integers(0, 70_000, rows)], 1).astype(np.int64)
+    coords[:2] = np.array([(-199, 60_000), (80_000, -7)])[:rows]  # patches may stick out over the slide
     return Embeddings(rng.normal(size=(rows, dim)).astype(dtype), coords, replace(INFO, **changes))
 
 

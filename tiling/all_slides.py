@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tiling.config import TilingConfig
-from tiling.finished import finished_patches
+from tiling.finished import ended, finished_store
 from tiling.jobs.errors import SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -23,7 +23,7 @@ from tiling.manifest import SlideRow, largest_first
 from tiling.qc.facts import is_current
 from tiling.qc.fault import fault_of
 from tiling.qc.page import write_qc_page
-from tiling.store.patches import PatchStore, store_path
+from tiling.store.patches import store_path
 
 _LOOK_S = 0.5  # for finished slides; beyond this, looking is work for all cores
 
@@ -52,9 +52,9 @@ def _finished(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> dict
         if time.monotonic() > end or not path.exists():
             continue
         with suppress(SlideError, Locked, OSError), lock(path):
-            count = finished_patches(row, config, path)
-            if count is not None and is_current(PatchStore(path), out):
-                found[row.slide_id] = Outcome(row.slide_id, "skipped", "already done", count)
+            store = finished_store(row, config, path)
+            if store is not None and is_current(store, out):
+                found[row.slide_id] = ended(store, "skipped", "already done")
     return found
 
 

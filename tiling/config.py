@@ -22,7 +22,12 @@ class TilingConfig:
         "how tissue is found: by colour (otsu), by texture (entropy), `all`: the whole slide counts, or a mask that an "
         "installed package brings",
     )
-    min_tissue: float = setting(0.5, "least share of tissue in a patch, 0 to 1")
+    grid: Literal["fit", "origin"] = setting(
+        "fit",
+        "where patches lie: on the grid that covers the most tissue with the fewest, beyond the slide padded in its "
+        "glass's colour (fit), or on the grid at (0, 0), wholly inside the slide (origin)",
+    )
+    min_tissue: float = setting(0.2, "least share of tissue in a patch, 0 to 1")
     max_pen: float = setting(1.0, "largest share of pen in a patch, 0 to 1")
     min_sharpness: float = setting(0.0, "least variance of a patch's Laplacian; 0 keeps blurred patches")
     pixels: Literal["jpeg", "zstd", "reference"] = setting(
@@ -55,7 +60,7 @@ class TilingConfig:
 
     def content(self) -> dict[str, object]:
         """The settings that decide about a store's content, as JSON values."""
-        keys = ("mpp", "patch_px", "overlap_px", "tissue", "min_tissue", "max_pen", "min_sharpness", "pixels")
+        keys = ("mpp", "patch_px", "overlap_px", "tissue", "grid", "min_tissue", "max_pen", "min_sharpness", "pixels")
         package = package_of(self.tissue)
         brought = {"tissue_package": package} if package else {}
         return {key: getattr(self, key) for key in (*keys, "jpeg_quality")} | brought

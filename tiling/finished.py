@@ -3,24 +3,38 @@
 import hashlib
 import math
 from pathlib import Path
+from typing import Literal
 
 from tiling.config import TilingConfig
+from tiling.jobs.outcomes import Outcome
 from tiling.manifest import SlideRow
 from tiling.rules import RULES
 from tiling.slides.files import slide_fingerprint
 from tiling.store.patches import PatchStore, provenance
 
 
-def finished_patches(row: SlideRow, config: TilingConfig, path: Path) -> int | None:
-    """How many patches the finished store at `path` holds; None if there is none, or another, or a new one is wanted.
+def finished_store(row: SlideRow, config: TilingConfig, path: Path) -> PatchStore | None:
+    """The finished store at `path`; None if there is none, or another, or a new one is wanted.
 
     The store's lock must be held. Raises SlideError for a store that is damaged.
     """
     if config.overwrite or row.path is None or not path.exists():
         return None
     store = PatchStore(path)
-    wanted = provenance(slide_fingerprint(row.path), mpp_in_table(row), mask_sha256(row), config.content(), RULES)
-    return len(store) if store.info.provenance() == wanted else None
+    wanted = provenance(slide_fingerprint(row.path), mpp_in_table(row), mask_sha256(row), content(row, config), RULES)
+    return store if store.info.provenance() == wanted else None
+
+
+def ended(store: PatchStore, status: Literal["done", "skipped"], reason: str = "") -> Outcome:
+    """The outcome of a slide whose store this is: how many patches it holds, and how much of the tissue they cover."""
+    covered = store.info.tissue_covered
+    figures = {} if math.isnan(covered) else {"tissue_covered": round(covered, 4)}
+    return Outcome(store.info.slide_id, status, reason, len(store), figures=figures)
+
+
+def content(row: SlideRow, config: TilingConfig) -> dict[str, object]:
+    """The settings that decide about this slide's store, as JSON values."""
+    return config.content() if row.corner_l0 is None else config.content() | {"grid": list(row.corner_l0)}
 
 
 def mpp_in_table(row: SlideRow) -> float:

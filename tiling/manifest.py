@@ -65,6 +65,7 @@ class SlideRow:
     mpp: float | None = None
     annotation: Path | None = None
     mask: Path | None = None
+    corner_l0: tuple[int, int] | None = None  # of a patch on the grid that is wanted, from no table
     labels: dict[str, str] = field(default_factory=dict)
 
 

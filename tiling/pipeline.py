@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.config import TilingConfig
-from tiling.finished import finished_patches, mask_sha256, mpp_in_table
-from tiling.grid.corners import covered_fraction, patch_grid
-from tiling.grid.resample import read_patch
+from tiling.finished import content, ended, finished_store, mask_sha256, mpp_in_table
+from tiling.grid.corners import covered_fraction, padded_fraction, patch_grid
+from tiling.grid.fit import fitted_grid, grid_through
+from tiling.grid.resample import on_slide, read_patch
 from tiling.grid.scale import Scale, choose_scale
 from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome
@@ -27,7 +28,7 @@ from tiling.slides.files import slide_fingerprint
 from tiling.slides.opening import open_slide
 from tiling.slides.slide import NO_SUBSAMPLING, Slide
 from tiling.store.patches import (
-    AREA_SCORES,
+    MASK_SCORES,
     Candidates,
     MadePatch,
     PatchStore,
@@ -47,8 +48,8 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
     path = store_path(out, row.slide_id)
     with lock(path):
         assert row.path is not None
-        if (count := finished_patches(row, config, path)) is not None:
-            return _with_picture(Outcome(row.slide_id, "skipped", "already done", count), path, out)
+        if (store := finished_store(row, config, path)) is not None:
+            return _with_picture(ended(store, "skipped", "already done"), path, out)
         slide = open_slide(row.path, overlapping=config.overlap_px > 0)
         try:
             outcome = _tile(slide, row, config, path)
@@ -71,13 +72,15 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
         require_same(PatchStore(path).info.provenance(), info.provenance(), path)
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
     tissue = map_tissue(thumbnail, config.tissue, scale.mpp_l0, _user_mask(slide, row, thumbnail))
-    candidates = _candidates(slide, scale, tissue, thumbnail.downsample, config)
-    info = replace(info, thumbnail_downsample=thumbnail.downsample)
+    grid = _grid(slide, row, config, scale, tissue.tissue, thumbnail.downsample)
+    candidates = _candidates(grid, slide, config, scale, tissue, thumbnail.downsample)
+    padding = None if config.grid == "origin" else tissue.glass
+    info = replace(info, thumbnail_downsample=thumbnail.downsample, padding_rgb=padding)
     with closing(_make_patches(slide, scale, info, candidates.coords_l0)) as patches:
         count = write_store(path, info, candidates, tissue, thumbnail.pixels, patches)
     if count == 0:
         return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(candidates.coords_l0), config))
-    return Outcome(row.slide_id, "done", patches=count)
+    return ended(PatchStore(path), "done")
 
 
 def _user_mask(slide: Slide, row: SlideRow, thumbnail: Thumbnail) -> NDArray[np.bool_] | None:
@@ -86,12 +89,32 @@ def _user_mask(slide: Slide, row: SlideRow, thumbnail: Thumbnail) -> NDArray[np.
     return read_user_mask(row.mask, thumbnail.pixels.shape[:2], *slide.level_sizes[0], thumbnail.downsample)
 
 
-def _candidates(slide: Slide, scale: Scale, tissue: TissueMap, downsample: float, config: TilingConfig) -> Candidates:
+def _grid(
+    slide: Slide, row: SlideRow, config: TilingConfig, scale: Scale, tissue: NDArray[np.bool_], downsample: float
+) -> NDArray[np.int64]:
+    """Corners (N, 2) of all patches of the slide's grid, whatever they show."""
+    slide_l0 = slide.level_sizes[0]
+    if row.corner_l0 is not None:
+        return grid_through(row.corner_l0, slide_l0, scale)
+    if config.grid == "origin":
+        return patch_grid(*slide_l0, scale)
+    return fitted_grid(tissue, downsample, slide_l0, scale, config.min_tissue)
+
+
+def _candidates(
+    coords_l0: NDArray[np.int64],
+    slide: Slide,
+    config: TilingConfig,
+    scale: Scale,
+    tissue: TissueMap,
+    downsample: float,
+) -> Candidates:
     """The grid's patches with enough tissue and little pen."""
-    coords_l0 = patch_grid(*slide.level_sizes[0], scale)
+    slide_l0, size_l0 = slide.level_sizes[0], scale.patch_size_l0
     masks = (tissue.tissue, tissue.pen, tissue.dark, tissue.white)
-    fractions = [covered_fraction(mask, downsample, coords_l0, scale.patch_size_l0) for mask in masks]
-    areas = dict(zip(AREA_SCORES, fractions, strict=True))
+    fractions = [covered_fraction(mask, downsample, coords_l0, size_l0, slide_l0) for mask in masks]
+    areas = dict(zip(MASK_SCORES, fractions, strict=True))
+    areas["padded_fraction"] = padded_fraction(coords_l0, size_l0, slide_l0)
     good = (areas["tissue_fraction"] >= config.min_tissue) & (areas["pen_fraction"] <= config.max_pen)
     return Candidates(coords_l0[good], {name: values[good] for name, values in areas.items()})
 
@@ -103,8 +126,9 @@ def _make_patches(
 
     def make(index: int) -> MadePatch | None:
         alive()
-        pixels = read_patch(slide, scale, *coords_l0[index].tolist())
-        score = sharpness(pixels)
+        x, y = coords_l0[index].tolist()
+        pixels = read_patch(slide, scale, x, y, info.padding_rgb)
+        score = sharpness(pixels[on_slide(slide, scale, x, y)])
         return MadePatch(index, score, encode(pixels, info)) if score >= info.config["min_sharpness"] else None
 
     with closing(ordered_map(make, range(len(coords_l0)), len(os.sched_getaffinity(0)), cores)) as made:
@@ -113,8 +137,11 @@ def _make_patches(
 
 def _why_empty(slide: Slide, scale: Scale, tissue: TissueMap, candidates: int, config: TilingConfig) -> str:
     width, height = slide.level_sizes[0]
-    if min(width, height) < scale.patch_size_l0:
-        return f"the slide ({width} × {height} px) is smaller than a patch ({scale.patch_size_l0} level-0 px)"
+    if min(width, height) < scale.patch_size_l0 and config.grid == "origin":
+        return (
+            f"the slide ({width} × {height} px) is smaller than a patch ({scale.patch_size_l0} level-0 px); "
+            "--grid fit pads it"
+        )
     if candidates:
         return f"none of {candidates} patches has a sharpness of {config.min_sharpness:g} or more"
     pen = f" and at most {config.max_pen:.0%} pen" if config.max_pen < 1 else ""
@@ -146,7 +173,7 @@ def _info(
         reduction=scale.reduction,
         jpeg_subsampling=_subsampling(slide, scale),
         backend=slide.backend,
-        config=config.content(),
+        config=content(row, config),
         packages=package_versions(),
         rules=RULES,
     )

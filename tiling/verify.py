@@ -21,7 +21,7 @@ from tiling.jobs.provenance import digest
 from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.workers import alive
 from tiling.manifest import SlideRow, largest_first
-from tiling.store.patches import NOT_IN_VERSION_1, PICTURES, SCORES, PatchStore, store_path
+from tiling.store.patches import NOT_IN_VERSION, PICTURES, SCORES, PatchStore, store_path
 from tiling.store.shards import PATCHES_PER_SHARD
 
 _AT_ONCE = 16  # patches in memory
@@ -74,7 +74,7 @@ def _load(array: Any, name: str) -> NDArray[Any]:
 
 
 def _require_fitting(arrays: dict[str, NDArray[Any]], count: int, version: int, path: Path) -> None:
-    missing = {"coords_l0", *SCORES, *PICTURES} - set(arrays) - (NOT_IN_VERSION_1 if version == 1 else set())
+    missing = {"coords_l0", *SCORES, *PICTURES} - set(arrays) - NOT_IN_VERSION.get(version, set())
     if missing:
         raise SlideError(f"{path}: arrays are missing: {', '.join(sorted(missing))}")
     for name, values in arrays.items():

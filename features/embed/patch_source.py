@@ -21,7 +21,7 @@ Indices = Sequence[int]
 class Tissue:
     """Which pixels of n patches (n, P, P) are tissue: mask[rows[i]][:, columns[i]]."""
 
-    mask: NDArray[np.bool_]  # (H, W) of the slide
+    mask: NDArray[np.bool_]  # (H + 2, W + 2) of the slide, in a frame of what lies beyond it
     rows: NDArray[np.int64]  # (n, P)
     columns: NDArray[np.int64]  # (n, P)
 
@@ -46,12 +46,13 @@ def in_memory(patches: Pixels) -> PatchSource:
 def patches_of(store: PatchStore, slide: Path | None) -> Iterator[PatchSource]:
     """Patches of a store, from the slide itself where the store holds coordinates only. Raises SlideError."""
 
-    mask, side = store.tissue_mask, store.info.patch_size_px
+    mask, side = np.pad(store.tissue_mask, 1), store.info.patch_size_px
     has_mask = not math.isnan(store.info.thumbnail_downsample)
 
     def tissue(indices: Indices) -> Tissue:
         x, y = store.coords_l0[indices].T
-        return Tissue(mask, _cells(store, y, mask.shape[0]), _cells(store, x, mask.shape[1]))
+        height_l0, width_l0 = store.info.height_l0, store.info.width_l0
+        return Tissue(mask, _cells(store, y, mask.shape[0], height_l0), _cells(store, x, mask.shape[1], width_l0))
 
     if store.has_pixels:
         read_jpeg = store.read_encoded if store.info.config["pixels"] == "jpeg" else None
@@ -66,12 +67,13 @@ def patches_of(store: PatchStore, slide: Path | None) -> Iterator[PatchSource]:
         yield PatchSource(len(store), side, read, None, tissue if has_mask else None)
 
 
-def _cells(store: PatchStore, corners_l0: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
-    """Along one axis: the mask's cell (n, P) that the middle of each patch pixel lies in."""
+def _cells(store: PatchStore, corners_l0: NDArray[np.int64], cells: int, length_l0: int) -> NDArray[np.int64]:
+    """Along one axis: the framed mask's cell (n, P) that the middle of each patch pixel lies in."""
     info = store.info
     middles = (np.arange(info.patch_size_px) + 0.5) * info.patch_size_l0 / info.patch_size_px
-    found = (corners_l0[:, None] + middles) / info.thumbnail_downsample
-    return np.minimum(found.astype(np.int64), cells - 1)
+    at_l0 = corners_l0[:, None] + middles
+    on_slide = 1 + np.minimum((at_l0 / info.thumbnail_downsample).astype(np.int64), cells - 3)
+    return np.where(at_l0 < 0, 0, np.where(at_l0 < length_l0, on_slide, cells - 1))
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:

@@ -115,11 +115,11 @@ def _with_slide(known: Description, found: Found, path: Path) -> Description:
 
 
 def _require_inside(made: Embeddings, path: Path) -> None:
-    """Coordinates outside the slide come from a wrong scale or another slide."""
+    """Patches that do not touch the slide come from a wrong scale or another slide."""
     info, coords = made.info, made.coords_l0
     if not (len(coords) and info.width_l0 and info.height_l0):
         return
-    if coords.min() < 0 or (coords.max(axis=0) >= (info.width_l0, info.height_l0)).any():
+    if coords.min() + max(1, info.patch_size_l0) <= 0 or (coords.max(axis=0) >= (info.width_l0, info.height_l0)).any():
         raise SlideError(
             f"{path}: patches from {tuple(coords.min(axis=0).tolist())} to {tuple(coords.max(axis=0).tolist())} lie "
             f"outside a slide of {(info.width_l0, info.height_l0)} px; check --mpp-l0, and that it is this slide"

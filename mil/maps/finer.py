@@ -38,16 +38,20 @@ def make_finer(
         except SlideError:  # is said when the slide is drawn
             continue
         infos[row.slide_id] = embeddings.info
-        masked.append(replace(row, mask=_write_mask(out / "masks" / f"{row.slide_id}.geojson", embeddings)))
+        corner_l0 = tuple(embeddings.coords_l0[0].tolist()) if len(embeddings.coords_l0) else None
+        mask = _write_mask(out / "masks" / f"{row.slide_id}.geojson", embeddings)
+        masked.append(replace(row, mask=mask, corner_l0=corner_l0))
     kinds = {(i.patch_size_px, i.encoder, i.weights, i.input_px, i.precision) for i in infos.values()}
     if len(kinds) != 1:
         raise RequestError(f"--finer: {features} has features of {len(kinds)} kinds for these slides, expected one")
     [(patch_px, encoder, made_with, input_px, precision)] = kinds
     if patch_px % steps:
         raise RequestError(f"--finer {steps}: a patch of {patch_px} px cannot be moved by so many equal steps")
-    overlap_px = patch_px - patch_px // steps
+    overlap_px, least = patch_px - patch_px // steps, 1 - 1 / steps  # none reaches out by more than a step
     for mpp in dict.fromkeys(_scale(info) for info in infos.values()):
-        tiling = TilingConfig(mpp=mpp, patch_px=patch_px, overlap_px=overlap_px, workers=config.workers)
+        tiling = TilingConfig(
+            mpp=mpp, patch_px=patch_px, overlap_px=overlap_px, min_tissue=least, workers=config.workers
+        )
         of_scale = [row for row in masked if _scale(infos[row.slide_id]) == mpp]
         tile_slides(of_scale, tiling, out / "patches", listener.stage("tile-slides"))
     settings: dict[str, Any] = {"encoder": encoder, "weights": config.weights or made_with, "input_px": input_px}

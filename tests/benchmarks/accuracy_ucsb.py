@@ -36,7 +36,8 @@ def embed(folder: Path, weights: str = "default") -> tuple[Path, Path]:
     images, patches, features = (folder / name for name in ("images", "patches", f"features-{weights}"))
     images.mkdir(parents=True, exist_ok=True)
     table = unpack(DATA, images)
-    call("tile-slides", table, "--out", patches, "--mpp", "native", "--patch-px", 224, "--tissue", "all")
+    how = ["--mpp", "native", "--patch-px", 224, "--tissue", "all", "--grid", "origin"]
+    call("tile-slides", table, "--out", patches, *how)
     network = ["--encoder", "efficientnet-lite0", "--weights", weights, "--precision", "fp32"]  # on every processor
     call("extract-features", patches, "--out", features, *network)
     return table, features

@@ -1,4 +1,4 @@
-"""`tile-slides` against the loop that most labs run, on one phantom slide, one thread each, same patches.
+"""`tile-slides` against the loop that most labs run: one phantom slide, one thread each, same patches, grid at (0, 0).
 
 Baseline: openslide.read_region → RGB → PIL resize → one HDF5 data set of raw pixels. It is given the coordinates,
 so it makes no mask and no quality score, and it does not compress. Ours is the whole command's work: thumbnail,
@@ -78,7 +78,7 @@ def main(width: int = 40_000, height: int = 30_000, runs: int = 3) -> None:
             flush=True,
         )
         for mpp in (0.5, 0.25):
-            config, row = TilingConfig(mpp=mpp), SlideRow("s", slide)
+            config, row = TilingConfig(mpp=mpp, grid="origin", min_tissue=0.5), SlideRow("s", slide)
             kept = out / f"kept-{mpp}"
             tile_slide(row, config, kept)
             store = PatchStore(kept / "s.zarr")

@@ -6,7 +6,7 @@ import pytest
 
 from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
-from tiling.finished import finished_patches
+from tiling.finished import finished_store
 from tiling.jobs.locks import lock
 from tiling.manifest import SlideRow
 
@@ -72,6 +72,6 @@ def test_a_damaged_store_fails_with_its_reason(tiled, tmp_path):
 
 def test_what_is_asked_of_a_store_is_what_it_was_made_with(tiled):
     row, out = tiled
-    assert finished_patches(row, CONFIG, out / "s.zarr") > 5
-    assert finished_patches(row, TilingConfig(mpp=1.0, patch_px=128, min_tissue=0.4), out / "s.zarr") is None
-    assert finished_patches(row, CONFIG, out / "other.zarr") is None
+    assert len(finished_store(row, CONFIG, out / "s.zarr")) > 5
+    assert finished_store(row, TilingConfig(mpp=1.0, patch_px=128, min_tissue=0.4), out / "s.zarr") is None
+    assert finished_store(row, CONFIG, out / "other.zarr") is None

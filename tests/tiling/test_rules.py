@@ -16,6 +16,7 @@ from PIL import Image
 
 from tiling.config import TilingConfig
 from tiling.grid.corners import covered_fraction, patch_grid
+from tiling.grid.fit import fitted_grid
 from tiling.grid.resample import read_patch
 from tiling.grid.scale import choose_scale
 from tiling.jobs.errors import SlideError
@@ -73,9 +74,12 @@ def scales():
 
 
 def grids():
-    scale = SimpleNamespace(patch_size_l0=517, stride_l0=430)
+    scale, tissue = SimpleNamespace(patch_size_l0=517, stride_l0=430, downsample=2.0), picture()[..., 1] < 180
     corners = patch_grid(5000, 4001, scale)
-    return {"corners": corners, "shares": covered_fraction(picture()[..., 1] < 180, 13.7, corners, 517)}
+    found = {"corners": corners, "shares": covered_fraction(tissue, 13.7, corners, 517)}
+    for least in (0.0, 0.2, 0.5):
+        found[f"fitted_{least}"] = fitted_grid(tissue, 13.7, (5000, 4001), scale, least)
+    return found
 
 
 def pixels():

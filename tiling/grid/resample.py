@@ -7,20 +7,64 @@ from PIL import Image
 from scipy import sparse
 
 from tiling.grid.scale import TOLERANCE, Scale
-from tiling.slides.slide import Pixels, Slide
+from tiling.slides.slide import Colour, Pixels, Slide
+
+_ROUNDING = 1e-6
 
 
-def read_patch(slide: Slide, scale: Scale, x_l0: int, y_l0: int) -> Pixels:
-    """One patch (P, P, 3) uint8 RGB whose corner is at level-0 (x, y)."""
-    x, y = x_l0 / scale.downsample, y_l0 / scale.downsample  # in pixels as they are read
-    size = scale.patch_size_l0 / scale.downsample
+def read_patch(slide: Slide, scale: Scale, x_l0: int, y_l0: int, padding: Colour | None = None) -> Pixels:
+    """One patch (P, P, 3) uint8 RGB whose corner is at level-0 (x, y).
+
+    padding: its colour where it sticks out over the slide; None: what the reader gives there.
+    """
+    x, y, size = _square(scale, x_l0, y_l0)
     px = scale.patch_size_px
-    if abs(size - px) < TOLERANCE * px:
-        return slide.read(scale.level, round(x), round(y), px, px, scale.reduction)
+    if size == px:
+        return _read_padded(slide, scale, (int(x), int(y)), px, padding)
     left, top = math.floor(x), math.floor(y)
     side = math.ceil(max(x - left, y - top) + size)
-    region = slide.read(scale.level, left, top, side, side, scale.reduction)
-    return area_average(region, x - left, y - top, size, px)
+    return area_average(_read_padded(slide, scale, (left, top), side, padding), x - left, y - top, size, px)
+
+
+def on_slide(slide: Slide, scale: Scale, x_l0: int, y_l0: int) -> tuple[slice, slice]:
+    """Rows and columns of a patch's pixels that show the slide and no padding."""
+    x, y, size = _square(scale, x_l0, y_l0)
+    width, height = _size_as_read(slide, scale)
+
+    def within(start: float, length: int) -> slice:
+        pixel = size / scale.patch_size_px
+        first, last = max(0.0, -start) / pixel, max(0.0, min(size, length - start)) / pixel
+        return slice(math.ceil(first - _ROUNDING), math.floor(last + _ROUNDING))
+
+    return within(y, height), within(x, width)
+
+
+def _square(scale: Scale, x_l0: int, y_l0: int) -> tuple[float, float, float]:
+    """x, y and side of a patch in pixels as they are read: whole numbers where a level is taken as it is."""
+    x, y, size = (n / scale.downsample for n in (x_l0, y_l0, scale.patch_size_l0))
+    if abs(size - scale.patch_size_px) < TOLERANCE * scale.patch_size_px:
+        return round(x), round(y), scale.patch_size_px
+    return x, y, size
+
+
+def _size_as_read(slide: Slide, scale: Scale) -> tuple[int, int]:
+    """Pixels as they are read that lie wholly on the slide (width, height)."""
+    width, height = slide.level_sizes[scale.level]
+    return width // scale.reduction, height // scale.reduction
+
+
+def _read_padded(slide: Slide, scale: Scale, corner: tuple[int, int], side: int, padding: Colour | None) -> Pixels:
+    """A square of pixels as they are read, `padding` where they do not lie wholly on the slide."""
+    pixels = slide.read(scale.level, *corner, side, side, scale.reduction)
+    if padding is None:
+        return pixels
+    (left, top), (width, height) = corner, _size_as_read(slide, scale)
+    seen = slice(max(0, -top), max(0, height - top)), slice(max(0, -left), max(0, width - left))
+    if pixels[seen].shape == pixels.shape:
+        return pixels
+    padded = np.full_like(pixels, padding)
+    padded[seen] = pixels[seen]
+    return padded
 
 
 def area_average(region: Pixels, x: float, y: float, size: float, out_px: int) -> Pixels:

@@ -9,7 +9,7 @@ parts do not overwrite another's. Both name files without their folders, whose n
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -38,6 +38,7 @@ class Outcome:
     stops: bool = False  # no other slide can be done either
     beat: str = ""  # of a lock whose owner cannot be seen, see tiling.jobs.locks.Locked
     warning: str = ""  # what could not be made beside the output itself
+    figures: Mapping[str, float] = field(default_factory=dict)  # what else the summary says of its output, by name
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def write_outcomes(
     """folders: where a slide's files lie, by slide id. Raises OSError where the files cannot be written."""
     outcomes = [replace(o, reason=without_folders(o.reason, folders.get(o.slide_id, ()))) for o in _by_id(outcomes)]
     counts = Counter(o.status for o in outcomes)
-    slides = {o.slide_id: {"status": o.status, "reason": o.reason, "patches": o.patches} for o in outcomes}
+    slides = {o.slide_id: {"status": o.status, "reason": o.reason, "patches": o.patches, **o.figures} for o in outcomes}
     write_json(summary, {"counts": dict(counts), "slides": slides})
     failed = [(o.slide_id, o.reason) for o in outcomes if o.status == "failed"]
     if failed:

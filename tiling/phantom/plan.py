@@ -37,6 +37,8 @@ class PhantomSpec:
     """Side of the tiles in the file, a multiple of 16."""
     jpeg_quality: int = 85
     """JPEG quality, 1 to 100."""
+    core_um: float = 0.0
+    """Width of the tissue where it is cores of a needle biopsy; 0: pieces as of a resection."""
 
     def __post_init__(self) -> None:
         if min(self.width_px, self.height_px) < 1024:
@@ -47,6 +49,8 @@ class PhantomSpec:
             raise ValueError(f"scanner must be one of {sorted(SCANNERS)}, got {self.scanner!r}")
         if self.tile_px < 16 or self.tile_px % 16:
             raise ValueError(f"tile_px must be a multiple of 16, got {self.tile_px}")
+        if self.core_um and not 300 <= self.core_um <= 2000:
+            raise ValueError(f"core_um must be 0 or from 300 to 2000, got {self.core_um}")
         if not 0.1 <= self.mpp <= 2 or not 1 <= self.jpeg_quality <= 100 or self.seed < 0:
             raise ValueError(f"needs 0.1 <= mpp <= 2, 1 <= jpeg_quality <= 100 and seed >= 0, got {self}")
 
@@ -97,6 +101,29 @@ def _star(rng: np.random.Generator, n_vertices: int, coarse: float, fine: float)
 
 
 def plan_tissue(rng: np.random.Generator, spec: PhantomSpec) -> list[F64]:
+    """Outlines of the pieces of tissue, each an open ring (V, 2) in level-0 pixels."""
+    return _plan_cores(rng, spec) if spec.core_um else _plan_pieces(rng, spec)
+
+
+def _plan_cores(rng: np.random.Generator, spec: PhantomSpec) -> list[F64]:
+    """Cores one below the other, as long as the slide allows, each a little bent and tilted, with uneven sides."""
+    width_um, height_um = spec.width_px * spec.mpp, spec.height_px * spec.mpp
+    count = max(1, int(height_um // (3 * spec.core_um)))
+    cores = []
+    for number in range(count):
+        along = np.linspace(0, 1, 240)
+        length_um = width_um * rng.uniform(0.75, 0.92)
+        bend_um = rng.normal(0, 0.12) * spec.core_um * np.sin(2 * np.pi * along * rng.uniform(0.5, 1.5))
+        tilt_um = rng.uniform(-1, 1) * spec.core_um * (along - 0.5)
+        sides_um = spec.core_um / 2 * (1 + 0.06 * ndimage.gaussian_filter1d(rng.normal(0, 1, (2, 240)), 4, axis=1) * 4)
+        x_um = (width_um - length_um) * rng.uniform(0.2, 0.8) + along * length_um
+        y_um = height_um * (number + 0.5) / count + rng.uniform(-0.2, 0.2) * spec.core_um + bend_um + tilt_um
+        edges = [np.stack([x_um, y_um - sides_um[0]], 1), np.stack([x_um, y_um + sides_um[1]], 1)[::-1]]
+        cores.append(np.concatenate(edges) / spec.mpp)
+    return cores
+
+
+def _plan_pieces(rng: np.random.Generator, spec: PhantomSpec) -> list[F64]:
     """One piece of tissue per slot; slots of roughly equal sides fill the slide."""
     size = np.array([spec.width_px, spec.height_px], float)
     side_px = min(size.min(), 9000 / spec.mpp) / rng.choice([1.0, 1.0, 1.35])

@@ -18,7 +18,7 @@ from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 from tiling.store.patches import PatchStore
 
-FORMAT, VERSION = "slidemil-qc", 1
+FORMAT, VERSION = "slidemil-qc", 2
 FOLDER = "qc"
 
 
@@ -47,6 +47,7 @@ class SlideFacts:
     patch_size_l0: int
     tissue_method: str
     tissue_share: float
+    tissue_covered: float | None  # of the tissue: how much lies in patches; None without tissue, and for old stores
     pen_share: float
     inked_share: float  # of what is tissue or pen: how much is pen
     median_sharpness: float | None  # over the patches; None without one
@@ -74,6 +75,7 @@ def describe(store: PatchStore, tissue: NDArray[np.bool_], pen: NDArray[np.bool_
         patch_size_l0=info.patch_size_l0,
         tissue_method="user's mask" if info.mask_sha256 else info.config["tissue"],
         tissue_share=float(tissue.mean()),
+        tissue_covered=_known(info.tissue_covered),
         pen_share=float(pen.mean()),
         inked_share=float(pen.sum() / max(1, (tissue | pen).sum())),
         median_sharpness=float(np.median(store.sharpness)) if len(store) else None,

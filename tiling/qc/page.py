@@ -33,6 +33,7 @@ _COLUMNS = (
     "mpp_l0",
     "mpp_source",
     "tissue_share",
+    "tissue_covered",
     "pen_share",
     "median_sharpness",
     "width_l0",

@@ -103,7 +103,7 @@ def _draw_patches(slide: Image.Image, store: PatchStore, pixel_l0: float) -> Non
     tinted = alpha if side < _SMALLEST_SQUARE_PX else None
     corners = np.hstack([store.coords_l0, store.coords_l0 + store.info.patch_size_l0]) / pixel_l0
     last = (slide.width - 1, slide.height - 1)
-    for square in np.minimum(np.rint(corners).astype(int), last + last).tolist():
+    for square in np.rint(corners).astype(int).clip(0, last + last).tolist():
         draw.rectangle(square, outline=alpha, fill=tinted)
     slide.paste(PATCH, mask=opacity)
 
@@ -181,9 +181,10 @@ def _shown(facts: SlideFacts) -> tuple[str, str, str]:
     """What the marks stand for, in the order patch, tissue, pen."""
     size = f"{facts.patch_size_px} px"
     size += "" if facts.patch_size_um is None else f" = {facts.patch_size_um:.4g} µm"
+    covered = "" if facts.tissue_covered is None else f", {facts.tissue_covered:.1%} of it in patches"
     return (
         f"{facts.patches:,} patches of {size}",
-        f"tissue {facts.tissue_share:.1%} ({facts.tissue_method})",
+        f"tissue {facts.tissue_share:.1%} ({facts.tissue_method}){covered}",
         f"pen {facts.pen_share:.1%}",
     )
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tiling.qc.facts import SlideFacts
 
 _NO_TISSUE, _ALL_TISSUE, _MUCH_PEN = 0.001, 0.95, 0.05
+_COVERED = 0.8
 _BLURRED_Z, _LEAST_SPREAD = 3.5, 0.1  # of log sharpness; equal slides would make any difference a large z
 _ALIKE, _COMMON = 0.10, 0.05
 _SCANNERS_MPP = (0.1, 1.1)  # a 100× oil lens to a 10× one
@@ -21,6 +22,7 @@ RULES = {
     "no patch": "No patch was kept.",
     "no tissue": f"Less than {_NO_TISSUE:.1%} of the slide is tissue.",
     "all tissue": f"More than {_ALL_TISSUE:.0%} of the slide is tissue, though tissue was looked for.",
+    "tissue left out": f"Less than {_COVERED:.0%} of the tissue lies in patches that were kept.",
     "blurred": (
         f"The median sharpness of its patches is far below the cohort's: more than {_BLURRED_Z} robust standard "
         f"deviations (from the median absolute deviation) on a log scale, and below half of the cohort's median. "
@@ -71,6 +73,8 @@ def _by_itself(slide: SlideFacts) -> Iterator[Warned]:
         yield Warned("no tissue", f"{slide.tissue_share:.2%} of the slide is tissue")
     if slide.tissue_share > _ALL_TISSUE and slide.tissue_method != "all":
         yield Warned("all tissue", f"{slide.tissue_share:.1%} of the slide is tissue")
+    if slide.patches and slide.tissue_covered is not None and slide.tissue_covered < _COVERED:
+        yield Warned("tissue left out", f"{slide.tissue_covered:.1%} of the tissue lies in patches")
 
 
 def _compared(slide: SlideFacts, why_blurred: str, why_odd: str, median_patches: float) -> Iterator[Warned]:

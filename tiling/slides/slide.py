@@ -10,6 +10,7 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 REDUCTIONS = (1, 2, 4, 8)  # at which a level can be read; JPEG decodes at these scales
+Colour = tuple[int, int, int]  # RGB
 NO_SUBSAMPLING = "444"
 _AT_ONCE_PX = 1 << 24  # of a level, held at once to be made smaller: 64 MiB as OpenSlide gives them
 MPP_MIN, MPP_MAX = 0.05, 20.0  # µm per level-0 pixel that is believed

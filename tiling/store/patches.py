@@ -7,7 +7,8 @@ Arrays
   tissue_fraction  (N,) float32, share of the patch that the tissue mask covers
   pen_fraction, dark_fraction, white_fraction
                    (N,) float32, share that is pen, black border or shadow, and empty glass
-  sharpness        (N,) float32, mean square of the Laplacian of the green channel
+  padded_fraction  (N,) float32, share that lies beyond the slide and is filled with `padding_rgb`
+  sharpness        (N,) float32, mean square of the Laplacian of the green channel, where the patch shows the slide
   tissue_mask      (H, W) uint8, 1 on tissue
   pen_mask         (H, W) uint8, 1 on pen
   thumbnail        (H, W, 3) uint8 RGB, same geometry as the masks
@@ -16,19 +17,21 @@ All but `patches` are zstd, then `crc32c`.
 Attributes of the group: `format`, `version` and the fields of `PatchStoreInfo`. No label or macro image, no
 path and no vendor property of the slide is ever stored: slide files carry patient data.
 
-A patch covers the square of `patch_size_l0` level-0 pixels from its corner. Mask and thumbnail pixels cover
+A patch covers the square of `patch_size_l0` level-0 pixels from its corner, which may lie left of the slide or above
+it: coordinates may be negative and need not be multiples of anything. Mask and thumbnail pixels cover
 `thumbnail_downsample` level-0 pixels. N = 0 is valid. The folder is written as a whole or not at all.
 
 A reader MUST refuse a version that it does not know. Versions 1 and 2 are read: neither had `rules`, nobody knows
-theirs. Version 1 had no pen_mask, no scores but tissue_fraction and sharpness (of luma), no `reduction` (1) and no
-`jpeg_subsampling` ("444"); scores it lacks are NaN.
+theirs, nor patches over the slide's edge (padded_fraction is 0), nor `tissue_covered` (NaN). Version 1 had no pen_mask,
+no scores but tissue_fraction and sharpness (of luma), no `reduction` (1) and no `jpeg_subsampling` ("444"); scores it
+lacks are NaN.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +44,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from tiling.grid.corners import covered_share
 from tiling.jobs.atomic import atomic_folder
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format, digest
-from tiling.slides.slide import NO_SUBSAMPLING, Pixels
+from tiling.slides.slide import NO_SUBSAMPLING, Colour, Pixels
 from tiling.store.jpeg_codec import JpegCodec
 from tiling.store.shards import PATCHES_PER_SHARD, ShardReader, ShardWriter
 
@@ -52,10 +56,13 @@ if TYPE_CHECKING:
     from tiling.tissue.tissue import TissueMap  # loads scipy and scikit-image, which no reader needs
 
 FORMAT, VERSION = "slidemil-patches", 3
-AREA_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
+MASK_SCORES = ("tissue_fraction", "pen_fraction", "dark_fraction", "white_fraction")
+AREA_SCORES = (*MASK_SCORES, "padded_fraction")
 SCORES = (*AREA_SCORES, "sharpness")
 PICTURES = ("tissue_mask", "pen_mask", "thumbnail")
-NOT_IN_VERSION_1 = {"pen_fraction", "dark_fraction", "white_fraction", "pen_mask"}
+_NOT_IN_VERSION_2 = {"padded_fraction"}
+_NOT_IN_VERSION_1 = {"pen_fraction", "dark_fraction", "white_fraction", "pen_mask", *_NOT_IN_VERSION_2}
+NOT_IN_VERSION = {1: _NOT_IN_VERSION_1, 2: _NOT_IN_VERSION_2}
 _OLD = (1, 2)  # versions that are still read
 _ZSTD_LEVEL = 3
 
@@ -86,6 +93,8 @@ class PatchStoreInfo:
     jpeg_subsampling: str = NO_SUBSAMPLING
     thumbnail_downsample: float = math.nan  # level-0 pixels per thumbnail pixel
     rules: dict[str, int] = field(default_factory=dict)  # tiling.rules.RULES of the program that wrote it
+    padding_rgb: Colour | None = None  # what fills patches beyond the slide: its glass; None where none goes there
+    tissue_covered: float = math.nan  # share of the tissue's area that lies in patches; NaN without tissue
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
@@ -147,6 +156,7 @@ def write_store(
         if info.config["pixels"] != "reference":
             _describe_patches(group, len(kept), info)
         index = np.array(kept, np.int64)
+        info = replace(info, tissue_covered=_covered(info, tissue.tissue, candidates.coords_l0[index]))
         arrays: dict[str, NDArray[Any]] = {
             "coords_l0": candidates.coords_l0[index],
             **{name: candidates.areas[name][index] for name in AREA_SCORES},
@@ -173,6 +183,11 @@ def write_store(
             (folder / key).parent.mkdir(parents=True, exist_ok=True)
             (folder / key).write_bytes(content.to_bytes())
         return len(kept)
+
+
+def _covered(info: PatchStoreInfo, tissue: NDArray[np.bool_], coords_l0: NDArray[np.int64]) -> float:
+    slide_l0 = info.width_l0, info.height_l0
+    return covered_share(tissue, info.thumbnail_downsample, coords_l0, info.patch_size_l0, slide_l0)
 
 
 def _describe_patches(group: zarr.Group, count: int, info: PatchStoreInfo) -> None:
@@ -264,7 +279,8 @@ class PatchStore:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """SCORES, each (N,) float32; NaN where a store of version 1 does not have it."""
         unknown = np.full(len(self), np.nan, np.float32)
-        return {name: self._load(name) if name in self._group else unknown for name in SCORES}
+        absent = {"padded_fraction": np.zeros_like(unknown)}
+        return {n: self._load(n) if n in self._group else absent.get(n, unknown) for n in SCORES}
 
     @property
     def sharpness(self) -> NDArray[np.float32]:
@@ -310,7 +326,7 @@ def _from_json(attributes: dict[str, Any], path: Path) -> PatchStoreInfo:
             if (entry.default, entry.default_factory) != (MISSING, MISSING) and attributes["version"] in _OLD:
                 continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; tile the slide again")
-        value = attributes[entry.name]
+        value = tuple(found) if isinstance(found := attributes[entry.name], list) else found
         values[entry.name] = math.nan if value is None and entry.type is float else value
     return PatchStoreInfo(**values)
 

@@ -1,5 +1,6 @@
 """Patches of a store that holds coordinates only (`--pixels reference`), read from the slide itself."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def patches_of_slide(store: PatchStore, path: Path) -> Iterator[Callable[[Sequen
         patch_size_l0=info.patch_size_l0,
         stride_l0=info.patch_size_l0,
     )
+    cut = functools.partial(read_patch, slide, scale, padding=info.padding_rgb)
     try:
-        yield lambda indices: np.stack([read_patch(slide, scale, x, y) for x, y in store.coords_l0[indices].tolist()])
+        yield lambda indices: np.stack([cut(*corner) for corner in store.coords_l0[indices].tolist()])
     finally:
         slide.close()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.ndimage import label, maximum_filter
 
-from tiling.slides.slide import Pixels
+from tiling.slides.slide import Colour, Pixels
 
 _DARK = 50  # brightest channel of black borders and of the shadow at the edge of the glass
 _SHADOW_PX = 5  # side of the square by which black grows over its grey edge
@@ -21,11 +21,15 @@ _MODE_SHARE = 0.2  # of the largest mode; the brightest mode with so many pixels
 
 @dataclass(frozen=True)
 class Background:
-    """padding, dark: (H, W) bool. density: (3, H, W) float32, natural optical density relative to the glass, 0 up."""
+    """padding, dark: (H, W) bool. density: (3, H, W) float32, natural optical density relative to the glass, 0 up.
+
+    glass: its colour.
+    """
 
     padding: NDArray[np.bool_]
     dark: NDArray[np.bool_]
     density: NDArray[np.float32]
+    glass: Colour
 
 
 def find_background(pixels: Pixels) -> Background:
@@ -38,7 +42,9 @@ def find_background(pixels: Pixels) -> Background:
     glass = _glass_colour(fine[::3, ::3], ~(padding | dark)[::3, ::3], fallback)
     levels = np.arange(256, dtype=np.float32)[:, None]
     table = np.log((glass + 1) / (levels + 1)).clip(min=0).astype(np.float32)  # 256, 3
-    return Background(padding, dark, np.stack([table[:, i].take(fine[..., i]) for i in range(3)]))
+    density = np.stack([table[:, i].take(fine[..., i]) for i in range(3)])
+    red, green, blue = np.rint(glass).astype(int).tolist()
+    return Background(padding, dark, density, (red, green, blue))
 
 
 def _padding(pixels: Pixels) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from skimage.filters import rank, threshold_otsu
 from skimage.measure import regionprops
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
+from tiling.slides.slide import Colour
 from tiling.tissue.glass import areas_touching, find_background
 from tiling.tissue.methods import installed_mask
 from tiling.tissue.pen import find_pen
@@ -35,12 +36,13 @@ _HOLE_UM2 = 150.0**2  # smaller holes belong to the tissue: fat cells, vessels
 
 @dataclass(frozen=True)
 class TissueMap:
-    """What each thumbnail pixel shows, each (H, W) bool."""
+    """What each thumbnail pixel shows, each (H, W) bool, and the colour of the glass."""
 
     tissue: NDArray[np.bool_]
     pen: NDArray[np.bool_]
     dark: NDArray[np.bool_]  # black borders, shadows
     white: NDArray[np.bool_]  # looks like empty glass, or is padding
+    glass: Colour = (255, 255, 255)  # its colour on this slide
 
 
 def map_tissue(
@@ -71,7 +73,7 @@ def map_tissue(
         tissue = by_colour
     else:
         tissue = installed_mask(method, thumbnail.pixels, mpp_l0 * thumbnail.downsample)
-    return TissueMap(tissue, pen, background.dark, white)
+    return TissueMap(tissue, pen, background.dark, white, background.glass)
 
 
 def _colour(pixels: NDArray[np.uint8], density: NDArray[np.float32]) -> NDArray[np.float32]:

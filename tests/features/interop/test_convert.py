@@ -11,7 +11,7 @@ import pytest
 import yaml
 from foreign_features import FOREIGN, as_clam, as_stamp, as_trident, made, ours, reasons, statuses
 
-from features.feature_file import UNKNOWN, read_embeddings
+from features.feature_file import UNKNOWN, read_embeddings, write_embeddings
 from features.interop.config import ConvertConfig
 from features.interop.reader import open_features
 
@@ -25,6 +25,15 @@ def test_contradictions_are_refused(convert, tmp_path):
     as_stamp(tmp_path / "stamp", "s", embeddings.features, embeddings.coords_l0 * 0.25)
     assert convert(tmp_path / "stamp", *flags, "--patch-size-l0", 512) == 1
     assert "256 µm wide, at 0.25 µm per level-0 pixel 1024 pixels, not 512" in reasons(tmp_path / "out")["s"]
+
+
+@pytest.mark.parametrize("corner", [(-507, 0), (0, -507), (90_000, 0), (0, 70_000)])
+def test_a_patch_that_does_not_touch_the_slide_is_none_of_its_patches(convert, tmp_path, corner):
+    embeddings = made()
+    embeddings.coords_l0[0] = corner
+    write_embeddings(tmp_path / "f/s.h5", embeddings)
+    assert convert(tmp_path / "f", "--to", "trident", "--out", tmp_path / "out") == 1
+    assert "outside a slide" in reasons(tmp_path / "out")["s"]
 
 
 def test_a_slide_table_gives_scale_and_size(convert, tmp_path, phantom_slide):

@@ -62,7 +62,8 @@ def test_the_colour_bar_runs_from_low_to_high():
 def test_the_grid_is_the_mean_by_area(data):
     size, downsample = data.draw(st.integers(3, 40)), data.draw(st.floats(1, 9))
     origin = data.draw(st.tuples(st.integers(-9, 9), st.integers(-9, 9)))
-    coords = np.array(data.draw(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=8)))
+    corner = st.tuples(st.integers(-45, 80), st.integers(-45, 80))  # over each edge of the picture, and beyond it
+    coords = np.array(data.draw(st.lists(corner, min_size=1, max_size=8)))
     values = np.random.default_rng(0).normal(size=len(coords))
     shape = (11, 17)
 

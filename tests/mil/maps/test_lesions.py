@@ -110,16 +110,17 @@ def test_the_covered_share_is_that_of_points_in_the_patch():
     """Against even-odd tests of 128 × 128 points a patch, which know nothing of areas."""
     outer = np.array([(900, 700), (2100, 900), (2300, 1900), (1200, 2000), (800, 1300)], float)
     hole = np.array([(1300, 1100), (1300, 1700), (1900, 1500)], float)
+    corner = np.array([(-50, -40), (200, 0), (0, 300)], float)  # drawn over the slide's edge
     bow = np.array([(2400, 100), (3300, 900), (3300, 100), (2400, 900)], float)  # crosses itself
     over = np.array([(2000, 1500), (3000, 1500), (3000, 2200), (2000, 2200)], float)  # lies partly on the first
-    slide = attention(GRID, np.ones(len(GRID)))
+    slide = attention(np.array(GRID) - (200, 130), np.ones(len(GRID)))  # the first ones stick out over the slide
     steps = (np.arange(128) + 0.5) / 128 * 512
     points = (slide.coords[:, None] + np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)).reshape(-1, 2)
     inside = np.zeros(len(points), bool)
-    for rings in ([outer, hole], [bow], [over]):
+    for rings in ([outer, hole], [bow], [over], [corner]):
         inside |= np.logical_xor.reduce([Outline(ring).contains_points(points) for ring in rings])
     expected = inside.reshape(len(GRID), -1).mean(1)
-    found = covered_share(slide, [[outer, hole], [bow], [over]])
+    found = covered_share(slide, [[outer, hole], [bow], [over], [corner]])
     assert np.abs(found - expected).max() < 0.004 and expected.max() > 0 and (found[expected == 1] == 1).all()
 
 

@@ -23,7 +23,7 @@ SIDE, PATCHES = 16, 6
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250), (250, 0, 250)]
 
 
-def _store(folder: Path, slide_id: str, pixels: str = "zstd") -> str:
+def _store(folder: Path, slide_id: str, pixels: str = "zstd", left: int = 0) -> str:
     """A store of PATCHES patches, each of a colour of its own; its digest."""
     place = dict(width_l0=320, height_l0=64, mpp_l0=0.25, mpp_source="openslide", mpp_table=math.nan, mpp=0.25)
     info = PatchStoreInfo(
@@ -34,7 +34,7 @@ def _store(folder: Path, slide_id: str, pixels: str = "zstd") -> str:
         config={"pixels": pixels, "jpeg_quality": 90},
         thumbnail_downsample=1.0,
     )
-    coords = np.array([(i * SIDE, SIDE) for i in range(PATCHES)], np.int64)
+    coords = np.array([(left + i * SIDE, SIDE) for i in range(PATCHES)], np.int64)
     ones = {name: np.ones(PATCHES, np.float32) for name in AREA_SCORES}
     patches = [np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in COLOURS]
     made = [MadePatch(i, 1.0, encode(patch, info)) for i, patch in enumerate(patches)]
@@ -82,6 +82,17 @@ def test_pictures_show_the_top_patches_and_where_they_lie(tmp_path):
     outlined = thumbnail[SIDE : 2 * SIDE, :, 2] < 200  # the outline is yellow on white
     assert outlined[:, SIDE + 4 : PATCHES * SIDE].any() and not outlined[:, PATCHES * SIDE + 6 :].any()
     assert not outlined[4:12, 4:12].any()  # patch 0 weighed least
+
+
+def test_a_patch_over_the_edge_is_outlined_where_it_lies(tmp_path):
+    digest = _store(tmp_path / "patches", "s", left=-5)
+    slide = _slide([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    slide = replace(slide, coords=slide.coords - (5, 0))
+    write_attention(attention_path(tmp_path / "run", "s"), slide)
+    write_pictures(tmp_path / "run", tmp_path / "patches", {"s": digest}, pytest.fail)
+    thumbnail = np.asarray(Image.open(picture_path(tmp_path / "run", "thumbnails", "s")), int)
+    outlined = np.flatnonzero(thumbnail[SIDE + 8, :20, 2] < 128)
+    assert outlined.min() >= SIDE - 5 - 3 and outlined.max() <= SIDE - 5 + 5  # its right side; the left one is off
 
 
 def test_another_store_of_that_name_is_not_shown(tmp_path):

@@ -26,8 +26,9 @@ class Picture:
     def read(self, level, x, y, width, height, reduction=1):
         width, height = width * reduction, height * reduction
         out = np.full((height, width, 3), 255, np.uint8)
-        part = self.levels[level][y * reduction :, x * reduction :][:height, :width]
-        out[: part.shape[0], : part.shape[1]] = part
+        top, left = y * reduction, x * reduction
+        part = self.levels[level][max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
+        out[max(0, -top) :, max(0, -left) :][: part.shape[0], : part.shape[1]] = part
         return np.asarray(Image.fromarray(out).reduce(reduction))
 
     def close(self):

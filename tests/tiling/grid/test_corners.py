@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiling.grid.corners import covered_fraction, patch_grid
+from tiling.grid.corners import covered_fraction, covered_share, padded_fraction, patch_grid
 from tiling.grid.scale import choose_scale
 
 
@@ -50,3 +50,36 @@ def test_neighbours_at_an_odd_stride_do_not_drift(picture):
     assert scale.level == 1 and scale.patch_size_l0 == 2048
     corners = patch_grid(200_000, 2048, scale)[:, 0]
     assert np.abs(np.rint(corners / scale.downsample) - corners / scale.downsample).max() <= 0.5
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 99),
+    downsample=st.sampled_from([1.0, 4.0, 7.5]),
+    size=st.integers(1, 40),
+    coords=st.lists(st.tuples(st.integers(-30, 90), st.integers(-30, 80)), max_size=12),
+    slide=st.tuples(st.integers(1, 105), st.integers(1, 82)),
+)
+def test_covered_share_counts_each_bit_of_tissue_once(seed, downsample, size, coords, slide):
+    """Against tissue painted at an eighth of a level-0 pixel, and squares painted over it."""
+    mask = np.random.default_rng(seed).random((11, 14)) < 0.5
+    fine = np.arange(0.0625, 105, 0.125)
+    cells = np.minimum((fine / downsample).astype(int), 13), np.minimum((fine / downsample).astype(int), 10)
+    tissue = mask[np.ix_(cells[1], cells[0])] & (fine < min(slide[1], 11 * downsample))[:, None]
+    tissue &= fine < min(slide[0], 14 * downsample)
+    inside = np.zeros_like(tissue)
+    for x, y in coords:
+        inside |= np.outer((fine >= y) & (fine < y + size), (fine >= x) & (fine < x + size))
+    share = covered_share(mask, downsample, np.array(coords, np.int64).reshape(-1, 2), size, slide)
+    if not tissue.any():
+        assert np.isnan(share)
+    else:
+        assert share == pytest.approx((tissue & inside).sum() / tissue.sum(), abs=1e-9)
+
+
+def test_shares_of_a_patch_that_sticks_out_are_of_its_whole_area():
+    mask = np.ones((10, 10), bool)  # 100 px wide, of which the slide has 95 × 60
+    coords = np.array([[-30, 0], [-30, -10], [75, 40], [20, 20]])
+    assert covered_fraction(mask, 10.0, coords, 40, (95, 60)) == pytest.approx([0.25, 0.1875, 0.25, 1])
+    padded = padded_fraction(coords, 40, (95, 60))
+    assert padded == pytest.approx([0.75, 0.8125, 0.75, 0]) and padded.dtype == np.float32

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiling.grid.corners import patch_grid
-from tiling.grid.resample import area_average, read_patch
+from tiling.grid.resample import area_average, on_slide, read_patch
 from tiling.grid.scale import choose_scale
 
 
@@ -60,3 +60,38 @@ def test_a_slide_without_a_pyramid_is_reduced_in_reading_and_then_averaged(pictu
         steps = (np.arange(32) + 0.5) * 147 / 32 - 0.5  # middles of the output pixels
         expected = np.add.outer((y + steps), (x + steps)) * 120 / 511
         assert np.abs(read_patch(slide, scale, x, y)[..., 0] - expected).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("target", "px", "factors"), [(0.25, 32, (1, 4)), (1.0, 16, (1, 4)), (0.5, 16, (1,)), (0.4, 30, (1,))]
+)
+@pytest.mark.parametrize("corner", [(-24, -8), (232, 120), (-8, 100), (64, 48), (200, -40)])
+def test_a_patch_over_the_edge_shows_the_slide_and_else_the_padding(picture, target, px, factors, corner):
+    """Against the slide laid on a sheet of the padding's colour: at level 0, and then averaged."""
+    slide, colour = picture(noise(160, 256, 3), factors=factors), (201, 190, 180)
+    scale = choose_scale(slide, target, px, 0)
+    x, y = corner
+    found = read_patch(slide, scale, x, y, colour).astype(float)
+    sheet = np.empty((600, 700, 3))
+    sheet[:] = colour
+    sheet[200:360, 200:456] = slide.levels[0]
+    side = scale.patch_size_l0
+    part = sheet[200 + y : 200 + y + side, 200 + x : 200 + x + side]
+    fine = part.repeat(px, 0).repeat(px, 1) if side % px else part
+    step = len(fine) // px
+    assert np.abs(found - fine.reshape(px, step, px, step, 3).mean((1, 3))).max() <= 1
+    rows, columns = on_slide(slide, scale, x, y)
+    seen = np.zeros((side, side), bool)
+    seen[max(0, -y) : max(0, 160 - y), max(0, -x) : max(0, 256 - x)] = True
+    fine = seen.repeat(px, 0).repeat(px, 1) if side % px else seen
+    whole = fine.reshape(px, len(fine) // px, px, len(fine) // px).all((1, 3))
+    expected = np.zeros_like(whole)
+    expected[rows, columns] = True
+    assert (whole == expected).all()
+
+
+def test_a_last_pixel_that_is_half_on_the_slide_is_padding(picture):
+    slide = picture(np.zeros((64, 65, 3), np.uint8), factors=(1,))
+    scale = choose_scale(slide, 0.5, 16, 0)
+    found = read_patch(slide, scale, 48, 32, (9, 8, 7))
+    assert (found[:, :8] == 0).all() and (found[:, 8:] == (9, 8, 7)).all()

@@ -64,7 +64,8 @@ def drawn_store(tiled, tmp_path):
 def facts(name, **different):
     plain = SlideFacts(
         slide_id=name, digest="d", patches=500, width_l0=9, height_l0=9, mpp_l0=0.25, mpp_source="openslide", mpp=0.5,
-        patch_size_px=512, patch_size_l0=1024, tissue_method="otsu", tissue_share=0.4, pen_share=0.0, inked_share=0.0,
+        patch_size_px=512, patch_size_l0=1024, tissue_method="otsu", tissue_share=0.4,
+        tissue_covered=0.97, pen_share=0.0, inked_share=0.0,
         median_sharpness=500.0, reader="tiff", picture=PictureSize(1200, 900, 80.0),
     )  # fmt: skip
     return replace(plain, **different)
@@ -112,6 +113,21 @@ def test_squares_outline_and_pen_stand_at_their_pixels(drawn_store):
     assert [y for y in range(0, 800) if is_near(picture[y, 700], TISSUE, 10)] == [161, 162, 637, 638]
     pen = np.argwhere((np.abs(picture[:800] - PEN) <= 2).all(2))
     assert pen.min(0).tolist() == [40, 40] and pen.max(0).tolist() == [79, 239]
+
+
+def test_a_patch_over_the_edge_is_drawn_as_far_as_the_slide_goes(drawn_store, tmp_path):
+    """A pixel of the picture is 8 level-0 pixels wide."""
+    info, path = replace(drawn_store.info, slide_id="edge"), tmp_path / "edge.zarr"
+    coords = np.array([[-256, -160], [9600 - 200, 6400 - 304]], np.int64)
+    areas = {name: np.ones(2, np.float32) for name in AREA_SCORES}
+    empty, glass = np.zeros((200, 300), bool), np.full((200, 300, 3), GLASS, np.uint8)
+    made = [MadePatch(i, 1.0, b"") for i in range(2)]
+    write_store(path, info, Candidates(coords, areas), TissueMap(*[empty] * 4), glass, made)
+    picture = np.asarray(draw_qc(PatchStore(path))[0]).astype(int)
+    assert [x for x in range(200) if not is_near(picture[20, x], GLASS, 2)] == [0, 32]
+    assert [y for y in range(200) if not is_near(picture[y, 20], GLASS, 2)] == [0, 44]
+    assert [x for x in range(1000, 1200) if not is_near(picture[780, x], GLASS, 2)] == [1175, 1199]
+    assert [y for y in range(600, 800) if not is_near(picture[y, 1190], GLASS, 2)] == [762, 799]
 
 
 def test_the_written_picture_has_the_squares_within_a_pixel(drawn_store, tmp_path):
@@ -270,6 +286,7 @@ def test_each_rule_speaks_for_the_slide_that_it_means_and_for_no_other():
         "no patch": facts("a", patches=0, median_sharpness=None),
         "no tissue": facts("b", tissue_share=0.0),
         "all tissue": facts("c", tissue_share=0.99),
+        "tissue left out": facts("cc", tissue_covered=0.79),
         "blurred": facts("d", median_sharpness=60.0),
         "pen": facts("e", inked_share=0.06),
         "odd scale": facts("f", mpp_l0=0.31),
@@ -278,8 +295,8 @@ def test_each_rule_speaks_for_the_slide_that_it_means_and_for_no_other():
     data = page_data([*plain, *odd.values()], {"h": "broken"})
     names = list(RULES)
     found = [(row[0], [names[rule] for rule, _ in row[-1]]) for row in data["rows"]]
-    assert found[:8] == [("h", ["failed"]), *((f.slide_id, [name]) for name, f in odd.items())]
-    assert found[8:] == [(f.slide_id, []) for f in plain]
+    assert found[:9] == [("h", ["failed"]), *((f.slide_id, [name]) for name, f in odd.items())]
+    assert found[9:] == [(f.slide_id, []) for f in plain]
     assert [rule["name"] for rule in data["rules"]] == names and all(
         len(rule["meaning"]) > 10 for rule in data["rules"]
     )

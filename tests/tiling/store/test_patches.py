@@ -17,6 +17,7 @@ from tiling.rules import RULES
 from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStore, PatchStoreInfo, encode, write_store
 from tiling.store.shards import PATCHES_PER_SHARD
 from tiling.tissue.tissue import TissueMap
+from tiling.verify import verify_store
 
 GOLDENS = Path(__file__).parents[2] / "golden"
 GOLDEN = GOLDENS / "patches-v1.zarr"
@@ -145,11 +146,13 @@ def test_a_damaged_store_is_named_with_the_remedy(tmp_path, harm, said):
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_golden_stores_are_read_for_ever(version):
     store = PatchStore(GOLDENS / f"patches-v{version}.zarr")
-    assert store.version == version and store.info.rules == {}
+    assert store.version == version and store.info.rules == {} and verify_store(store.path) == 3
     assert store.info.slide_id == "s" and store.info.mpp == 0.5 and math.isnan(store.info.mpp_table)
     assert store.coords_l0.tolist() == [[0, 0], [64, 7], [128, 14]]
     assert np.abs(store.read(range(0, 3)).astype(int) - smooth(3)).max() <= 4
     assert store.scores["sharpness"].tolist() == [0, 1, 2]
+    assert not store.scores["padded_fraction"].any() and store.info.padding_rgb is None
+    assert math.isnan(store.info.tissue_covered)
 
 
 def test_another_version_is_refused_by_name(tmp_path):

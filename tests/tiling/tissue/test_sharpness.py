@@ -23,3 +23,8 @@ def test_blur_lowers_it_and_glass_has_none():
 def test_it_does_not_overflow():
     checker = np.indices((64, 64)).sum(0) % 2 * 255
     assert sharpness(np.repeat(checker[..., None], 3, 2).astype(np.uint8)) == pytest.approx(1020**2)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (9, 2), (0, 5)])
+def test_what_is_too_small_to_have_a_laplacian_is_not_sharp(shape):
+    assert sharpness(np.zeros((*shape, 3), np.uint8)) == 0

@@ -9,6 +9,13 @@ from drawn_slides import drawn_of
 from mil.maps.forms.contours import contours
 
 
+def test_the_outline_of_a_patch_over_the_edge_is_whole(sticking_out):
+    slide, corner = sticking_out
+    highest = contours(drawn_of(slide))[-1]
+    assert highest["properties"]["measurements"]["patches"] >= 1
+    assert shapely.geometry.shape(highest["geometry"]).buffer(1).contains(shapely.box(*corner, *(corner + 512)))
+
+
 def test_contours_count_from_the_bounds(marked):
     slide, _ = marked
     ranked = replace(slide, attention=np.arange(len(slide.coords), dtype=np.float32) + 1)

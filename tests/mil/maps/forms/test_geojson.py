@@ -32,6 +32,13 @@ def test_no_patch_feature_is_lost():
     assert len(geojson.squares(drawn_of(slide))) == len(GRID)
 
 
+def test_squares_over_the_edge_are_whole(sticking_out):
+    """What was embedded is the whole square, so that is what is drawn, negative coordinates and all."""
+    slide, corner = sticking_out
+    hottest = max(geojson.squares(drawn_of(slide)), key=lambda f: f["properties"]["measurements"]["attention"])
+    assert shapely.geometry.shape(hottest["geometry"]).bounds == (*corner, *(corner + 512))
+
+
 def test_squares_count_from_the_bounds(marked):
     slide, corner = marked
     drawn = drawn_of(slide, bounds_l0=(1234, 1000, 7000, 5000))

@@ -13,8 +13,8 @@ from mil.maps.forms import html
 from mil.tasks.classification import Classification
 
 WIDTH, HEIGHT, SIDE = 9500, 6200, 512
-CORNERS = [(x, y) for y in range(37, HEIGHT - SIDE, SIDE) for x in range(101, WIDTH - SIDE, SIDE)]
-MARKED = CORNERS.index((101 + 3 * SIDE, 37 + 2 * SIDE))
+CORNERS = [(x, y) for y in range(-163, HEIGHT, SIDE) for x in range(-99, WIDTH, SIDE)]  # over each edge
+MARKED = CORNERS.index((3 * SIDE - 99, 2 * SIDE - 163))
 WARMEST = np.array(colormaps["inferno"](255)[:3]) * 255
 HOSTILE = "</script><script>hacked = 1</script>"
 

@@ -49,6 +49,18 @@ def test_every_level_of_the_ome_tiff_shows_the_marked_patch_where_it_is(tmp_path
     assert bounds or (pixels[-1, -1] == 255).all()  # no patch there: white, as glass
 
 
+def test_a_patch_over_the_edge_is_shown_where_it_lies_on_the_slide(tmp_path, sticking_out):
+    slide, corner = sticking_out
+    ometiff.write(tmp_path / "s.ome.tiff", drawn_of(slide))
+    pixels = tifffile.TiffFile(tmp_path / "s.ome.tiff").series[0].levels[0].asarray().astype(int)
+    assert pixels.shape[1::-1] == (math.ceil(9999 / 64), math.ceil(6789 / 64))
+    warmest = np.array(colormaps["inferno"](255)[:3]) * 255
+    rows, columns = np.nonzero(np.abs(pixels - warmest).max(2) <= 4)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * 64
+    expected = np.clip([*corner, *(corner + 512)], 0, [9999, 6789] * 2)
+    assert np.abs(found - expected).max() <= 64
+
+
 def test_the_ome_xml_is_valid(tmp_path, marked):
     slide, _ = marked
     ometiff.write(tmp_path / "s.ome.tiff", drawn_of(slide, "logit"))

@@ -8,6 +8,7 @@ import pytest
 from drawn_slides import GRID, attention, drawn_of
 from matplotlib import colormaps
 from PIL import Image
+from scipy.ndimage import label
 
 from mil.maps.forms import png
 
@@ -31,6 +32,19 @@ def test_the_picture_is_warm_where_attention_is_high(tmp_path):
     assert len(usual[0]) / len(hot[0]) == pytest.approx(len(GRID) - 2, rel=0.03)
     assert (hot[1].min() - usual[1].min()) / across == pytest.approx(3, abs=0.05)
     assert (hot[0].min() - usual[0].min()) / down == pytest.approx(2, abs=0.05)
+
+
+def test_a_patch_over_the_edge_ends_with_the_slide(tmp_path, sticking_out):
+    """The shape of the part of the marked square that lies on the slide; the colour bar has a few warm pixels too."""
+    slide, corner = sticking_out
+    png.write(tmp_path / "s.png", drawn_of(slide, opacity=1.0))
+    pixels = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
+    areas, count = label(np.abs(pixels - 255 * np.array(colormaps["inferno"](1.0)[:3])).max(2) <= 4)
+    largest = 1 + np.argmax([np.sum(areas == number + 1) for number in range(count)])
+    rows, columns = np.nonzero(areas == largest)
+    across, down = np.ptp(columns) + 1, np.ptp(rows) + 1
+    left, top, right, bottom = np.clip([*corner, *(corner + 512)], 0, [9999, 6789] * 2)
+    assert len(rows) == across * down and across / down == pytest.approx((right - left) / (bottom - top), rel=0.08)
 
 
 @pytest.mark.parametrize("values", [np.ones(len(GRID)), np.r_[1.0, np.zeros(len(GRID) - 1)]])
