@@ -265,7 +265,8 @@ def test_clam_with_flags_and_without(convert, tmp_path):
     assert digest.startswith("clam:") and len(digest) == 5 + 64
     assert asdict(found.info) == dict(
         slide_id="s", store_digest=digest, encoder="uni", weights=UNKNOWN, weights_sha256=UNKNOWN, input_px=0,
-        normalisation=UNKNOWN, precision=UNKNOWN, patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=90_000,
+        normalisation=UNKNOWN, precision=UNKNOWN, decoder=UNKNOWN, engine=UNKNOWN, patch_size_px=256,
+        patch_size_l0=512, overlap_px=0, width_l0=90_000,
         height_l0=70_000, mpp_l0=0.25, mpp=0.5, slide_fingerprint="",
     )  # fmt: skip
     unscaled = [*flags[:-1], "none"]
@@ -531,9 +532,9 @@ def test_damaged_files_fail_alone(convert, tmp_path):
 def test_our_own_damaged_file_is_not_taken_for_anothers(convert, tmp_path):
     ours(tmp_path / "ours", "s")
     with h5py.File(tmp_path / "ours/s.h5", "a") as file:
-        file.attrs["version"] = 2
+        file.attrs["version"] = 3
     assert convert(tmp_path / "ours", "--to", "clam", "--out", tmp_path / "out") == 1
-    assert "slidemil-features version 2, this program reads version 1" in reasons(tmp_path / "out")["s"]
+    assert "slidemil-features version 3, this program reads version 2" in reasons(tmp_path / "out")["s"]
 
 
 def test_a_forced_layout(convert, tmp_path):
