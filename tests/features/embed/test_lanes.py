@@ -48,6 +48,18 @@ def test_each_slide_gets_its_own_rows(device, counts):
 
 
 @pytest.mark.parametrize("device", [AtOnce, LateDevice])
+def test_a_batch_waits_for_patches_that_are_read_slowly(device):
+    (p,) = slides([13])
+
+    def read(batch, out):
+        time.sleep(0.05)  # longer than the stand-in's copy takes
+        out[:] = p[batch.start : batch.stop]
+
+    rows = lanes(device()).values(PatchSource(13, 8, read))
+    assert np.array_equal(rows, squares(torch.from_numpy(p)).numpy())
+
+
+@pytest.mark.parametrize("device", [AtOnce, LateDevice])
 def test_patches_of_several_sides_never_share_a_batch(device):
     patches = [slides([9], side)[0] for side in (8, 4, 8, 6)]
     for rows, p in zip(at_once(lanes(device()), [in_memory(p) for p in patches]), patches, strict=True):
