@@ -6,7 +6,6 @@ from typing import Literal
 from tiling.jobs.command import setting
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Decode = Literal["auto", "cpu", "gpu"]
 Engine = Literal["torch", "compile", "openvino"]
 BatchSize = int | Literal["auto"]
 
@@ -19,7 +18,6 @@ class EmbedSettings:
     precision: Precision = "auto"
     batch_size: BatchSize = "auto"
     input_px: int = 0
-    decode: Decode = "auto"
     engine: Engine = "torch"
 
 
@@ -46,9 +44,6 @@ class FeatureConfig:
     features_dtype: Literal["float16", "float32"] = setting("float16", "type of the stored features")
     device: str = setting(
         "auto", "cpu, cuda, cuda:1, several as cuda:0,cuda:1, or all GPUs; auto: the first GPU, else the CPU"
-    )
-    decode: Decode = setting(
-        "auto", "where JPEG patches are decoded when a GPU embeds them; auto: measured at the start"
     )
     engine: Engine = setting(
         "torch",

@@ -8,7 +8,8 @@ Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. 
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
-of earlier programs have none, and their readers pass over it.
+of earlier programs have none, and their readers pass over it. Version 1 is read: it had no `decoder` and no `engine`,
+which are then `unknown`.
 
 Group `statistics`, which a reader may leave aside and old files do not have:
   pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
@@ -35,7 +36,8 @@ from features.hdf5 import atomic_hdf5
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-features", 1
+FORMAT, VERSION = "slidemil-features", 2
+STILL_READ = (1,)
 UNKNOWN = "unknown"
 _CHUNK_ROWS = 1024
 
@@ -63,11 +65,17 @@ class EmbeddingInfo:
     height_l0: int
     mpp_l0: float  # µm per level-0 pixel; NaN if the slide has no scale
     mpp: float  # µm per patch pixel; NaN if the slide has no scale
+    decoder: str = UNKNOWN  # what made pixels of the patches' bytes, and its version, such as "simplejpeg 1.9.0"
+    engine: str = UNKNOWN  # what computed the network, its version and where, such as "torch 2.9.1 on cuda"
     slide_fingerprint: str = ""  # of the slide file, see tiling.slides.files.slide_fingerprint; empty if not known
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing file to be taken as done."""
-        keys = ("store_digest", "encoder", "weights_sha256", "input_px", "normalisation", "precision")
+        return {**self.making(), **{key: getattr(self, key) for key in ("store_digest", "input_px", "decoder")}}
+
+    def making(self) -> dict[str, Any]:
+        """What must be equal for all files of a folder, whatever the slide."""
+        keys = ("encoder", "weights_sha256", "normalisation", "precision", "engine")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -197,11 +205,11 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def _info(file: h5py.File, path: Path) -> EmbeddingInfo:
     attributes = dict(file.attrs)
-    check_format(attributes, FORMAT, VERSION, path)
+    check_format(attributes, FORMAT, VERSION, path, STILL_READ)
     values: dict[str, Any] = {}
     for entry in fields(EmbeddingInfo):
         if entry.name not in attributes:
-            if entry.default is not MISSING:
+            if entry.name == "slide_fingerprint" or (entry.default is not MISSING and attributes["version"] == 1):
                 continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; extract it again")
         assert isinstance(entry.type, type)

@@ -3,8 +3,9 @@
 import functools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from features.config import FeatureConfig
 from features.embed.adaptation import keep_norms
 from features.embed.arithmetic import exact_arithmetic
-from features.embed.patch_source import PatchSource, patches_of
+from features.embed.patch_source import patches_of
 from features.embed.pipe import Embedder
 from features.encoders import Encoder, load_encoder
 from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
 from features.request import Candidates, requested_slides
 from features.statistics.adapted_norms import FILE, adapt, read_norms
 from features.statistics.cohort import write_cohort_statistics
+from features.statistics.colours import PixelSums, TissueColours
+from features.statistics.norm_moments import NormMoments
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
@@ -28,14 +31,14 @@ from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.provenance import require_same
 from tiling.jobs.slide_loop import run_slides
-from tiling.jobs.workers import alive
 from tiling.manifest import SlideRow, largest_first, select_part
 from tiling.store.patches import PatchStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SLIDES_AT_ONCE = 2  # while one is opened or written, the other keeps the devices busy
+_SLIDES_AT_ONCE = 8  # while some are opened or written, others keep the devices busy; batches take up small ones
+_NORM_EVERY = 64  # patches, of which one is shown to the batch norms
 
 
 def find_stores(patches: Path, slides: "Path | pd.DataFrame | None" = None) -> list[SlideRow]:
@@ -59,7 +62,7 @@ def extract_features(
         norms = keep_norms(rows, _encoder(config), config, patches, out)
         listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
-    embedder = Embedder(_encoder(config), config.embedding, listener.say)
+    embedder = Embedder(_encoder(config), config.embedding)
     encoder = embedder.encoder
     listener.say(
         f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
@@ -87,9 +90,13 @@ def _extract_slide(row: SlideRow, embedder: Embedder, config: FeatureConfig, pat
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        with _unchanged(store), patches_of(store, row.path) as source:
-            features, statistics = _embed(source, embedder, config.features_dtype)
-        write_embeddings(path, Embeddings(features, store.coords_l0, info), statistics)
+        if not config.overwrite:
+            _require_one_making(out, info)
+        with _unchanged(store):
+            features, colours = _embed(store, row.path, embedder, config.features_dtype)
+            with patches_of(store, row.path, range(0, len(store), _NORM_EVERY)) as few:
+                norms = embedder.norm_moments(few)
+        write_embeddings(path, Embeddings(features, store.coords_l0, info), _statistics(colours, norms))
     if len(store) == 0:
         return Outcome(row.slide_id, "empty", "its patch store holds no patch")
     return Outcome(row.slide_id, "done", patches=len(store))
@@ -123,20 +130,40 @@ def _encoder(config: FeatureConfig) -> Encoder:
     return adapt(encoder, read_norms(Path(config.adapted_norms))) if config.adapted_norms else encoder
 
 
-def _embed(source: PatchSource, embedder: Embedder, dtype: str) -> tuple[NDArray[np.floating], SlideStatistics]:
-    """Embeddings (N, D) in the type that is stored, and by-products. SlideError where float16 cannot hold them."""
-    features = np.empty((source.count, embedder.encoder.dim), dtype)
-    largest, start = float(np.finfo(dtype).max), 0
-    by_products = embedder.nothing
-    for batch in embedder.embed(source):
-        alive()
-        rows = batch.features
-        if np.isfinite(rows).all() and np.abs(rows).max() > largest:
-            raise SlideError(f"features reach {np.abs(rows).max():.3g}, above {dtype}; use --features-dtype float32")
-        features[start : start + len(rows)] = rows
-        start += len(rows)
-        by_products = by_products + batch.by_products
-    return features, by_products.statistics
+def _embed(
+    store: PatchStore, slide: Path | None, embedder: Embedder, dtype: str
+) -> tuple[NDArray[np.floating], PixelSums]:
+    """Embeddings (N, D) in the type that is stored, and colours. SlideError where float16 cannot hold them."""
+    with patches_of(store, slide) as source:
+        colours = TissueColours(source.tissue)
+        features = embedder.embed(source, colours.look)
+    largest = max(-float(features.min(initial=0)), float(features.max(initial=0)))
+    if float(np.finfo(dtype).max) < largest < np.inf:
+        raise SlideError(f"features reach {largest:.3g}, above {dtype}; use --features-dtype float32")
+    return features.astype(dtype, copy=False), colours.sums
+
+
+def _statistics(colours: PixelSums, norms: NormMoments) -> SlideStatistics:
+    return SlideStatistics(
+        tissue_pixels=colours.count,
+        pixel_mean=colours.mean,
+        pixel_std=colours.std,
+        norm_patches=norms.patches,
+        norm_layers=norms.layers,
+        norm_mean=norms.mean,
+        norm_var=norms.variance,
+    )
+
+
+def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
+    """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
+    for path in sorted(out.glob("*.h5")):
+        with suppress(SlideError):  # said when that slide itself is done
+            found = read_info(path)
+            break
+    else:
+        return
+    require_same(found.making(), info.making(), path)
 
 
 def _require_same(path: Path, info: EmbeddingInfo, dtype: str) -> None:
@@ -155,6 +182,8 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         input_px=embedder.input_px(of.patch_size_px),
         normalisation=encoder.preprocessing.normalisation,
         precision=embedder.precision,
+        decoder=_decoder(store),
+        engine=embedder.engine,
         patch_size_px=of.patch_size_px,
         patch_size_l0=of.patch_size_l0,
         overlap_px=of.overlap_px,
@@ -164,3 +193,9 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         mpp=of.mpp,
         slide_fingerprint=of.fingerprint,
     )
+
+
+def _decoder(store: PatchStore) -> str:
+    """What makes pixels of the store's patches, and its version."""
+    decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
+    return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")

@@ -69,5 +69,5 @@ def _samples(rows: Sequence[SlideRow], patches: Path, each: int) -> Iterator[Pix
         with suppress(SlideError):
             store = PatchStore(patches / f"{row.slide_id}.zarr")
             if len(store):
-                with patches_of(store, row.path) as source:
-                    yield source.read(evenly_spaced(len(store), each))
+                with patches_of(store, row.path, evenly_spaced(len(store), each)) as source:
+                    yield source.all()

@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""Where networks run: a CPU or CUDA GPUs."""
 
 import torch
 
@@ -6,15 +6,17 @@ from tiling.jobs.errors import RequestError
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: the first CUDA GPU, else the CPU. Raises RequestError if the device is not there."""
+    """auto: the first CUDA GPU, else the CPU. Raises RequestError if the device is not there, or of another kind."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f"--device {name} is not available here ({reason}); use --device auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"--device {name}: networks run on cpu or cuda, not on {device.type}; use --device auto")
     return device
 
 

@@ -6,6 +6,7 @@ request of its own and does one batch at a time on one core.
 
 import copy
 from collections.abc import Callable
+from importlib import metadata
 from typing import TypeAlias
 
 import torch
@@ -19,21 +20,34 @@ Run: TypeAlias = Callable[[Tensor], Tensor]  # (n, 3, P, P) float32 → (n, D)
 _OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def torch_run(model: nn.Module, engine: Engine, device: torch.device, precision: str) -> Run:
-    """By torch, for all lanes of a device. The caller's network keeps its weights and its place."""
+def engine_runs(
+    model: nn.Module, engine: Engine, device: torch.device, precision: str, side: int, lanes: int
+) -> list[Run]:
+    """One for each lane of a device. The caller's network keeps its weights and its place. Raises RequestError.
+
+    side: P, where the network is given images of one size; 0 for convolutional ones, which take any.
+    """
+    if engine == "openvino":
+        if device.type != "cpu":
+            raise RequestError(f"--engine openvino computes on the CPU, not on {device}; use --engine torch")
+        return _openvino_runs(model, precision, side, lanes)
     if precision != "fp32" or device.type != "cpu":
         model = copy.deepcopy(model)
     cast_weights(model, precision)
     model = model.to(device).to(memory_format=torch.channels_last)
-    compiled: Run = torch.compile(model, dynamic=False) if engine == "compile" else model
-    return compiled
+    run: Run = torch.compile(model, dynamic=False) if engine == "compile" else model
+    return [run] * lanes
 
 
-def openvino_runs(model: nn.Module, side: int, precision: str, lanes: int) -> list[Run]:
-    """By OpenVINO, one for each lane of the CPU. Raises RequestError where OpenVINO is missing.
+def engine_version(engine: Engine, device: torch.device) -> str:
+    """As feature files keep it, for example "torch 2.9.1 on cuda"."""
+    if engine == "openvino":
+        return f"openvino {metadata.version('openvino')} on {device.type}"
+    version = torch.__version__.partition("+")[0]  # without the build, such as +cpu
+    return f"torch {version}{', compiled' if engine == 'compile' else ''} on {device.type}"
 
-    side: P, where the network is given images of one size; 0 for convolutional ones, which take any.
-    """
+
+def _openvino_runs(model: nn.Module, precision: str, side: int, lanes: int) -> list[Run]:
     try:
         import openvino
     except ImportError:

@@ -1,4 +1,4 @@
-"""Where patches come from, as the encoder's pipe needs them: pixels, compressed pixels, and where the tissue is."""
+"""Where patches come from, as the encoder's pipe needs them: pixels, and where the tissue is."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,62 +9,73 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from features.statistics.colours import Tissue
 from tiling.jobs.errors import SlideError
 from tiling.slides.slide import Pixels
 from tiling.store.patches import PatchStore
 from tiling.store.reference import patches_of_slide
 
-Indices = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """Which pixels of n patches (n, P, P) are tissue: mask[rows[i]][:, columns[i]]."""
-
-    mask: NDArray[np.bool_]  # (H + 2, W + 2) of the slide, in a frame of what lies beyond it
-    rows: NDArray[np.int64]  # (n, P)
-    columns: NDArray[np.int64]  # (n, P)
-
 
 @dataclass(frozen=True)
 class PatchSource:
-    """Patches of one slide, by index. All functions may be called from several threads at once."""
+    """Patches of one slide, each to be read once, about in order. Functions may be called from several threads."""
 
     count: int
     side: int  # P in pixels
-    read: Callable[[Indices], Pixels]  # (n, P, P, 3) uint8 RGB
-    read_jpeg: Callable[[Indices], list[bytes]] | None = None  # where patches are kept as JPEG
-    tissue: Callable[[Indices], Tissue] | None = None  # without it, all is tissue
+    read: Callable[[range, Pixels], None]  # fills (n, P, P, 3) uint8 RGB with these of the patches
+    tissue: Callable[[range], Tissue] | None = None  # without it, all is tissue
+    stop: Callable[[], None] = lambda: None  # reads that wait need not wait any longer, and may fail
+
+    def all(self) -> Pixels:
+        """(N, P, P, 3) uint8 RGB."""
+        out = np.empty((self.count, self.side, self.side, 3), np.uint8)
+        if self.count:
+            self.read(range(self.count), out)
+        return out
 
 
 def in_memory(patches: Pixels) -> PatchSource:
     """(N, P, P, 3) uint8 RGB."""
-    return PatchSource(len(patches), patches.shape[1], lambda indices: patches[indices])
+
+    def read(batch: range, out: Pixels) -> None:
+        out[:] = patches[batch.start : batch.stop]
+
+    return PatchSource(len(patches), patches.shape[1], read)
 
 
 @contextmanager
-def patches_of(store: PatchStore, slide: Path | None) -> Iterator[PatchSource]:
-    """Patches of a store, from the slide itself where the store holds coordinates only. Raises SlideError."""
+def patches_of(store: PatchStore, slide: Path | None, indices: Sequence[int] | None = None) -> Iterator[PatchSource]:
+    """Patches of a store, from the slide itself where the store holds coordinates only. Raises SlideError.
 
+    indices: those that are wanted; by default all.
+    """
+    chosen = range(len(store)) if indices is None else indices
     mask, side = np.pad(store.tissue_mask, 1), store.info.patch_size_px
-    has_mask = not math.isnan(store.info.thumbnail_downsample)
+    height_l0, width_l0 = store.info.height_l0, store.info.width_l0
 
-    def tissue(indices: Indices) -> Tissue:
-        x, y = store.coords_l0[indices].T
-        height_l0, width_l0 = store.info.height_l0, store.info.width_l0
+    def tissue(batch: range) -> Tissue:
+        x, y = store.coords_l0[[chosen[i] for i in batch]].T
         return Tissue(mask, _cells(store, y, mask.shape[0], height_l0), _cells(store, x, mask.shape[1], width_l0))
 
+    where_tissue = None if math.isnan(store.info.thumbnail_downsample) else tissue
     if store.has_pixels:
-        read_jpeg = store.read_encoded if store.info.config["pixels"] == "jpeg" else None
-        yield PatchSource(len(store), side, store.read, read_jpeg, tissue if has_mask else None)
+
+        def read(batch: range, out: Pixels) -> None:
+            store.read([chosen[i] for i in batch], out)
+
+        yield PatchSource(len(chosen), side, read, where_tissue)
         return
     if slide is None:
         raise SlideError(
             f"{store.path}: holds coordinates only (--pixels reference); "
             "name the slides with --slides TABLE, a table with the column `path`"
         )
-    with patches_of_slide(store, slide) as read:
-        yield PatchSource(len(store), side, read, None, tissue if has_mask else None)
+    with patches_of_slide(store, slide, chosen) as of_slide:
+
+        def copy(batch: range, out: Pixels) -> None:
+            out[:] = of_slide.read(batch)
+
+        yield PatchSource(len(chosen), side, copy, where_tissue, of_slide.stop)
 
 
 def _cells(store: PatchStore, corners_l0: NDArray[np.int64], cells: int, length_l0: int) -> NDArray[np.int64]:

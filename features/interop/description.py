@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.feature_file import FORMAT, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
+from features.feature_file import FORMAT, STILL_READ, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 from tiling.slide_ids import in_one_form
@@ -108,8 +108,12 @@ def with_origin(found: Found, text: Any) -> Found:
         return found
     try:
         values = dict(json.loads(text))
-        check_format(values, FORMAT, VERSION, found.path)
-        values.setdefault("slide_fingerprint", "")
+        check_format(values, FORMAT, VERSION, found.path, STILL_READ)
+        absent = {
+            "slide_fingerprint": "",
+            **({"decoder": UNKNOWN, "engine": UNKNOWN} if values["version"] == 1 else {}),
+        }
+        values = {**absent, **values}
         entries: dict[str, Any] = {f.name: values[f.name] for f in fields(EmbeddingInfo)}
         dtype = np.dtype(values["features_dtype"])
     except (ValueError, TypeError, KeyError) as error:
@@ -199,6 +203,8 @@ def _info(found: Found, known: Description, digest: str) -> EmbeddingInfo:
         input_px=old.input_px if old else 0,
         normalisation=old.normalisation if old else UNKNOWN,
         precision=old.precision if old else UNKNOWN,
+        decoder=old.decoder if old else UNKNOWN,
+        engine=old.engine if old else UNKNOWN,
         patch_size_px=known.patch_size_px or 0,
         patch_size_l0=known.patch_size_l0 or 0,
         overlap_px=-1 if known.overlap_px is None else known.overlap_px,

@@ -57,19 +57,29 @@ def no_moments(layers: dict[str, int]) -> NormMoments:
 def norm_moments(
     encoder: Encoder, batches: Iterable[Tensor], device: torch.device, *, renormalise: bool = False
 ) -> NormMoments:
-    """Of batches of images (n, 3, P, P) uint8; see `NormCollector`."""
-    collector = NormCollector(encoder, device, renormalise=renormalise)
-    total = no_moments(collector.layers)
-    for images in batches:
-        total = total + collector.look(encoder.preprocessing.apply(images.to(device)))
+    """Of batches of images (n, 3, P, P) uint8; see `NormInputs`."""
+    inputs = NormInputs(encoder, device, renormalise=renormalise)
+    total = no_moments(inputs.layers)
+    with torch.inference_mode():
+        for images in batches:
+            total = total + moments_of(
+                inputs.layers, inputs(encoder.preprocessing.apply(images.to(device))).cpu().numpy()
+            )
     return total
 
 
-class NormCollector:
-    """A copy of a network on a device, its batch norms not merged into convolutions, watched at their inputs.
+def moments_of(layers: dict[str, int], rows: NDArray[np.float32]) -> NormMoments:
+    """Of patches (n, 2·ΣC), as `NormInputs` gives them."""
+    sums, squares = rows.sum(0, np.float64).reshape(2, -1)
+    return NormMoments(layers, len(rows), sums, squares)
 
-    Threads may share one, unless it renormalises: then each batch norm gets the moments of the batch that it sees in
-    the place of those of its training, as in training mode, and what lies behind it sees the batch so normalised.
+
+class NormInputs:
+    """A network (n, 3, P, P) → (n, 2·ΣC): means, then mean squares, of what each channel of its batch norms gets.
+
+    It is a copy on a device, its batch norms not merged into convolutions. Threads may share one, unless it
+    renormalises: then each batch norm gets the moments of the batch that it sees in the place of those of its training,
+    as in training mode, and what lies behind it sees the batch so normalised.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, *, renormalise: bool = False) -> None:
@@ -82,25 +92,23 @@ class NormCollector:
             for name in self.layers:
                 self._model.get_submodule(name).register_forward_pre_hook(self._hook(name))
 
-    @torch.inference_mode()
-    def look(self, images: Tensor) -> NormMoments:
-        """images: (n, 3, P, P) float32, preprocessed, on the device; of none, or without batch norms, no moments."""
-        if self._model is None or not len(images):
-            return no_moments(self.layers)
-        self._seen.moments = {}
-        self._model(images)
-        found: Mapping[str, Tensor] = self._seen.moments
-        unseen = {name: torch.full((2, n), torch.nan, device=images.device) for name, n in self.layers.items()}
-        moments = torch.cat(list({**unseen, **found}.values()), 1).double().cpu().numpy()  # (2, ΣC)
-        return NormMoments(self.layers, len(images), *(moments * len(images)))
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: float32, preprocessed, on the device. NaN for a batch norm that sees nothing."""
+        self._seen.moments = {
+            n: torch.full((len(images), 2, c), torch.nan, device=images.device) for n, c in self.layers.items()
+        }
+        if self._model is not None:
+            self._model(images)
+        moments: Mapping[str, Tensor] = self._seen.moments
+        return torch.cat([*moments.values(), torch.empty(len(images), 2, 0, device=images.device)], 2).flatten(1)
 
     def _hook(self, name: str) -> Any:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].float()
-            mean, square = x.mean((0, 2, 3)), x.square().mean((0, 2, 3))
-            self._seen.moments[name] = torch.stack([mean, square])
+            mean, square = x.mean((2, 3)), x.square().mean((2, 3))  # n, C
+            self._seen.moments[name] = torch.stack([mean, square], 1)
             if self._renormalise:
-                module.get_buffer("running_mean").copy_(mean)
-                module.get_buffer("running_var").copy_((square - mean.square()).clamp_min(0))
+                module.get_buffer("running_mean").copy_(mean.mean(0))
+                module.get_buffer("running_var").copy_((square.mean(0) - mean.mean(0).square()).clamp_min(0))
 
         return see

@@ -3,7 +3,9 @@
 Plain: torchvision's ResNet-50 in fp32, batches of 8 on all cores, normalised by torchvision, patches in memory.
 Forward path: ours on the same patches in memory, in fp32 and in the precision that `auto` takes here.
 Command: ours from JPEG patch stores to feature files flushed to disk, with checks, locks and by-products, without the
-start of the process. Medians of interleaved runs, and ratios. ResNet-50 with random weights at 512 px.
+start of the process. Small slides: two of 18 patches in memory at once, against one of 36. Medians of interleaved runs,
+and ratios, by the clock and by the cores' time, which a busy machine disturbs less. ResNet-50 with random weights at
+512 px.
 
     python tests/benchmarks/bench_features.py [PATCHES [RUNS]]      default 64 3
 """
@@ -14,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +48,12 @@ def plain(model: torch.nn.Module, patches: np.ndarray) -> None:
 
 def forward(embedder: Embedder, patches: np.ndarray) -> None:
     with exact_arithmetic(embedder.lanes):
-        for _ in embedder.embed(in_memory(patches)):
-            pass
+        embedder.embed(in_memory(patches))
+
+
+def small_slides(embedder: Embedder, slides: list[np.ndarray]) -> None:
+    with exact_arithmetic(embedder.lanes), ThreadPoolExecutor(len(slides)) as threads:
+        list(threads.map(lambda patches: embedder.embed(in_memory(patches)), slides))
 
 
 def command(stores: Path, out: Path, precision: str) -> None:
@@ -75,21 +82,29 @@ def main(count: int = 64, runs: int = 3) -> None:
             works[f"forward path, {precision}"] = lambda embedder=embedder: forward(embedder, patches)
             out = Path(folder, precision)
             works[f"command, {precision}"] = lambda precision=precision, out=out: command(stores, out, precision)
+        embedder = Embedder(encoder, EmbedSettings(device="cpu", precision=auto))
+        few = np.resize(patches, (36, *patches.shape[1:]))
+        works["one slide of 36"] = lambda: small_slides(embedder, [few])
+        works["two slides of 18"] = lambda: small_slides(embedder, [few[:18], few[18:]])
         seconds: dict[str, list[float]] = {name: [] for name in works}
+        core_seconds: dict[str, list[float]] = {name: [] for name in works}
         for run in range(runs + 1):  # the first warms up
             for name, work in works.items():
-                start = time.perf_counter()
+                start, cores_start = time.perf_counter(), time.process_time()
                 work()
                 if run:
                     seconds[name].append(time.perf_counter() - start)
+                    core_seconds[name].append(time.process_time() - cores_start)
     cores = len(os.sched_getaffinity(0))
     print(f"ResNet-50, {len(patches)} patches of 512 px, {cores} cores, {runs} interleaved runs, auto is {auto}")
-    rates = {name: len(patches) / statistics.median(values) for name, values in seconds.items()}
-    for name, rate in rates.items():
-        print(f"{name:20} {rate:6.2f} patches/s, {rate / rates['plain torch, fp32']:.2f} × plain torch")
-    for precision in dict.fromkeys(("fp32", auto)):
-        share = rates[f"command, {precision}"] / rates[f"forward path, {precision}"]
-        print(f"the command runs at {share:.2f} of the forward path in {precision}")
+    took = {name: (statistics.median(seconds[name]), statistics.median(core_seconds[name])) for name in works}
+    for name, (by_clock, by_cores) in took.items():
+        print(f"{name:24} {by_clock:7.2f} s, {by_cores:7.2f} s of cores")
+    pairs = {f"command, {precision}": f"forward path, {precision}" for precision in dict.fromkeys(("fp32", auto))}
+    pairs |= {path: "plain torch, fp32" for path in list(pairs.values())} | {"two slides of 18": "one slide of 36"}
+    for name, of in pairs.items():
+        by_clock, by_cores = (there / here for there, here in zip(took[of], took[name], strict=True))
+        print(f"{name} runs at {by_clock:.2f} of the speed of {of}, {by_cores:.2f} by the time of cores")
 
 
 if __name__ == "__main__":

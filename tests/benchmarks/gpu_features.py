@@ -10,6 +10,7 @@ takes. Medians of interleaved runs.
 """
 
 import io
+import os
 import shutil
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, PILToTensor, ToDtype
 
 from features.config import EmbedSettings, FeatureConfig
-from features.embed.decode import decode_on_gpu
-from features.embed.patch_source import in_memory
+from features.embed.engines import engine_runs
 from features.embed.pipe import Embedder
 from features.encoders import load_encoder
 from features.pipeline import extract_features, find_stores
@@ -64,20 +65,20 @@ def usual_loop(model: torch.nn.Module, stores: list[PatchStore], out: Path) -> N
         np.save(out / f"{store.path.stem}.npy", torch.cat(features).numpy())
 
 
-def forward_only(model: torch.nn.Module, count: int) -> None:
-    images = torch.randn(BATCH, 3, 512, 512, device="cuda").to(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+def forward_only(embedder: Embedder, count: int) -> None:
+    pixels = torch.randint(0, 256, (BATCH, 512, 512, 3), dtype=torch.uint8, device="cuda")
+    run = engine_runs(embedder.encoder.model, "torch", embedder.device, embedder.precision, 0, 1)[0]
+    with torch.inference_mode():
         for _ in range(count // BATCH):
-            model(images)
+            embedder._compute(run, pixels)
     torch.cuda.synchronize()
 
 
 def decode_only(stores: list[PatchStore]) -> None:
-    for store in stores:
-        for start in range(0, len(store), BATCH):
-            batch = range(start, min(start + BATCH, len(store)))
-            decode_on_gpu(store.read_encoded(batch), in_memory(np.empty((1, 512, 512, 3))), batch, torch.device("cuda"))
-    torch.cuda.synchronize()
+    with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as threads:
+        for store in stores:
+            parts = (range(i, min(i + 8, len(store))) for i in range(0, len(store), 8))
+            list(threads.map(lambda part, store=store: store.read(part) is None, parts))
 
 
 class Utilisation(threading.Thread):
@@ -121,7 +122,6 @@ def main(count: int = 8192, runs: int = 3) -> None:
         stores = [PatchStore(path) for path in sorted(patches.glob("*.zarr"))]
         count = sum(map(len, stores))
         ours = Embedder(encoder, EmbedSettings(device="cuda", precision="bf16"))
-        lane = ours._lanes.get()
 
         def command() -> None:
             shutil.rmtree(out, ignore_errors=True)
@@ -129,10 +129,10 @@ def main(count: int = 8192, runs: int = 3) -> None:
             assert extract_features(find_stores(patches), config, patches, out).counts == {"done": SLIDES}
 
         works = {
-            "forward only": lambda: forward_only(lane.run, count),
+            "forward only": lambda: forward_only(ours, count),
             "extract-features": command,
             "usual loop": lambda: usual_loop(plain, stores, Path(folder)),
-            "decoding on the GPU alone": lambda: decode_only(stores),
+            "decoding alone, on the CPU": lambda: decode_only(stores),
         }
         seconds: dict[str, list[float]] = {name: [] for name in works}
         busy: dict[str, list[float]] = {name: [] for name in works}

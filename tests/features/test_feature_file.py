@@ -20,7 +20,7 @@ from features.feature_file import (
 )
 from tiling.jobs.errors import SlideError
 
-GOLDEN = Path(__file__).parents[1] / "golden/features-v1.h5"
+GOLDEN = Path(__file__).parents[1] / "golden"
 INFO = EmbeddingInfo(
     slide_id="golden",
     store_digest="d" * 64,
@@ -37,32 +37,37 @@ INFO = EmbeddingInfo(
     height_l0=3008,
     mpp_l0=0.25,
     mpp=0.5,
+    decoder="simplejpeg 1.8.2",
+    engine="torch 2.9.1 on cuda",
 )
 FEATURES = np.array([[0.0, 0.5, -1.25, 3.0], [65504.0, 2.0**-24, 1.0, -0.75], [7.0, 8.0, 9.0, 10.0]], np.float16)
 COORDS = np.array([[0, 0], [512, 0], [1024, 2**33]], np.int64)
 
 
-def test_version_1_is_still_read_with_exact_values():
-    found = read_embeddings(GOLDEN)
-    assert found.info == INFO == read_info(GOLDEN)
+@pytest.mark.parametrize("version", [1, 2])
+def test_each_version_is_read_with_exact_values(version):
+    file = GOLDEN / f"features-v{version}.h5"
+    found = read_embeddings(file)
+    info = INFO if version == 2 else replace(INFO, decoder="unknown", engine="unknown")
+    assert found.info == info == read_info(file)
     assert (found.features == FEATURES).all() and found.features.dtype == np.float16
     assert (found.coords_l0 == COORDS).all() and found.coords_l0.dtype == np.int64
-    assert stored_dtype(GOLDEN) == "float16"
+    assert stored_dtype(file) == "float16"
 
 
-def test_what_is_written_today_is_version_1(tmp_path):
+def test_what_is_written_today_is_version_2(tmp_path):
     write_embeddings(tmp_path / "new.h5", Embeddings(FEATURES, COORDS, INFO))
-    with h5py.File(GOLDEN) as golden, h5py.File(tmp_path / "new.h5") as new:
+    with h5py.File(GOLDEN / "features-v2.h5") as golden, h5py.File(tmp_path / "new.h5") as new:
         assert set(new) == set(golden) and dict(new.attrs) == dict(golden.attrs)
         assert dict(new["coords"].attrs) == dict(golden["coords"].attrs)
         assert new["coords"].attrs["patch_size_level0"] == 512 and new["coords"].attrs["level0_width"] == 4000
 
 
 def test_another_version_is_refused_by_name(tmp_path):
-    file = Path(shutil.copy(GOLDEN, tmp_path / "future.h5"))
+    file = Path(shutil.copy(GOLDEN / "features-v2.h5", tmp_path / "future.h5"))
     with h5py.File(file, "a") as h5:
-        h5.attrs["version"] = 2
-    with pytest.raises(SlideError, match=r"future\.h5: slidemil-features version 2, this program reads version 1"):
+        h5.attrs["version"] = 3
+    with pytest.raises(SlideError, match=r"future\.h5: slidemil-features version 3, this program reads version 2"):
         read_embeddings(file)
 
 
@@ -70,13 +75,14 @@ def test_another_version_is_refused_by_name(tmp_path):
     ("damage", "message"),
     [
         (lambda h5: h5.attrs.pop("encoder"), "'encoder' is missing"),
+        (lambda h5: h5.attrs.pop("engine"), "'engine' is missing"),
         (lambda h5: h5.attrs.modify("format", "else"), "format is 'else'"),
         (lambda h5: h5.pop("coords"), "damaged feature file"),
         (lambda h5: (h5.pop("coords"), h5.create_dataset("coords", data=COORDS[:2])), "do not belong together"),
     ],
 )
 def test_a_file_that_breaks_the_contract_is_refused(tmp_path, damage, message):
-    file = Path(shutil.copy(GOLDEN, tmp_path / "slide.h5"))
+    file = Path(shutil.copy(GOLDEN / "features-v2.h5", tmp_path / "slide.h5"))
     with h5py.File(file, "a") as h5:
         damage(h5)
     with pytest.raises(SlideError, match=f"slide.h5.*{message}"):
@@ -98,7 +104,7 @@ def test_a_fingerprint_is_kept_and_an_unknown_one_leaves_no_trace(tmp_path):
 def test_a_missing_and_a_cut_file_are_told_apart(tmp_path):
     with pytest.raises(SlideError, match="no such feature file"):
         read_info(tmp_path / "none.h5")
-    (tmp_path / "cut.h5").write_bytes(GOLDEN.read_bytes()[:500])
+    (tmp_path / "cut.h5").write_bytes((GOLDEN / "features-v2.h5").read_bytes()[:500])
     with pytest.raises(SlideError, match=r"cut\.h5: not a readable HDF5 file"):
         read_info(tmp_path / "cut.h5")
 

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 import yaml
 from distributed import LocalCluster
 
 from features import pipeline
 from features.config import EmbedSettings, FeatureConfig
+from features.embed import pipe
 from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings
@@ -99,6 +101,42 @@ def test_done_is_skipped_and_other_settings_are_an_error_until_overwritten(extra
     assert read_embeddings(out / "a.h5").info.precision == "bf16" and not (out / "failures.csv").exists()
 
 
+def test_files_say_what_decoded_and_computed_them_and_other_ones_are_not_added_to(
+    extract, stores, make_store, tissue, tmp_path, monkeypatch
+):
+    out, alone = tmp_path / "out", tmp_path / "one.csv"
+    jpegs = [encode(patch, JPEG_INFO) for patch in tissue(4, 64)]
+    make_store(stores, "jpeg", tissue(4, 64), jpegs=jpegs)
+    alone.write_text("slide_id\na\n")
+    assert extract(stores, "--out", out, "--device", "cpu", "--slides", alone) == 0
+    now = f"torch {torch.__version__.partition('+')[0]} on cpu"
+    assert (read_embeddings(out / "a.h5").info.engine, read_embeddings(out / "a.h5").info.decoder) == (
+        now,
+        "zstd, lossless",
+    )
+    monkeypatch.setattr(pipe, "engine_version", lambda *_: "torch 1.0 on cuda")
+    assert extract(stores, "--out", out, "--device", "cpu") == 1
+    assert list(files(out)) == ["a.h5"] and set(reasons(out)) == {"a", "b", "empty", "jpeg"}
+    for reason in reasons(out).values():
+        assert reason.startswith("a.h5 exists") and f"engine: found '{now}', wanted 'torch 1.0 on cuda'" in reason
+    monkeypatch.undo()
+    assert extract(stores, "--out", out, "--device", "cpu") == 0
+    assert read_embeddings(out / "jpeg.h5").info.decoder == f"simplejpeg {metadata.version('simplejpeg')}"
+    monkeypatch.setattr(pipeline, "_decoder", lambda store: "another")
+    assert extract(stores, "--out", out, "--device", "cpu") == 1
+    assert "decoder: found 'zstd, lossless', wanted 'another'" in reasons(out)["a"]
+
+
+def test_a_folder_of_version_1_is_not_added_to(extract, stores, tmp_path):
+    (tmp_path / "out").mkdir()
+    shutil.copy(ROOT / "tests/golden/features-v1.h5", tmp_path / "out/old.h5")
+    assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 1
+    assert (
+        "old.h5 exists" in reasons(tmp_path / "out")["a"]
+        and "engine: found 'unknown'" in reasons(tmp_path / "out")["a"]
+    )
+
+
 def test_a_store_that_changed_is_noticed(extract, stores, make_store, tissue, tmp_path):
     assert extract(stores, "--out", tmp_path / "out") == 0
     make_store(stores, "b", tissue(5, 64, seed=8))
@@ -114,8 +152,8 @@ def test_a_store_that_is_tiled_again_meanwhile_fails_its_slide_alone(
     opened = pipeline.patches_of
 
     @contextmanager
-    def tiled_again(store, slide):
-        with opened(store, slide) as source:
+    def tiled_again(store, slide, *indices):
+        with opened(store, slide, *indices) as source:
             if store.path.name == "a.zarr":
                 shutil.rmtree(store.path) if count is None else make_store(stores, "a", tissue(count, 64, seed=1))
             yield source
@@ -136,14 +174,13 @@ def test_a_store_that_is_tiled_again_meanwhile_fails_its_slide_alone(
 def test_nan_and_overflow_are_failures_of_their_slide_alone(extract, stores, make_store, tmp_path, monkeypatch):
     make_store(stores, "nan", POISON)
     make_store(stores, "huge", POISON + 1)
-    forward = Embedder._forward
+    compute = Embedder._compute
 
-    def poisoned(self, lane, pixels, patches, batch):
-        factor = {7: np.nan, 8: 1e9}.get(int(pixels.max()), 1)
-        found = forward(self, lane, pixels, patches, batch)
-        return replace(found, features=np.float32(factor) * found.features)
+    def poisoned(self, run, pixels):
+        factors = {7: torch.nan, 8: 1e9}
+        return compute(self, run, pixels) * torch.tensor([[factors.get(int(patch.max()), 1)] for patch in pixels])
 
-    monkeypatch.setattr(Embedder, "_forward", poisoned)
+    monkeypatch.setattr(Embedder, "_compute", poisoned)
     assert extract(stores, "--out", tmp_path / "out", "--device", "cpu") == 1
     assert "NaN" in reasons(tmp_path / "out")["nan"] and "--features-dtype" in reasons(tmp_path / "out")["huge"]
     assert sorted(files(tmp_path / "out")) == ["a.h5", "b.h5", "empty.h5"]

@@ -4,12 +4,13 @@ Every field of the dataclass made with `setting` is one flag (`patch_px` is `--p
 YAML file. A key that no field has is an error.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
 from types import FrameType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import jsonargparse
 
@@ -82,10 +83,27 @@ def run_command(name: str, body: Callable[[], int]) -> None:
         code = 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)
-        code = 130
+        _leave(130)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once. All is cleared up by now, and taking a Python down that has loaded torch costs seconds of a core."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     signal.signal(signum, signal.SIG_IGN)  # a second one must not disturb the clearing up
+    sys.unraisablehook = _stop_again
     raise KeyboardInterrupt
+
+
+def _stop_again(swallowed: "sys.UnraisableHookArgs") -> None:
+    """Python swallows what is raised in a destructor or a callback of the garbage collector, a signal's too."""
+    if issubclass(swallowed.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        sys.__unraisablehook__(swallowed)

@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -83,6 +84,7 @@ class _Worker(Generic[Job]):
 
 _signs: _Signs | None = None  # in a worker
 _in_task = threading.local()
+_starting = threading.Lock()  # of workers, by several threads
 
 
 def cores() -> int:
@@ -105,20 +107,33 @@ def alive() -> None:
 
 
 def map_threads(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int) -> Generator[Result, None, None]:
-    """Yield results as they are there, from threads of this process. When it is closed, jobs end at `alive`."""
+    """Yield results as they are there, from threads of this process. When it is closed, jobs end at `alive`.
+
+    The caller waits on a queue alone and a thread does the rest: locks and pools are written in Python, and the
+    KeyboardInterrupt of a signal in their midst leaves a lock held, on which the threads then wait for ever.
+    """
     stopping = threading.Event()
+    ended: SimpleQueue[Future[Result] | None] = SimpleQueue()
 
     def run(job: Job) -> Result:
         _in_task.stopping = stopping
+        alive()
         return work(job)
 
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for future in as_completed([pool.submit(run, job) for job in jobs]):
-                yield future.result()
-        finally:
-            stopping.set()
-            pool.shutdown(cancel_futures=True)
+    def run_all() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for job in jobs:
+                pool.submit(run, job).add_done_callback(ended.put)
+        ended.put(None)
+
+    runner = threading.Thread(target=run_all)
+    runner.start()
+    try:
+        while (future := ended.get()) is not None:
+            yield future.result()
+    finally:
+        stopping.set()
+        runner.join()
 
 
 @dataclass(frozen=True)
@@ -136,12 +151,19 @@ class OnOneCore(Generic[Job, Result]):
 
 
 def map_unordered(
-    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, stall_s: float = STALL_S
-) -> Iterator[tuple[Job, Result | WorkerDied]]:
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    stall_s: float = STALL_S,
+    full: Callable[[], bool] = lambda: False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[tuple[Job, Result | WorkerDied], None, None]:
     """Yield (job, result) as they finish; `WorkerDied` in the result's place where a process crashed or hung up.
 
     workers: cores in use, and processes at most; where there are fewer jobs than cores, each may use several.
     stall_s: a job may take this long without a call of `alive`.
+    full: whether no further job is to be begun, for now, because of results that wait elsewhere.
+    stopped: whether to end without the jobs that are left; asked every few seconds at least.
 
     What `work` raises is raised here. The pool is ended when the iterator is closed, also in mid-run.
     """
@@ -150,7 +172,7 @@ def map_unordered(
     watch = _Watch(stall_s)
     try:
         pool.give(queue)
-        while busy := pool.busy():
+        while (busy := pool.busy()) and not stopped():
             ready = wait([w.pipe for w in busy], watch.every_s)
             watch.look(busy)
             for worker in [w for w in busy if w.pipe in ready or w.is_lost()]:
@@ -160,7 +182,8 @@ def map_unordered(
                 if isinstance(result, WorkerDied):
                     pool.replace(worker)
                 worker.job = None
-                pool.give(queue)
+                if not (full() and pool.busy()):
+                    pool.give(queue)
                 yield job, result
     finally:
         pool.end()
@@ -211,8 +234,8 @@ class _Pool(Generic[Job, Result]):
         arguments = (there, self._work, signs, _Surroundings())
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         module = _module_of(self._work)
-        load_ahead(module)
-        with _without_main() if module != "__main__" else nullcontext():
+        with _starting, _without_main() if module != "__main__" else nullcontext():
+            load_ahead(module)
             process.start()
         there.close()
         return _Worker(process, here, signs)

@@ -293,10 +293,11 @@ class PatchStore:
             raise SlideError(f"{self.path}: holds coordinates only (--pixels reference); the slide itself is needed")
         return self._shards.read(indices)
 
-    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Pixels:
-        """These patches decoded: (n, P, P, 3) uint8 RGB. Thread-safe."""
+    def read(self, indices: Sequence[int] | NDArray[np.integer], out: Pixels | None = None) -> Pixels:
+        """These patches decoded: (n, P, P, 3) uint8 RGB, in `out` where it is given. Thread-safe."""
         side = self.info.patch_size_px
-        out = np.empty((len(indices), side, side, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(indices), side, side, 3), np.uint8)
         for i, data in enumerate(self.read_encoded(indices)):
             try:
                 if self.info.config["pixels"] == "jpeg":

@@ -84,8 +84,8 @@ def sample_patches(cohort: Cohort, folder: Path, wanted: int) -> Sample:
             if store.digest != info.store_digest or not store.has_pixels:
                 continue
             rows = evenly_spaced(len(store), each)
-            with patches_of(store, None) as source:
-                pixels.append(source.read(rows))
+            with patches_of(store, None, rows) as source:
+                pixels.append(source.all())
         except SlideError:
             continue
         slides += [number] * len(rows)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from features.embed.decode import Decoder
 from features.embed.device import pick_devices
 from tiling.jobs.errors import RequestError
 
@@ -12,11 +11,9 @@ CPU = torch.device("cpu")
 
 def test_devices_that_are_not_there_are_wrong_requests():
     assert pick_devices("cpu") == [CPU]
-    for names in ("cpu,cpu", "cpu,cuda:0", "tpu"):
+    for names in ("cpu,cpu", "cpu,cuda:0", "tpu", "meta", "mkldnn", "mps", "cuda:-1", ""):
         with pytest.raises(RequestError, match=f"--device {names.split(',')[-1] if names == 'cpu,cuda:0' else names}"):
             pick_devices(names)
     if not torch.cuda.is_available():
         with pytest.raises(RequestError, match="no CUDA GPU"):
             pick_devices("all")
-        with pytest.raises(RequestError, match="--decode gpu needs a CUDA device"):
-            Decoder("gpu", CPU)

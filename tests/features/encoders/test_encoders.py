@@ -85,19 +85,35 @@ def test_the_batch_size_does_not_matter(tissue, precision):
     assert embed(encoder, patches[:0]).shape == (0, 1280)
 
 
-def test_memory_that_runs_out_halves_the_batch(tissue):
+def test_memory_that_runs_out_halves_the_batch_for_good(tissue):
+    seen = []
+
     class Greedy(nn.Module):
         def forward(self, images):
+            seen.append(len(images))
             if len(images) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return images.mean((2, 3))
 
     encoder = Encoder("greedy", Greedy(), Preprocessing((0.0,) * 3, (1.0,) * 3, min_px=1), 3, "random", "0")
-    patches = tissue(19, 32)
-    embedder = Embedder(encoder, EmbedSettings(batch_size=8, precision="fp32"))
-    got = np.concatenate([batch.features for batch in embedder.embed(in_memory(patches))])
-    assert np.abs(got - patches.mean((1, 2)) / 255).max() < 1e-5
-    assert embedder.batch_size == 2
+    patches = tissue(83, 32)
+    embedder = Embedder(encoder, EmbedSettings(device="cpu", batch_size=7, precision="fp32"))
+    for _ in range(2):
+        got = embedder.embed(in_memory(patches))
+        assert np.abs(got - patches.mean((1, 2)) / 255).max() < 1e-5
+    assert (
+        set(seen) <= {7, 4, 2} and sum(n > 2 for n in seen) <= 2 * embedder.lanes
+    )  # once on each core, not each batch
+
+
+def test_a_patch_that_does_not_fit_fails_its_slide(tissue):
+    class Full(nn.Module):
+        def forward(self, images):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder = Encoder("full", Full(), Preprocessing((0.0,) * 3, (1.0,) * 3, min_px=1), 3, "random", "0")
+    with pytest.raises(SlideError, match="one patch of 32 px does not fit the GPU's memory"):
+        embed(encoder, tissue(9, 32), EmbedSettings(device="cpu", precision="fp32"))
 
 
 FAMILIES = ["resnet18", "resnet101", "googlenet", "mobilenet-v2", "efficientnet-b0", "swin-t", "efficientnet-lite0"]

@@ -137,9 +137,9 @@ def test_damaged_files_fail_alone(convert, tmp_path):
 def test_our_own_damaged_file_is_not_taken_for_anothers(convert, tmp_path):
     ours(tmp_path / "ours", "s")
     with h5py.File(tmp_path / "ours/s.h5", "a") as file:
-        file.attrs["version"] = 2
+        file.attrs["version"] = 3
     assert convert(tmp_path / "ours", "--to", "clam", "--out", tmp_path / "out") == 1
-    assert "slidemil-features version 2, this program reads version 1" in reasons(tmp_path / "out")["s"]
+    assert "slidemil-features version 3, this program reads version 2" in reasons(tmp_path / "out")["s"]
 
 
 def test_a_forced_layout(convert, tmp_path):

@@ -8,22 +8,17 @@ import torch
 
 from features.encoders import load_encoder
 from features.encoders.norms import norm_reference
-from features.feature_file import read_embeddings, read_statistics
-from features.statistics.by_products import ByProducts
+from features.feature_file import SlideStatistics, read_embeddings, read_statistics
 from features.statistics.cohort import cohort_statistics
-from features.statistics.colours import pixel_sums
-from features.statistics.norm_moments import no_moments
 
 
 def test_the_distance_is_that_of_normal_distributions(tissue):
     encoder = load_encoder("efficientnet-lite0")
     mean, variance = norm_reference(encoder.unmerged)
     layers = {n: m.num_features for n, m in encoder.unmerged.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    pixels = pixel_sums(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
     def distance(m, v):
-        slide = ByProducts(pixels, no_moments(layers)).statistics
-        slide = type(slide)(**{**vars(slide), "norm_patches": 1, "norm_mean": m, "norm_var": v})
+        slide = SlideStatistics(16, np.zeros(3), np.zeros(3), 1, layers, m, v)
         return cohort_statistics([slide, slide], encoder)["batch_norm"]
 
     same = distance(mean, variance)

@@ -116,6 +116,33 @@ if __name__ == "__main__":
 """
 
 
+SWALLOWED = """
+import os, signal, time
+from tiling.jobs.command import run_command
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+def body():
+    Dropped()
+    time.sleep(100)
+    return 0
+
+run_command("try", body)
+"""
+
+
+def test_a_stop_that_python_swallows_is_not_lost():
+    """What is raised in a destructor goes no further."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130 and "stopped; what is finished stays" in done.stderr
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_workers_end_with_their_parent(tmp_path, sent, code):
     (tmp_path / "tests_batch.py").write_text(Path(__file__).read_text())
