@@ -67,22 +67,30 @@ def test_patches_of_several_sides_never_share_a_batch(device):
 
 
 def test_slides_share_batches_and_all_have_one_shape():
-    seen, others_wait = [], threading.Event()
+    seen, begun, others_wait = [], threading.Event(), threading.Event()
 
     def network(pixels):
         seen.append(tuple(pixels.shape))
         return squares(pixels)
 
     def read(batch, out):
+        begun.set()
         others_wait.wait()
+
+    def rows_that_wait():
+        with pool._rows._lock:
+            return sum(map(len, pool._rows._waiting))
 
     pool = Lanes([Lane(LateDevice(), network)], 7, 2, ThreadPoolExecutor(1))
     with ThreadPoolExecutor(8) as threads:
-        first = threads.submit(pool.values, PatchSource(1, 8, read))
-        others = [threads.submit(pool.values, in_memory(p)) for p in slides([6] * 7)]
-        while sum(map(len, pool._rows._waiting)) != 42 - 3 * 7:  # all are there, and three batches of them under way
-            time.sleep(0.01)
-        others_wait.set()
+        try:
+            first = threads.submit(pool.values, PatchSource(1, 8, read))
+            begun.wait()
+            others = [threads.submit(pool.values, in_memory(p)) for p in slides([6] * 7)]
+            while rows_that_wait() != 42 - 3 * 7:  # all are there, and three batches of them under way
+                time.sleep(0.01)
+        finally:
+            others_wait.set()
         assert first.result().shape == (1, 2) and all(len(other.result()) == 6 for other in others)
     assert seen == [(7, 8, 8, 3)] * 7  # of 1 row, then of 42
 
