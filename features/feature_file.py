@@ -8,8 +8,8 @@ Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. 
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
-of earlier programs have none, and their readers pass over it. Version 1 is read: it had no `decoder` and no `engine`,
-which are then `unknown`.
+of earlier programs have none, and their readers pass over it. Version 1 is read: it had no `resizing`,
+`decoder` and `engine`, which are then `unknown`.
 
 Group `statistics`, which a reader may leave aside and old files do not have:
   pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
@@ -65,6 +65,7 @@ class EmbeddingInfo:
     height_l0: int
     mpp_l0: float  # µm per level-0 pixel; NaN if the slide has no scale
     mpp: float  # µm per patch pixel; NaN if the slide has no scale
+    resizing: str = UNKNOWN  # how pixels became input_px, and the version of these rules, such as "bicubic, rules 1"
     decoder: str = UNKNOWN  # what made pixels of the patches' bytes, and its version, such as "simplejpeg 1.9.0"
     engine: str = UNKNOWN  # what computed the network, its version and where, such as "torch 2.9.1 on cuda"
     slide_fingerprint: str = ""  # of the slide file, see tiling.slides.files.slide_fingerprint; empty if not known
@@ -75,7 +76,7 @@ class EmbeddingInfo:
 
     def making(self) -> dict[str, Any]:
         """What must be equal for all files of a folder, whatever the slide."""
-        keys = ("encoder", "weights_sha256", "normalisation", "precision", "engine")
+        keys = ("encoder", "weights_sha256", "normalisation", "resizing", "precision", "engine")
         return {key: getattr(self, key) for key in keys}
 
 

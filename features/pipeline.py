@@ -182,6 +182,7 @@ def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo
         input_px=embedder.input_px(of.patch_size_px),
         normalisation=encoder.preprocessing.normalisation,
         precision=embedder.precision,
+        resizing=encoder.preprocessing.resizing,
         decoder=_decoder(store),
         engine=embedder.engine,
         patch_size_px=of.patch_size_px,

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transform
 
 Triple = tuple[float, float, float]
+RULES = 1  # version of what `apply` makes of pixels; whoever changes that raises it: features are then not mixed
 HALF: Triple = (0.5, 0.5, 0.5)  # mean and std of networks that were trained on -1..1
 
 
@@ -25,6 +26,11 @@ class Preprocessing:
     def normalisation(self) -> str:
         """As feature files keep it."""
         return f"mean={self.mean} std={self.std}"
+
+    @property
+    def resizing(self) -> str:
+        """As feature files keep it."""
+        return f"{self.interpolation}, rules {RULES}"
 
     def apply(self, images: Tensor, side: int = 0) -> Tensor:
         """(n, 3, P, P) uint8 → (n, 3, side, side) float32: resized, then (value / 255 - mean) / std.

@@ -111,7 +111,7 @@ def with_origin(found: Found, text: Any) -> Found:
         check_format(values, FORMAT, VERSION, found.path, STILL_READ)
         absent = {
             "slide_fingerprint": "",
-            **({"decoder": UNKNOWN, "engine": UNKNOWN} if values["version"] == 1 else {}),
+            **(dict.fromkeys(("resizing", "decoder", "engine"), UNKNOWN) if values["version"] == 1 else {}),
         }
         values = {**absent, **values}
         entries: dict[str, Any] = {f.name: values[f.name] for f in fields(EmbeddingInfo)}
@@ -203,6 +203,7 @@ def _info(found: Found, known: Description, digest: str) -> EmbeddingInfo:
         input_px=old.input_px if old else 0,
         normalisation=old.normalisation if old else UNKNOWN,
         precision=old.precision if old else UNKNOWN,
+        resizing=old.resizing if old else UNKNOWN,
         decoder=old.decoder if old else UNKNOWN,
         engine=old.engine if old else UNKNOWN,
         patch_size_px=known.patch_size_px or 0,

@@ -37,6 +37,7 @@ INFO = EmbeddingInfo(
     height_l0=3008,
     mpp_l0=0.25,
     mpp=0.5,
+    resizing="bilinear, rules 1",
     decoder="simplejpeg 1.8.2",
     engine="torch 2.9.1 on cuda",
 )
@@ -48,7 +49,7 @@ COORDS = np.array([[0, 0], [512, 0], [1024, 2**33]], np.int64)
 def test_each_version_is_read_with_exact_values(version):
     file = GOLDEN / f"features-v{version}.h5"
     found = read_embeddings(file)
-    info = INFO if version == 2 else replace(INFO, decoder="unknown", engine="unknown")
+    info = INFO if version == 2 else replace(INFO, resizing="unknown", decoder="unknown", engine="unknown")
     assert found.info == info == read_info(file)
     assert (found.features == FEATURES).all() and found.features.dtype == np.float16
     assert (found.coords_l0 == COORDS).all() and found.coords_l0.dtype == np.int64

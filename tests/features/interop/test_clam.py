@@ -44,8 +44,8 @@ def test_clam_with_flags_and_without(convert, tmp_path):
     assert digest.startswith("clam:") and len(digest) == 5 + 64
     assert asdict(found.info) == dict(
         slide_id="s", store_digest=digest, encoder="uni", weights=UNKNOWN, weights_sha256=UNKNOWN, input_px=0,
-        normalisation=UNKNOWN, precision=UNKNOWN, decoder=UNKNOWN, engine=UNKNOWN, patch_size_px=256,
-        patch_size_l0=512, overlap_px=0, width_l0=90_000,
+        normalisation=UNKNOWN, precision=UNKNOWN, resizing=UNKNOWN, decoder=UNKNOWN, engine=UNKNOWN,
+        patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=90_000,
         height_l0=70_000, mpp_l0=0.25, mpp=0.5, slide_fingerprint="",
     )  # fmt: skip
     unscaled = [*flags[:-1], "none"]
