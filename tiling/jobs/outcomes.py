@@ -38,7 +38,7 @@ class Outcome:
     stops: bool = False  # no other slide can be done either
     beat: str = ""  # of a lock whose owner cannot be seen, see tiling.jobs.locks.Locked
     warning: str = ""  # what could not be made beside the output itself
-    figures: Mapping[str, float] = field(default_factory=dict)  # what else the summary says of its output, by name
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)  # for the summary, by name
 
 
 @dataclass(frozen=True)
