@@ -90,8 +90,8 @@ def test_reference_stores_give_the_pixels_of_lossless_ones_padding_and_all(comma
     kept, coordinates = (PatchStore(tmp_path / p / "CMU-1-Small-Region.zarr") for p in ("zstd", "reference"))
     assert kept.info.padding_rgb == coordinates.info.padding_rgb == (246, 243, 243)
     assert (kept.scores["padded_fraction"] > 0).any()
-    with patches_of_slide(coordinates, slide) as read:
-        assert (read(range(len(kept))) == kept.read(range(len(kept)))).all()
+    with patches_of_slide(coordinates, slide, range(len(kept))) as patches:
+        assert (patches.read(range(len(kept))) == kept.read(range(len(kept)))).all()
 
 
 def test_the_dicom_copy_gives_the_same_coordinates(command, data, tmp_path):

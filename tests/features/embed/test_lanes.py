@@ -87,7 +87,7 @@ def test_slides_share_batches_and_all_have_one_shape():
             first = threads.submit(pool.values, PatchSource(1, 8, read))
             begun.wait()
             others = [threads.submit(pool.values, in_memory(p)) for p in slides([6] * 7)]
-            while rows_that_wait() != 42 - 3 * 7:  # all are there, and three batches of them under way
+            while rows_that_wait() < 42:  # all are there
                 time.sleep(0.01)
         finally:
             others_wait.set()

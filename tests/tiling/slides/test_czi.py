@@ -125,7 +125,7 @@ def test_without_the_extra_the_remedy_is_told(tmp_path, monkeypatch):
 
 def test_tiles_of_a_slide(tmp_path):
     write_czi(tmp_path / "s.czi", LEVELS, 0.25, JPEG_XR)
-    how = {"mpp": 0.5, "patch_px": 64, "tissue": "all", "pixels": "zstd", "workers": 1}
+    how = {"mpp": 0.5, "patch_px": 64, "tissue": "all", "grid": "origin", "pixels": "zstd", "workers": 1}
     assert [row.slide_id for row in load_slides(tmp_path)] == ["s"]
     assert tile(tmp_path, tmp_path / "out", **how).counts == {"done": 1}
     store = PatchStore(tmp_path / "out/s.zarr")

@@ -244,7 +244,7 @@ def test_without_the_extra_the_remedy_is_told(original, tmp_path, monkeypatch):
 def test_tiles_of_a_series(original, tmp_path):
     template, frames = original
     write(tmp_path / "slides/s/a.dcm", template, frames, LOSSLESS["JPEG-LS"])
-    how = {"mpp": "native", "patch_px": 256, "tissue": "all", "pixels": "zstd", "workers": 1}
+    how = {"mpp": "native", "patch_px": 256, "tissue": "all", "grid": "origin", "pixels": "zstd", "workers": 1}
     assert tile(tmp_path / "slides", tmp_path / "out", **how).counts == {"done": 1}
     store = PatchStore(tmp_path / "out/s.zarr")
     assert store.info.backend == "wsidicom" and store.info.mpp_source == "DICOM"

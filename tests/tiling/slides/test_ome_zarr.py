@@ -165,9 +165,8 @@ def test_a_folder_is_found_once_and_stores_are_no_slides(tmp_path):
     assert [row.slide_id for row in load_slides(str(tmp_path / "in/*.zarr"))] == ["one.ome"]
     (tmp_path / "t.csv").write_text("path\nin/one.ome.zarr\n")
     assert [row.slide_id for row in load_slides(tmp_path / "t.csv")] == ["one.ome"]
-    tiled = tile(
-        tmp_path / "in", tmp_path / "in/patches", mpp=0.25, patch_px=128, tissue="all", pixels="zstd", workers=1
-    )
+    how = {"mpp": 0.25, "patch_px": 128, "tissue": "all", "grid": "origin", "pixels": "zstd", "workers": 1}
+    tiled = tile(tmp_path / "in", tmp_path / "in/patches", **how)
     assert tiled.counts == {"done": 2}
     assert [row.slide_id for row in load_slides(tmp_path / "in")] == ["one.ome", "two"]  # the patches lie there too
     store = PatchStore(tmp_path / "in/patches/two.zarr")
