@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from features.feature_file import read_embeddings
 from mil.cli import predict, train
 from mil.metrics.difference import auroc_difference
 from mil.run.checkpoint import read_checkpoint
@@ -157,8 +158,6 @@ def test_predictions_are_the_mean_over_the_fold_models(trained, call, tmp_path, 
     assert got["unlike_training"].tolist() == [False] * 4 + [True] and not got["in_training"].any()
     ensemble = load_ensemble(out, "cpu")
     checkpoints = [read_checkpoint(out, k) for k in (0, 1)]
-    from features.feature_file import read_embeddings
-
     for _, row in got.iterrows():
         features = torch.from_numpy(read_embeddings(strangers / f"{row['slide_id']}.h5").features)
         logits = [predict_slide(head, features, ensemble.device, ensemble.task, {}).answer for head in ensemble.heads]
@@ -182,6 +181,13 @@ def test_predictions_for_a_clinic_of_another_prevalence(trained, strangers, call
         tables.append(pd.read_csv(tmp_path / name))
     here, rare = tables
     assert (rare["prob_tumour"] < here["prob_tumour"]).all()
+    ensemble = load_ensemble(out, "cpu")
+    for slide_id, found in rare.set_index("slide_id")["prob_tumour"].items():
+        features = torch.from_numpy(read_embeddings(strangers / f"{slide_id}.h5").features)
+        answers = np.array([ensemble.ask(m, features).answer for m in (0, 1)])
+        shares = np.array([c["shares"] for c in ensemble.calibrations])
+        odds = answers[:, 1] / answers[:, 0] * shares[:, 0] / shares[:, 1] * 0.02 / 0.98
+        assert found == pytest.approx((odds / (1 + odds)).mean())
     code, _, error = call(predict.main, out, strangers, "--out", tmp_path / "x.csv", "--prevalence", "2")
     assert code == 2 and "--prevalence is 2, expected a share above 0 and below 1" in error
 
