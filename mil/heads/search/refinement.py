@@ -1,0 +1,92 @@
+"""From a first guess to a direction: the best patches of positive slides against all patches of negative ones.
+
+A linear discriminant (Fisher 1936) with the covariance of all patches, again and again on the patches that it puts
+first. Each slide's patches are scored by a direction that was learned without its patient, and so no slide chooses
+patches because it was trained on them; leaving a patient out is a subtraction of sums.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mil.heads.search.learners import Floats, Learners
+from mil.heads.search.starts import Guess
+
+BEST = 3  # patches of a positive slide that a direction is learned from
+TOPS = (1, 3, 10)  # whose mean may be a slide's score
+_ROUNDS = 2
+
+Slide = Callable[[int], Tensor]  # the centred patches (N, D) float32 of a slide
+
+
+class Refinement:
+    """Directions of C candidates, each for Q learners, over rounds through the slides."""
+
+    def __init__(self, slide: Slide, means: Tensor, covariance: Tensor, learners: Learners, ridge: float) -> None:
+        """means (S, D) of the slides' centred patches, covariance (D, D) of all of them, both float64."""
+        self._slide, self._learners = slide, learners
+        ridged = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+        self._covariance, self._means = covariance, means
+
+    def run(self, guesses: Sequence[Guess]) -> tuple[Tensor, Floats]:
+        """Directions (C, Q, D) of the learners, and the mean of each slide's best patches (C, Q, S, TOPS).
+
+        What a learner says of a slide that it learns from comes of a direction without its patient.
+        """
+        candidates, (learners, slides) = len(guesses), self._learners.learns.shape
+        dim = self._means.shape[1]
+        best = torch.zeros(candidates, learners, slides, dim + 1, dtype=torch.float64, device=self._means.device)
+        for c, guess in enumerate(guesses):
+            for i, scores in guess.items():
+                best[c, :, i] = _best(self._slide(i), torch.from_numpy(scores).to(self._means.device))
+        said = np.zeros((candidates, learners, slides, len(TOPS)))
+        for number in range(_ROUNDS + 1):
+            following, sums = torch.zeros_like(best), self._sums(best, self._learners.learns)
+            for i in range(slides):
+                x = self._slide(i)
+                own = self._learners.patient == self._learners.patient[i]
+                of_patient = self._sums(best[:, :, own], self._learners.learns[:, own], own)
+                directions = self._directions(*(a - b for a, b in zip(sums, of_patient, strict=True))).flatten(0, 1)
+                of_patches = directions.float() @ x.T  # (C · Q, N)
+                if number == _ROUNDS:
+                    said[:, :, i] = _top_means(of_patches).view(candidates, learners, -1).cpu().numpy()
+                elif self._learners.positive[i]:
+                    following[:, :, i] = _best(x, of_patches).view(candidates, learners, -1)
+            if number < _ROUNDS:
+                best = following
+        return self._directions(*self._sums(best, self._learners.learns)), said
+
+    def _sums(
+        self, best: Tensor, learns: NDArray[np.bool_], own: NDArray[np.bool_] | slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Of slides `own`: best (C, Q, s, D + 1), learns (Q, s) -> the best patches' (C, Q, D + 1) and the negative
+        slides' (Q, D + 1) sums and numbers."""
+        positive = self._learners.positive[own]
+        chosen, other = (torch.from_numpy(learns & c).to(best) for c in (positive, ~positive))
+        means = torch.nn.functional.pad(self._means[own], (0, 1), value=1.0)
+        return torch.einsum("cqsd,qs->cqd", best, chosen), other @ means
+
+    def _directions(self, found: Tensor, other: Tensor) -> Tensor:
+        """Sums and numbers as of `_sums` -> (C, Q, D) with which scores of all patches have deviation 1."""
+        known = (found[..., -1:] > 0.5) & (other[..., -1:] > 0.5)
+        difference = found[..., :-1] / found[..., -1:].clamp_min(1) - other[..., :-1] / other[..., -1:].clamp_min(1)
+        directions = torch.where(known, difference, 0) @ self._inverse
+        variance = ((directions @ self._covariance) * directions).sum(-1, keepdim=True)
+        return directions / variance.clamp_min(1e-12).sqrt()
+
+
+def _best(x: Tensor, scores: Tensor) -> Tensor:
+    """x (N, D), scores (…, N) -> (…, D + 1): sum and number of the best patches."""
+    chosen = scores.topk(min(BEST, len(x)), dim=-1).indices  # (…, BEST)
+    sums = x[chosen].double().sum(-2)
+    return torch.cat([sums, torch.full_like(sums[..., :1], chosen.shape[-1])], dim=-1)
+
+
+def _top_means(scores: Tensor) -> Tensor:
+    """(…, N) -> (…, TOPS)"""
+    ordered = scores.topk(min(max(TOPS), scores.shape[-1]), dim=-1).values
+    return torch.stack([ordered[..., :top].mean(-1) for top in TOPS], dim=-1)
