@@ -1,8 +1,9 @@
-"""From a first guess to a direction: the best patches of positive slides against all patches of negative ones.
+"""From a first guess to a direction: the best patches of positive slides against those of negative ones.
 
 A linear discriminant (Fisher 1936) with the covariance of all patches, again and again on the patches that it puts
-first. Each slide's patches are scored by a direction that was learned without its patient, and so no slide chooses
-patches because it was trained on them; leaving a patient out is a subtraction of sums.
+first: in positive slides against the mean of negative slides' patches and of those that it puts first in these. Each
+slide's patches are scored by a direction that was learned without its patient, and so no slide chooses patches because
+it was trained on them; leaving a patient out is a subtraction of sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from mil.heads.search.learners import Floats, Learners
 from mil.heads.search.starts import Guess
 
-BEST = 3  # patches of a positive slide that a direction is learned from
+BEST = 3  # patches of a slide that a direction is learned from
 TOPS = (1, 3, 10)  # whose mean may be a slide's score
 _ROUNDS = 2
 
@@ -50,11 +51,12 @@ class Refinement:
                 x = self._slide(i)
                 own = self._learners.patient == self._learners.patient[i]
                 of_patient = self._sums(best[:, :, own], self._learners.learns[:, own], own)
-                directions = self._directions(*(a - b for a, b in zip(sums, of_patient, strict=True))).flatten(0, 1)
+                without = [a - b for a, b in zip(sums, of_patient, strict=True)]
+                directions = self._directions(*without).flatten(0, 1)  # (C · Q, D)
                 of_patches = directions.float() @ x.T  # (C · Q, N)
                 if number == _ROUNDS:
                     said[:, :, i] = _top_means(of_patches).view(candidates, learners, -1).cpu().numpy()
-                elif self._learners.positive[i]:
+                else:
                     following[:, :, i] = _best(x, of_patches).view(candidates, learners, -1)
             if number < _ROUNDS:
                 best = following
@@ -62,19 +64,20 @@ class Refinement:
 
     def _sums(
         self, best: Tensor, learns: NDArray[np.bool_], own: NDArray[np.bool_] | slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """Of slides `own`: best (C, Q, s, D + 1), learns (Q, s) -> the best patches' (C, Q, D + 1) and the negative
-        slides' (Q, D + 1) sums and numbers."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of slides `own`: best (C, Q, s, D + 1), learns (Q, s) -> sums and numbers of the best patches of positive
+        slides (C, Q, D + 1), of those of negative ones (C, Q, D + 1), and of negative slides (Q, D + 1)."""
         positive = self._learners.positive[own]
         chosen, other = (torch.from_numpy(learns & c).to(best) for c in (positive, ~positive))
         means = torch.nn.functional.pad(self._means[own], (0, 1), value=1.0)
-        return torch.einsum("cqsd,qs->cqd", best, chosen), other @ means
+        found, likest = (torch.einsum("cqsd,qs->cqd", best, part) for part in (chosen, other))
+        return found, likest, other @ means
 
-    def _directions(self, found: Tensor, other: Tensor) -> Tensor:
+    def _directions(self, found: Tensor, likest: Tensor, other: Tensor) -> Tensor:
         """Sums and numbers as of `_sums` -> (C, Q, D) with which scores of all patches have deviation 1."""
         known = (found[..., -1:] > 0.5) & (other[..., -1:] > 0.5)
-        difference = found[..., :-1] / found[..., -1:].clamp_min(1) - other[..., :-1] / other[..., -1:].clamp_min(1)
-        directions = torch.where(known, difference, 0) @ self._inverse
+        negative = torch.where(likest[..., -1:] > 0.5, (_mean(likest) + _mean(other)) / 2, _mean(other))
+        directions = torch.where(known, _mean(found) - negative, 0) @ self._inverse
         variance = ((directions @ self._covariance) * directions).sum(-1, keepdim=True)
         return directions / variance.clamp_min(1e-12).sqrt()
 
@@ -84,6 +87,11 @@ def _best(x: Tensor, scores: Tensor) -> Tensor:
     chosen = scores.topk(min(BEST, len(x)), dim=-1).indices  # (…, BEST)
     sums = x[chosen].double().sum(-2)
     return torch.cat([sums, torch.full_like(sums[..., :1], chosen.shape[-1])], dim=-1)
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """(…, D + 1) -> (…, D)"""
+    return sums[..., :-1] / sums[..., -1:].clamp_min(1)
 
 
 def _top_means(scores: Tensor) -> Tensor:
