@@ -17,6 +17,7 @@ from features.embed.adaptation import keep_norms
 from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import patches_of
 from features.embed.pipe import Embedder
+from features.embed.scale import require_trained_scale, seen_as
 from features.encoders import Encoder, load_encoder
 from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
 from features.request import Candidates, requested_slides
@@ -68,6 +69,8 @@ def extract_features(
         f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
         f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
     )
+    if resized := _resized(own, embedder, patches):
+        listener.say(resized)
     work: Callable[[SlideRow], Outcome]
     if config.scheduler:
         own = largest_first(own)
@@ -81,12 +84,22 @@ def extract_features(
     return outcomes
 
 
+def _resized(rows: Sequence[SlideRow], embedder: Embedder, patches: Path) -> str:
+    """How the network sees the patches of the first slide that can be opened, if not as they are."""
+    for row in rows:
+        with suppress(SlideError):
+            of = PatchStore(patches / f"{row.slide_id}.zarr").info
+            side = embedder.input_px(of.patch_size_px)
+            return seen_as(of, side) if side != of.patch_size_px else ""
+    return ""
+
+
 def _extract_slide(row: SlideRow, embedder: Embedder, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
     """Write one slide's features, or skip it where the same features are there. Raises SlideError."""
     path = out / f"{row.slide_id}.h5"
     with lock(path):
         store = PatchStore(patches / f"{row.slide_id}.zarr")
-        info = _info(store, row.slide_id, embedder)
+        info = _info(store, row.slide_id, embedder, config)
         if path.exists() and not config.overwrite:
             _require_same(path, info, config.features_dtype)
             return Outcome(row.slide_id, "skipped", "already done", len(store))
@@ -171,8 +184,11 @@ def _require_same(path: Path, info: EmbeddingInfo, dtype: str) -> None:
     require_same(found, {**info.provenance(), "features_dtype": dtype}, path)
 
 
-def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo:
+def _info(store: PatchStore, slide_id: str, embedder: Embedder, config: FeatureConfig) -> EmbeddingInfo:
+    """Raises SlideError where the network would see the patches otherwise than it should."""
     encoder, of = embedder.encoder, store.info
+    if not config.input_px:
+        require_trained_scale(encoder, of)
     return EmbeddingInfo(
         slide_id=slide_id,
         store_digest=store.digest,

@@ -384,3 +384,21 @@ def test_dask_workers_write_the_same_files(extract, stores, tmp_path):
         assert extract(*run) == 0
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert (tmp_path / "there/statistics.json").read_text() == (tmp_path / "here/statistics.json").read_text()
+
+
+def test_a_scale_that_the_network_does_not_know_is_embedded_only_if_asked_for(extract, stores, tmp_path, monkeypatch):
+    def trained_at_half(*of):
+        return load_encoder(*of).with_preprocessing(input_px=32, mpp=(0.5,))
+
+    monkeypatch.setattr(pipeline, "load_encoder", trained_at_half)
+    run = (stores, "--out", tmp_path / "out", "--device", "cpu")
+    assert extract(*run) == 1 and not files(tmp_path / "out")
+    assert "tile-slides --mpp 0.5 --patch-px 32" in reasons(tmp_path / "out")["a"]
+    assert extract(*run, "--input-px", 32) == 0
+    found = read_embeddings(tmp_path / "out/a.h5").info
+    assert (found.input_px, found.input_mpp, found.mpp) == (32, 1.0, 0.5)
+
+
+def test_a_resized_patch_is_no_secret(extract, stores, tmp_path, capsys):
+    assert extract(stores, "--out", tmp_path / "out", "--device", "cpu", "--input-px", 32) == 0
+    assert "patches of 64 px at 0.5 µm/px, resized to 32 px: 1 µm/px" in capsys.readouterr().out
