@@ -30,8 +30,10 @@ class FeatureConfig:
         "resnet18, resnet34, resnet50, resnet50-trunc (as CLAM), resnet101, resnet152, wide-resnet50, wide-resnet101, "
         "resnext50, resnext101, vgg16, vgg19, googlenet, inception-v3, densenet121, mobilenet-v2, mobilenet-v3-small, "
         "mobilenet-v3-large, efficientnet-b0, efficientnet-v2-s, convnext-tiny, convnext-small, convnext-base, "
-        "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0, timm:NAME, "
-        "timm:hf-hub:OWNER/NAME, or one that an installed package brings",
+        "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0; of pathology uni, "
+        "uni2-h, virchow, virchow2, h-optimus-0, h-optimus-1, h0-mini, prov-gigapath, phikon, phikon-v2, midnight-12k, "
+        "kaiko-s16, kaiko-s8, kaiko-b16, kaiko-b8, kaiko-l14, gpfm, lunit-dino-s16, lunit-dino-s8, ctranspath, retccl; "
+        "timm:NAME, timm:hf-hub:OWNER/NAME, or one that an installed package brings",
     )
     weights: str = setting(
         "default", "default (its published weights, pinned), random (the baseline), or a .pth or .safetensors file"
