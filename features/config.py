@@ -1,6 +1,7 @@
 """Settings of `extract-features`."""
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from tiling.jobs.command import setting
@@ -33,7 +34,8 @@ class FeatureConfig:
         "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0; of pathology uni, "
         "uni2-h, virchow, virchow2, h-optimus-0, h-optimus-1, h0-mini, prov-gigapath, phikon, phikon-v2, midnight-12k, "
         "kaiko-s16, kaiko-s8, kaiko-b16, kaiko-b8, kaiko-l14, gpfm, lunit-dino-s16, lunit-dino-s8, ctranspath, retccl; "
-        "timm:NAME, timm:hf-hub:OWNER/NAME, or one that an installed package brings",
+        "timm:NAME, timm:hf-hub:OWNER/NAME, or one that an installed package brings. Several as uni,virchow2: in one "
+        "pass, each into its folder below --out",
     )
     weights: str = setting(
         "default", "default (its published weights, pinned), random (the baseline), or a .pth or .safetensors file"
@@ -71,6 +73,24 @@ class FeatureConfig:
             raise ValueError("--adapt-bn estimates statistics and --adapted-norms names a file of them; give one")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}, expected 0 or more")
+
+        if len(self.encoders) > 1:
+            if len({replace(self, encoder=name).folder for name in self.encoders}) < len(self.encoders):
+                raise ValueError(f"--encoder {self.encoder}: two of these are one")
+            if self.weights not in ("default", "random") or self.adapt_bn or self.adapted_norms:
+                raise ValueError(
+                    f"--encoder {self.encoder}: a weights file, --adapt-bn and --adapted-norms are for one encoder; "
+                    "run each by itself, with its own --out"
+                )
+
+    @property
+    def encoders(self) -> list[str]:
+        return [name.strip() for name in self.encoder.split(",")]
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for the features, where there are several encoders."""
+        return re.sub(r"[^\w.-]+", "-", self.encoder)
 
     @property
     def embedding(self) -> EmbedSettings:
