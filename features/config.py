@@ -7,7 +7,7 @@ from typing import Literal
 from tiling.jobs.command import setting
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Engine = Literal["torch", "compile", "openvino"]
+Engine = Literal["torch", "auto", "compile", "openvino"]
 BatchSize = int | Literal["auto"]
 
 
@@ -51,7 +51,8 @@ class FeatureConfig:
     )
     engine: Engine = setting(
         "torch",
-        "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`",
+        "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`; "
+        "auto: openvino where it is installed, on x86 CPUs and not for ViT, else torch",
     )
     batch_size: BatchSize = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
     adapt_bn: bool = setting(

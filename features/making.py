@@ -56,7 +56,7 @@ class Making:
             normalisation=encoder.preprocessing.normalisation,
             precision=embedder.precision,
             resizing=encoder.preprocessing.resizing,
-            decoder=_decoder(store),
+            decoder=decoder_of(store),
             engine=embedder.engine,
             patch_size_px=of.patch_size_px,
             patch_size_l0=of.patch_size_l0,
@@ -95,7 +95,7 @@ def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
     require_same(found.making(), info.making(), path)
 
 
-def _decoder(store: PatchStore) -> str:
+def decoder_of(store: PatchStore) -> str:
     """What makes pixels of the store's patches, and its version."""
     decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
     return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")

@@ -30,7 +30,7 @@ FLOORS = (  # from the ground up
     "features.statistics",
     "features.embed",
     "features.making features.interop",
-    "features.pipeline",
+    "features.pipeline features.check",
     "features.api features.cli",
     "mil.metrics mil.pages",
     "mil.tasks",

@@ -16,7 +16,7 @@ from torch import Tensor
 from features.config import EmbedSettings
 from features.embed.arithmetic import best_precision, computing_in, exact_arithmetic
 from features.embed.device import pick_devices
-from features.embed.engines import Run, engine_runs, engine_version
+from features.embed.engines import Run, engine_runs, engine_version, pick_engine
 from features.embed.lanes import Lane, Lanes
 from features.embed.patch_source import PatchSource, in_memory
 from features.embed.queues import AtOnce, Cuda, Network
@@ -44,6 +44,7 @@ class Embedder:
         self.device = self.devices[0]
         on_cpu = self.device.type == "cpu"
         self.precision = best_precision(self.device) if settings.precision == "auto" else settings.precision
+        engine = pick_engine(settings.engine, encoder.model, self.device, self.precision)
         default_batch = _CPU_BATCH if on_cpu else _CUDA_BATCH
         self.batch_size = default_batch if settings.batch_size == "auto" else settings.batch_size
         self._input_px = settings.input_px or encoder.preprocessing.input_px
@@ -51,14 +52,14 @@ class Embedder:
         each = threads if on_cpu else 1
         self.lanes = each * len(self.devices)
         self._decoders = ThreadPoolExecutor(threads)
-        run = partial(engine_runs, encoder.model, settings.engine, precision=self.precision, side=self._input_px)
+        run = partial(engine_runs, encoder.model, engine, precision=self.precision, side=self._input_px)
         self.networks = self._networks(lambda device: run(device, lanes=each))  # one for each lane
         self._features = self.lanes_for(self.networks, self.batch_size, encoder.dim)
         self._layers = norm_layers(encoder.unmerged)
         norms = self._networks(lambda device: [NormInputs(encoder, device)] * each)
         at_once = _CPU_NORMS if on_cpu else _CUDA_NORMS
         self._norms = self.lanes_for(norms, at_once, 2 * sum(self._layers.values()))
-        self.engine = engine_version(settings.engine, self.device)
+        self.engine = engine_version(engine, self.device)
 
     def input_px(self, patch_size_px: int) -> int:
         """Side of the image that the network sees. Raises SlideError where it is too small for the network."""
@@ -110,6 +111,7 @@ class Together:
         self._dims = [embedder.encoder.dim for embedder in embedders]
         networks = [partial(_each, lane) for lane in zip(*(e.networks for e in embedders), strict=True)]
         self._features = first.lanes_for(networks, first.batch_size, sum(self._dims))
+        self.lanes, self.at_once = first.lanes, first.lanes * first.batch_size  # patches that are computed at once
 
     def embed(self, patches: PatchSource, look: Look | None = None) -> list[NDArray[np.float32]]:
         """(N, D) of each encoder; else as `Embedder.embed`."""

@@ -23,8 +23,8 @@ def require_trained_scale(encoder: Encoder, patches: PatchStoreInfo) -> None:
         return
     best = trained[0] if math.isnan(patches.mpp) else min(trained, key=lambda mpp: _ratio(patches.mpp, mpp))
     raise SlideError(
-        f"{encoder.name} was trained on images of {side} px at {' or '.join(f'{mpp:g}' for mpp in trained)} µm/px, and "
-        f"these are {seen_as(patches, side)}; tile again with tile-slides --mpp {best:g} --patch-px {side}, or say "
+        f"{encoder.name} was trained on images of {side} px at {_listed(trained)} µm/px, and these are "
+        f"{seen_as(patches, side)}; tile again with tile-slides --mpp {best:g} --patch-px {side}, or say "
         f"--input-px {side} to have them embedded so"
     )
 
@@ -34,6 +34,11 @@ def seen_as(patches: PatchStoreInfo, side: int) -> str:
     own = patches.patch_size_px
     resized = f", resized to {side} px: {_words(patches.mpp * own / side)}" if side != own else ""
     return f"patches of {own} px at {_words(patches.mpp)}{resized}"
+
+
+def _listed(scales: tuple[float, ...]) -> str:
+    *others, last = (f"{mpp:g}" for mpp in scales)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _words(mpp: float) -> str:

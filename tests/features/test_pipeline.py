@@ -122,7 +122,7 @@ def test_files_say_what_decoded_and_computed_them_and_other_ones_are_not_added_t
     monkeypatch.undo()
     assert extract(stores, "--out", out, "--device", "cpu") == 0
     assert read_embeddings(out / "jpeg.h5").info.decoder == f"simplejpeg {metadata.version('simplejpeg')}"
-    monkeypatch.setattr(making, "_decoder", lambda store: "another")
+    monkeypatch.setattr(making, "decoder_of", lambda store: "another")
     assert extract(stores, "--out", out, "--device", "cpu") == 1
     assert "decoder: found 'zstd, lossless', wanted 'another'" in reasons(out)["a"]
 
