@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -31,12 +32,16 @@ _SHOWN = 5  # faults
 _FILE_BYTES = 16_384  # of a feature file beside its features and coordinates
 
 
+Line: TypeAlias = tuple[str, str]  # what, said
+
+
 @dataclass(frozen=True)
 class Checked:
     """What a run would do, line by line, and what would go wrong."""
 
-    lines: tuple[tuple[str, str], ...]  # (what, said)
+    lines: tuple[Line, ...]
     faults: tuple[str, ...]
+    to_do: int  # slides
 
 
 @dataclass(frozen=True)
@@ -48,51 +53,67 @@ class _Slide:
 
 def check(rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path) -> Checked:
     """Look at a request of `extract_features`, embed some patches and write nothing. Raises RequestError as it does."""
-    lines: list[tuple[str, str]] = []
-    if config.adapt_bn:
-        kept = (out / FILE).exists()
-        lines.append(
-            ("adapt-bn", f"{'as kept in' if kept else 'to be estimated first, which is not in the time:'} {out}")
-        )
-        config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE) if kept else "")
     own = select_part(rows, config.part) if config.part else rows
+    config, lines = _with_norms(config, out)
     each = makings(config, out)
-    lines += [("encoder", _encoder(making)) for making in each]
-    first = each[0].embedder
-    cores = len(os.sched_getaffinity(0))
-    lines.append(("device", f"{_devices(first.devices)}, {cores} CPU cores, {first.precision}, {first.engine}"))
-
     slides, faults = _look_at(own, each, patches)
-    if stores := [slide.store for slide in slides]:
-        seen = dict.fromkeys(
-            f"{seen_as(store.info, making.embedder.input_px(store.info.patch_size_px))}, by {decoder_of(store)}"
-            for store in stores
-            for making in each
-        )
-        lines += [("input", text) for text in seen]
     to_do = [slide for slide in slides if slide.missing]
-    count = sum(len(slide.store) for slide in to_do)
-    lines.append(
-        (
-            "slides",
-            f"{len(own)}: {len(to_do)} to do with {count:,} patches, {len(slides) - len(to_do)} done already, "
-            f"{len(own) - len(slides)} that cannot be done",
-        )
-    )
+    lines += [*_encoders(each), *_inputs(slides, each), _slides(own, slides, to_do)]
     needed, free = sum(map(_bytes, to_do)), shutil.disk_usage(_there(out)).free
     lines.append(("disk", f"{_size(needed)} to be written to {out}, {_size(free)} free"))
     if needed > free:
         faults.append(f"{out}: {_size(needed)} are to be written and {_size(free)} are free; make room first")
-    if count:
-        try:
-            rate, embedded, took = _speed(to_do, Together([making.embedder for making in each]))
-        except SlideError as error:
-            faults.append(str(error))
-        else:
-            lines.append(("speed", f"{rate:.3g} patches a second ({embedded} in {took:.1f} s, with decoding)"))
-            lines.append(("time", f"about {_duration(count / rate)} on this machine"))
-    lines.append(("memory", _memory(first.device)))
-    return Checked(tuple(lines), tuple(faults))
+    try:
+        lines += _times(to_do, each)
+    except SlideError as error:
+        faults.append(str(error))
+    lines.append(("memory", _memory(each[0].embedder.device)))
+    return Checked(tuple(lines), tuple(faults), len(to_do))
+
+
+def _with_norms(config: FeatureConfig, out: Path) -> tuple[FeatureConfig, list[Line]]:
+    """Without --adapt-bn, and with what it has kept."""
+    if not config.adapt_bn:
+        return config, []
+    kept = (out / FILE).exists()
+    said = f"as kept in {out}" if kept else "batch norms are estimated first, which is not in the time below"
+    return replace(config, adapt_bn=False, adapted_norms=str(out / FILE) if kept else ""), [("adapt-bn", said)]
+
+
+def _encoders(each: Sequence[Making]) -> list[Line]:
+    first, cores = each[0].embedder, len(os.sched_getaffinity(0))
+    device = f"{_devices(first.devices)}, {cores} CPU cores, {first.precision}, {first.engine}"
+    return [*(("encoder", _encoder(making)) for making in each), ("device", device)]
+
+
+def _inputs(slides: Sequence[_Slide], each: Sequence[Making]) -> list[Line]:
+    """As the networks see them; slides differ by little."""
+    seen = dict.fromkeys(
+        f"{seen_as(slide.store.info, making.embedder.input_px(slide.store.info.patch_size_px))}, "
+        f"by {decoder_of(slide.store)}"
+        for slide in slides
+        for making in each
+    )
+    more = [("", f"… and {len(seen) - _SHOWN} more scales or sizes")] if len(seen) > _SHOWN else []
+    return [*(("input", text) for text in list(seen)[:_SHOWN]), *more]
+
+
+def _slides(own: Sequence[SlideRow], slides: Sequence[_Slide], to_do: Sequence[_Slide]) -> Line:
+    count = sum(len(slide.store) for slide in to_do)
+    done, never = len(slides) - len(to_do), len(own) - len(slides)
+    said = f"{len(to_do)} to do with {count:,} patches, {done} done already, {never} that cannot be done"
+    return "slides", f"{len(own)}: {said}"
+
+
+def _times(to_do: Sequence[_Slide], each: Sequence[Making]) -> list[Line]:
+    count = sum(len(slide.store) for slide in to_do)
+    if not count:
+        return []
+    rate, embedded, took = _speed(to_do, Together([making.embedder for making in each]))
+    return [
+        ("speed", f"{rate:.3g} patches a second ({embedded} in {took:.1f} s, with decoding)"),
+        ("time", f"about {_duration(count / rate)} on this machine"),
+    ]
 
 
 def _look_at(rows: Sequence[SlideRow], each: Sequence[Making], patches: Path) -> tuple[list[_Slide], list[str]]:
@@ -188,5 +209,5 @@ def said(checked: Checked) -> Iterator[str]:
     yield from (f"fault     {fault}" for fault in checked.faults[:_SHOWN])
     if len(checked.faults) > _SHOWN:
         yield f"fault     … and {len(checked.faults) - _SHOWN} more"
-    ready = "not all can be done" if checked.faults else "ready: the same command without --check does it"
-    yield f"nothing was written; {ready}"
+    verdict = "ready: the same command without --check does it" if checked.to_do else "there is nothing left to do"
+    yield f"nothing was written; {'not all can be done' if checked.faults else verdict}"

@@ -45,6 +45,9 @@ def test_what_is_done_is_not_counted_again(extract, stores, tmp_path, capsys):
     capsys.readouterr()
     assert extract(stores, "--out", tmp_path / "out", "--check", *CPU) == 0
     assert lines(capsys.readouterr().out)["slides"].startswith("3: 1 to do with 4 patches, 2 done already")
+    assert extract(stores, "--out", tmp_path / "out", *CPU) == 0
+    assert extract(stores, "--out", tmp_path / "out", "--check", *CPU) == 0
+    assert capsys.readouterr().out.endswith("nothing was written; there is nothing left to do\n")
     assert extract(stores, "--out", tmp_path / "out", "--check", "--seed", 1, *CPU) == 1
     said = capsys.readouterr().out
     assert "weights_sha256" in said and "not all can be done" in said
