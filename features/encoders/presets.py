@@ -78,7 +78,7 @@ class Preset:
 
 
 def _timm(architecture: str, any_size: bool = True, **arguments: Any) -> Build:
-    """any_size: position embeddings are resampled for images of another size than the weights' own."""
+    """any_size: resample position embeddings for other images; those of 518 px are resampled once, as they are read."""
     if any_size:
         arguments["dynamic_img_size"] = True
     return partial(timm.create_model, architecture, num_classes=0, **{"img_size": 224, **arguments})
@@ -104,16 +104,12 @@ _UNI2 = _timm(
     reg_tokens=8,
     **_SWIGLU,
 )
-_virchow = partial(
-    _timm, "vit_huge_patch14_224", init_values=1e-5, mlp_ratio=5.3375, global_pool="", **_SWIGLU
-)  # tokens
+_virchow = partial(_timm, "vit_huge_patch14_224", init_values=1e-5, mlp_ratio=5.3375, global_pool="", **_SWIGLU)
 _H_OPTIMUS = _timm("vit_giant_patch14_reg4_dinov2")
 _H0_MINI = _timm("vit_base_patch14_reg4_dinov2", mlp_ratio=5.33334, global_pool="", **_SWIGLU)
 _GIGAPATH = _timm("vit_giant_patch14_dinov2", patch_size=16, mlp_ratio=5.33334)
 _PHIKON = _timm("vit_base_patch16_224", norm_layer=partial(nn.LayerNorm, eps=1e-12))
-_MIDNIGHT = _timm(
-    "vit_giant_patch14_dinov2", any_size=False, global_pool=""
-)  # position embeddings of 518 px, resampled
+_MIDNIGHT = _timm("vit_giant_patch14_dinov2", any_size=False, global_pool="")
 _CTRANSPATH = _timm("swin_tiny_patch4_window7_224", any_size=False, embed_layer=ConvStem)
 
 
