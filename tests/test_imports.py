@@ -21,6 +21,7 @@ FLOORS = (  # from the ground up
     "tiling.store",
     "tiling.qc",
     "tiling.finished",
+    "tiling.staging",
     "tiling.pipeline tiling.verify",
     "tiling.all_slides",
     "tiling.api tiling.cli",
