@@ -41,7 +41,7 @@ FLOORS = (  # from the ground up
     "mil.report",
     "mil.training",
     "mil.maps",
-    "mil.viewer mil.diagnosis mil.demo",
+    "mil.viewer mil.diagnosis mil.demo mil.line",
     "mil.api",
     "mil.cli",
 )
