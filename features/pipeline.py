@@ -1,6 +1,7 @@
 """Patch stores to feature files: the loop over slides, what is skipped, and what each file says of itself."""
 
 import functools
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -157,12 +158,13 @@ def _statistics(colours: PixelSums, norms: NormMoments) -> SlideStatistics:
 
 def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
     """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
-    for path in sorted(out.glob("*.h5")):
-        with suppress(SlideError):  # said when that slide itself is done
-            found = read_info(path)
-            break
-    else:
-        return
+    with os.scandir(out) as entries:  # to the first that can be read: a listing for each slide would be quadratic
+        for path in (Path(entry) for entry in entries if entry.name.endswith(".h5")):
+            with suppress(SlideError):  # said when that slide itself is done
+                found = read_info(path)
+                break
+        else:
+            return
     require_same(found.making(), info.making(), path)
 
 
