@@ -1,12 +1,14 @@
 """What very many slides cost before any work is done: start-up where all is finished, summary, pages, the audit.
 
 Stub slides of a few bytes, each with a true patch store of nine patches, its quality picture and facts, and a true
-feature file of 20 kB. Each part runs in a process of its own; seconds, its peak memory, and the exponent with which
-the seconds grow from the size before (1: linear, 2: quadratic).
+feature file of 20 kB. Each part runs in a process of its own; seconds, its peak memory without that of workers, and
+the exponent with which the seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are
+measured alone, when their modules are loaded. First, what one lock costs in a folder of many slides.
 
     python tests/benchmarks/bench_scale.py [SLIDES ...]      default 1000 10000
 """
 
+import importlib
 import json
 import math
 import os
@@ -22,6 +24,7 @@ import numpy as np
 
 from features.config import FeatureConfig
 from tiling.config import TilingConfig
+from tiling.jobs.locks import lock
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 
@@ -34,9 +37,18 @@ PARTS = {
     "  of which qc.html": "page",
     "extract-features, all finished": "extract",
     "  of which statistics.json": "statistics",
-    "train-mil, cohort loading": "cohort",
-    "train-mil, loading and audit": "audit",
+    "train-mil: cohort loading": "cohort",
+    "train-mil: loading and audit": "audit",
 }
+MODULES = {  # that a part needs, loaded before its clock starts
+    "summary": ("tiling.jobs.outcomes", "tiling.manifest"),
+    "page": ("tiling.qc.page",),
+    "statistics": ("features.encoders.torchvision_zoo", "features.statistics.cohort"),
+    "cohort": ("mil.cohort.cohort",),
+    "audit": ("mil.cohort.leakage",),
+}
+LOCKED_FOLDERS = (1000, 10_000, 100_000)
+LOCKS = 100
 
 
 def make(folder: Path, slides: int) -> None:
@@ -101,6 +113,8 @@ def part(name: str, folder: Path) -> None:
         "cohort": lambda: _cohort(features, table),
         "audit": lambda: _audit(features, table),
     }[name]
+    for module in MODULES.get(name, ()):
+        importlib.import_module(module)
     start = time.perf_counter()
     work()
     print("seconds", time.perf_counter() - start, flush=True)
@@ -159,7 +173,21 @@ def measured(name: str, folder: Path) -> tuple[float, float]:
     return float(said.split()[-1]), usage.ru_maxrss * 1024 / 1e9
 
 
+def lock_ms(slides: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        stores = [Path(name, f"slide{number:06d}.zarr") for number in range(slides)]
+        for store in stores:
+            store.mkdir()
+        start = time.perf_counter()
+        for store in stores[:LOCKS]:
+            with lock(store):
+                pass
+        return (time.perf_counter() - start) / LOCKS * 1000
+
+
 def main(sizes: list[int]) -> None:
+    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
+    print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS.values()}
     for slides in sizes:
         with tempfile.TemporaryDirectory() as name:
