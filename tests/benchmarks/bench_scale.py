@@ -3,7 +3,7 @@
 Stub slides of a few bytes, each with a true patch store of nine patches, its quality picture and facts, and a true
 feature file of 20 kB. Each part runs in a process of its own; seconds, its peak memory without that of workers, and
 the exponent with which the seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are
-measured alone, when their modules are loaded. First, what one lock costs in a folder of many slides.
+measured alone, when their modules are loaded. Last, what one lock costs in a folder of many.
 
     python tests/benchmarks/bench_scale.py [SLIDES ...]      default 1000 10000
 """
@@ -186,8 +186,6 @@ def lock_ms(slides: int) -> float:
 
 
 def main(sizes: list[int]) -> None:
-    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
-    print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS.values()}
     for slides in sizes:
         with tempfile.TemporaryDirectory() as name:
@@ -206,6 +204,8 @@ def main(sizes: list[int]) -> None:
                     grown = math.log(seconds / before) / math.log(slides / sizes[sizes.index(slides) - 1])
                     slope = f", exponent {grown:.2f}"
                 print(f"  {text:34} {seconds:8.2f} s {memory:6.2f} GB{slope}", flush=True)
+    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
+    print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
 
 
 if __name__ == "__main__":
