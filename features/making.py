@@ -1,5 +1,6 @@
 """How one encoder's features are made and where they go: what each file says of itself, and whether it is there."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -86,12 +87,13 @@ def encoder_of(config: FeatureConfig) -> Encoder:
 
 def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
     """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
-    for path in sorted(out.glob("*.h5")):
-        with suppress(SlideError):  # said when that slide itself is done
-            found = read_info(path)
-            break
-    else:
-        return
+    with os.scandir(out) as entries:  # to the first that can be read: a listing for each slide would be quadratic
+        for path in (Path(entry) for entry in entries if entry.name.endswith(".h5")):
+            with suppress(SlideError):  # said when that slide itself is done
+                found = read_info(path)
+                break
+        else:
+            return
     require_same(found.making(), info.making(), path)
 
 

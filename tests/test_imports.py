@@ -21,6 +21,7 @@ FLOORS = (  # from the ground up
     "tiling.store",
     "tiling.qc",
     "tiling.finished",
+    "tiling.staging",
     "tiling.pipeline tiling.verify",
     "tiling.all_slides",
     "tiling.api tiling.cli",
@@ -41,7 +42,7 @@ FLOORS = (  # from the ground up
     "mil.report",
     "mil.training",
     "mil.maps",
-    "mil.viewer mil.diagnosis mil.demo",
+    "mil.viewer mil.diagnosis mil.demo mil.line",
     "mil.api",
     "mil.cli",
 )
