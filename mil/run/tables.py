@@ -79,6 +79,9 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA."""
+    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
     text = ("slide_id", "patient_id", "label", "prediction", "split")
-    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    numbers = [name for name in table if name not in text]
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    return table

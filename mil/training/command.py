@@ -116,6 +116,8 @@ def train_mil(
 
 def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:
     """The config with a loss that the task has."""
+    if config.label_smoothing and not cohort.task.smooths_labels:
+        raise RequestError(f"label_smoothing spreads labels over classes, and the target is a {cohort.task.kind}")
     try:
         return replace(config, loss=config.loss_of(cohort.task.losses))
     except ValueError as error:

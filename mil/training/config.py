@@ -34,14 +34,16 @@ class TrainConfig:
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
     loss: str = setting(
-        "auto", "of training; auto: the task's own. For classes cross-entropy, focal or generalised-cross-entropy"
+        "auto",
+        "of training; auto: the first of the task's own. Classes: cross-entropy, focal, generalised-cross-entropy; "
+        "numbers: huber, squared",
     )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
-    task: str = setting("classification", f"what kind of target the column holds: {', '.join(TASKS)}")
+    task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
@@ -50,7 +52,7 @@ class TrainConfig:
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
     overwrite: bool = setting(False, "replace an existing run in --out")
-    compare: str = setting("", "run on the same slides to compare the AUROC with")
+    compare: str = setting("", "run on the same slides to compare the AUROC, or the task's own first figure, with")
     patches: str = setting(
         "", "folder of patch stores, for pictures in the report (default: 'patches' beside features)"
     )
