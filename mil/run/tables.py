@@ -82,6 +82,5 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
     text = ("slide_id", "patient_id", "label", "prediction", "split")
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
-    numbers = [name for name in table if name not in text]
-    table[numbers] = table[numbers].apply(pd.to_numeric)
-    return table
+    numbers = table.columns.difference(list(text))
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

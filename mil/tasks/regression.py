@@ -27,6 +27,7 @@ from mil.metrics.regression import correlation, evaluate_numbers, mean_error, nu
 from mil.pages.parts import Section
 from mil.tasks.figures import title
 from mil.tasks.losses import Criterion
+from mil.tasks.numbers import number_text, read_numbers
 from mil.tasks.regression_report import FIGURES, regression_sections
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from tiling.manifest import SlideRow
@@ -88,7 +89,7 @@ class Regression(Task):
         if not len(ends):  # more than half of the slides have the largest number
             ends = targets[targets < targets.max()].max(keepdims=True)
         of_slide = np.searchsorted(ends, targets, side="left")
-        names = [f"up to {_text(ends[0])}", *(f"above {_text(end)}" for end in ends)]
+        names = [f"up to {number_text(ends[0])}", *(f"above {number_text(end)}" for end in ends)]
         return of_slide, tuple(names)
 
     def loss_terms(self, targets: Targets) -> Tensor:
@@ -140,7 +141,7 @@ class Regression(Task):
         return "" if half is None else f"  range ± {half:.3g}"
 
     def label(self, target: Any) -> str:
-        return _text(float(target))
+        return number_text(float(target))
 
     def evaluate(self, table: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
         return {**evaluate_numbers(table, bootstrap)}
@@ -201,17 +202,6 @@ class Regression(Task):
         return "" if isinstance(other, Regression) else "predicts no number"
 
 
-def read_numbers(rows: Sequence[SlideRow], column: str) -> tuple[Floats, list[str]]:
-    """(S,) numbers in a column, and a line for each row that has none, in the table's order."""
-    texts = pd.Series([row.labels[column] for row in rows])
-    numbers = np.array(pd.to_numeric(texts, errors="coerce"), np.float64)
-    bad = [row for row, number in zip(rows, numbers, strict=True) if not math.isfinite(number)]
-    return numbers, [
-        f"row {row.number}: {column} is {row.labels[column]!r}, expected a number such as 0.35"
-        for row in sorted(bad, key=lambda row: row.number)
-    ]
-
-
 def conformal_quantile(errors: Floats, share: float) -> float | None:
     """The width within which a new error lies with probability `share` at least, given errors (n,) of its kind.
 
@@ -224,11 +214,6 @@ def conformal_quantile(errors: Floats, share: float) -> float | None:
 def _moments(targets: Targets) -> tuple[float, float]:
     """Mean and standard deviation; 1 where all are the same."""
     return float(targets.mean()), float(targets.std()) or 1.0
-
-
-def _text(number: float) -> str:
-    """The shortest that is read as the same number."""
-    return repr(float(number)).removesuffix(".0")
 
 
 TASK = Regression

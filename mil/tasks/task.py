@@ -33,6 +33,7 @@ class Target:
     column: str
     positive: str = ""  # class of a two-class target; empty: the last in sorted order
     task: str = "classification"
+    event: str = ""  # column that says whether the event was seen at the end of the time in `column`
 
 
 @dataclass(frozen=True)

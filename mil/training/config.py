@@ -45,6 +45,9 @@ class TrainConfig:
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
     task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    event: str = setting(
+        "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
+    )
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
@@ -79,6 +82,10 @@ class TrainConfig:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if bool(self.event) != (self.task == "survival"):
+            raise ValueError(
+                "event names the column of events for task survival, which needs it; no other task has one"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:

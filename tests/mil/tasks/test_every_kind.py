@@ -22,7 +22,7 @@ FAST = dict(
     folds=2, val_fraction=0.5, epochs=25, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.01
 )
 SLIDES = 48
-KINDS = {"regression": ("til", {})}  # name: target, further settings
+KINDS = {"regression": ("til", {}), "survival": ("months", {"event": "died"})}  # name: target, further settings
 
 
 @pytest.fixture(scope="module")
