@@ -184,7 +184,8 @@ def load_inputs(
 
 
 def _load(folder: Path, sources: Sources, config: DiagnoseConfig) -> Cohort:
-    return load_cohort(folder, sources.table, Target(sources.target, config.positive, config.task, config.event))
+    target = Target(sources.target, config.positive, config.task, config.event, config.order)
+    return load_cohort(folder, sources.table, target)
 
 
 def _in_classes(cohort: Cohort) -> Cohort:

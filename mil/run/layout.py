@@ -65,7 +65,9 @@ attention files; mean, deviation and half_width (null where there is no range) i
 in tables, the last two empty where there is no range; the figures of mil.metrics.regression; charts scatter and errors.
 Survival has `column`, `event` and `times` there; slope, centre and hazards in checkpoints; labels such as `12.5`, or
 `12.5+` where no event was seen by then; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
-charts kaplan-meier, auc-over-time, brier and calibration.
+charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` there; temperature and bias in
+checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
+mil.metrics.ordinal.
 
 Versions 1 and 2 can still be read: they had no bias (it was 0) and no shares, version 1 no temperature (it was 1), no
 training.safetensors, and fewer figures.

@@ -16,10 +16,10 @@ from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
 from mil.pages.parts import Section
 from mil.tasks.calibration import calibrated, class_shares, fit_calibration
-from mil.tasks.classification_report import FIGURES, classification_sections
-from mil.tasks.figures import title
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
+from mil.tasks.reports.classification import FIGURES, classification_sections
+from mil.tasks.reports.figures import title
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow

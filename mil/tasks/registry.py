@@ -11,6 +11,7 @@ TASKS = {  # name of the kind: module below mil.tasks, or any other module, whos
     "classification": "mil.tasks.classification",
     "regression": "mil.tasks.regression",
     "survival": "mil.tasks.survival",
+    "ordinal": "mil.tasks.ordinal",
 }
 
 

@@ -25,10 +25,10 @@ from mil.metrics.bootstrap import Bootstrap, Floats
 from mil.metrics.difference import paired_difference
 from mil.metrics.regression import correlation, evaluate_numbers, mean_error, numbers_of, range_of
 from mil.pages.parts import Section
-from mil.tasks.figures import title
 from mil.tasks.losses import Criterion
 from mil.tasks.numbers import number_text, read_numbers
-from mil.tasks.regression_report import FIGURES, regression_sections
+from mil.tasks.reports.figures import title
+from mil.tasks.reports.regression import FIGURES, regression_sections
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from tiling.manifest import SlideRow
 

@@ -35,10 +35,10 @@ from mil.metrics.survival import (
 )
 from mil.pages.parts import Section
 from mil.tasks.cox import fit_cox, fit_slope
-from mil.tasks.figures import title
 from mil.tasks.losses import Criterion
 from mil.tasks.numbers import number_text, read_numbers
-from mil.tasks.survival_report import FIGURES, survival_sections
+from mil.tasks.reports.figures import title
+from mil.tasks.reports.survival import FIGURES, survival_sections
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from tiling.manifest import SlideRow
 

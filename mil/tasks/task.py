@@ -34,6 +34,7 @@ class Target:
     positive: str = ""  # class of a two-class target; empty: the last in sorted order
     task: str = "classification"
     event: str = ""  # column that says whether the event was seen at the end of the time in `column`
+    order: str = ""  # grades from low to high, parted by commas
 
 
 @dataclass(frozen=True)

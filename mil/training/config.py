@@ -36,7 +36,7 @@ class TrainConfig:
     loss: str = setting(
         "auto",
         "of training; auto: the first of the task's own. Classes: cross-entropy, focal, generalised-cross-entropy; "
-        "numbers: huber, squared",
+        "numbers: huber, squared; others have one",
     )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
@@ -48,6 +48,7 @@ class TrainConfig:
     event: str = setting(
         "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
     )
+    order: str = setting("", "for --task ordinal: the grades from low to high, such as G1,G2,G3")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
@@ -86,6 +87,8 @@ class TrainConfig:
             raise ValueError(
                 "event names the column of events for task survival, which needs it; no other task has one"
             )
+        if bool(self.order) != (self.task == "ordinal"):
+            raise ValueError("order names the grades for task ordinal, which needs it; no other task has one")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:

@@ -37,7 +37,7 @@ from mil.pages.parts import (
 )
 from mil.pages.words import Figure
 from mil.pages.words import interval as in_short
-from mil.tasks.figures import cards, cautions, every_figure, title
+from mil.tasks.reports.figures import cards, cautions, every_figure, title
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "auroc": ("AUROC", "chance that a slide of the class gets a higher probability than one without; 0.5 is guessing"),

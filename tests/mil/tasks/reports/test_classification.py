@@ -7,8 +7,8 @@ import pytest
 from mil.metrics.bootstrap import Bootstrap
 from mil.metrics.classification import evaluate
 from mil.pages.parts import Card, Cards, Figures, Heading, Matrix, Number, Paragraph, Table
-from mil.tasks.classification_report import FIGURES, classification_sections
-from mil.tasks.figures import title
+from mil.tasks.reports.classification import FIGURES, classification_sections
+from mil.tasks.reports.figures import title
 
 DRAWS = Bootstrap(200, 0)
 TWO, THREE = ("neg", "pos"), ("a", "b", "c")

@@ -11,7 +11,7 @@ from mil.metrics.regression import numbers_of
 from mil.pages.chart import Chart
 from mil.pages.parts import Cards, Figures, Paragraph, Picture, Section
 from mil.pages.words import interval as in_short
-from mil.tasks.figures import cards, cautions, every_figure
+from mil.tasks.reports.figures import cards, cautions, every_figure
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "mae": ("MAE", "mean absolute error, in the target's own unit; 0 is perfect"),

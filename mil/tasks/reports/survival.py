@@ -21,7 +21,7 @@ from mil.metrics.survival import (
 from mil.pages.chart import Chart
 from mil.pages.parts import Cards, Cell, Figures, Heading, Paragraph, Part, Picture, Section, Table
 from mil.pages.words import p_value
-from mil.tasks.figures import cards, cautions, every_figure
+from mil.tasks.reports.figures import cards, cautions, every_figure
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "c_index": (
