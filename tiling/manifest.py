@@ -31,7 +31,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ class SlideRow:
     mask: Path | None = None
     corner_l0: tuple[int, int] | None = None  # of a patch on the grid that is wanted, from no table
     labels: dict[str, str] = field(default_factory=dict)
+    number: int = field(default=0, compare=False)  # of the row in its table, whose header is row 1; 0: of no table
 
 
 def load_slides(source: "str | Path | pd.DataFrame", *, urls: bool = False) -> list[SlideRow]:
@@ -129,7 +130,7 @@ def load_table(
         row, row_faults = _parse_row(record, folder, target)
         row_faults = (_path_faults(row, urls) if needs_path else []) + row_faults
         faults += [f"row {number}: {fault}" for fault in row_faults]
-        rows.append(row)
+        rows.append(replace(row, number=number))
     faults += _patient_faults(header, records)
     faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
     if not rows:

@@ -139,6 +139,7 @@ def load_cohort(
     if faults:
         raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
     keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
+    keys += [(r.labels[target.event],) for r in kept if target.event]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
         patient_ids=np.array([row.patient_id for row in kept]),

@@ -60,7 +60,14 @@ known slide fingerprints by slide id.
 What depends on the kind of target is the task's own (mil.tasks.task) and is described here for classification: classes
 and positive in provenance, checkpoints and attention files; threshold, temperature, bias and shares in checkpoints;
 `prob_<class>` in tables; the figures. Any other kind MUST be named under the key `task` in provenance, checkpoints and
-attention files; a file that names none is a classification's.
+attention files; a file that names none is a classification's. A regression has `column` in provenance, checkpoints and
+attention files; mean, deviation and half_width (null where there is no range) in checkpoints; `value`, `low` and `high`
+in tables, the last two empty where there is no range; the figures of mil.metrics.regression; charts scatter and errors.
+Survival has `column`, `event` and `times` there; slope, centre and hazards in checkpoints; labels such as `12.5`, or
+`12.5+` where no event was seen by then; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
+charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` there; temperature and bias in
+checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
+mil.metrics.ordinal.
 
 Versions 1 and 2 can still be read: they had no bias (it was 0) and no shares, version 1 no temperature (it was 1), no
 training.safetensors, and fewer figures.

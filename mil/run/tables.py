@@ -79,6 +79,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA."""
+    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
     text = ("slide_id", "patient_id", "label", "prediction", "split")
-    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    numbers = table.columns.difference(list(text))
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

@@ -16,9 +16,10 @@ from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
 from mil.pages.parts import Section
 from mil.tasks.calibration import calibrated, class_shares, fit_calibration
-from mil.tasks.classification_report import classification_sections, title
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
+from mil.tasks.reports.classification import FIGURES, classification_sections
+from mil.tasks.reports.figures import title
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
 from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
@@ -43,6 +44,8 @@ class Classification(Task):
     headline = "auroc"
     baseline = "logistic regression on mean features"
     judged_title = "probability of its label"
+    patch_score = "patch log-odds"
+    smooths_labels = True
 
     @classmethod
     def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
@@ -218,7 +221,7 @@ class Classification(Task):
         return [(f"{count:,}", name) for name, count in counts["slides_of_class"].items()]
 
     def figure_title(self, name: str) -> str:
-        return title(name)
+        return title(name, FIGURES)
 
     def describe(self, column: str, targets: Targets) -> str:
         counts = np.bincount(targets)
@@ -227,7 +230,7 @@ class Classification(Task):
 
     @property
     def figure_titles(self) -> Mapping[str, str]:
-        return {name: title(name) for name in _SHOWN}
+        return {name: title(name, FIGURES) for name in _SHOWN}
 
     def figure_notes(self) -> Sequence[str]:
         if self.positive is None:

@@ -50,7 +50,10 @@ from tiling.jobs.provenance import differences, package_versions
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
 _OF_THE_CALL = ("overwrite", "compare", "patches")  # settings that say nothing of the run
-_ELSEWHERE = (*_OF_THE_CALL, "device", "task", "positive", "track", "memory", "scratch")  # noted elsewhere, or no say
+_ELSEWHERE = (  # noted elsewhere, or no say
+    *_OF_THE_CALL,
+    *("device", "task", "positive", "event", "order", "track", "memory", "scratch"),
+)
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
 
@@ -86,7 +89,7 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    asked = Target(target, config.positive, config.task)
+    asked = Target(target, config.positive, config.task, config.event, config.order)
     cohort = load_cohort(features, labels, asked, config.memory, scratch)
     config = _with_loss(config, cohort)
     folds, notices = _audited_folds(cohort, config)
@@ -116,6 +119,8 @@ def train_mil(
 
 def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:
     """The config with a loss that the task has."""
+    if config.label_smoothing and not cohort.task.smooths_labels:
+        raise RequestError(f"label_smoothing spreads labels over classes, and the target is a {cohort.task.kind}")
     try:
         return replace(config, loss=config.loss_of(cohort.task.losses))
     except ValueError as error:

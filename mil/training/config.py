@@ -34,15 +34,21 @@ class TrainConfig:
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
     loss: str = setting(
-        "auto", "of training; auto: the task's own. For classes cross-entropy, focal or generalised-cross-entropy"
+        "auto",
+        "of training; auto: the first of the task's own. Classes: cross-entropy, focal, generalised-cross-entropy; "
+        "numbers: huber, squared; others have one",
     )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
-    task: str = setting("classification", f"what kind of target the column holds: {', '.join(TASKS)}")
+    task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    event: str = setting(
+        "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
+    )
+    order: str = setting("", "for --task ordinal: the grades from low to high, such as G1,G2,G3")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
@@ -50,7 +56,7 @@ class TrainConfig:
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
     overwrite: bool = setting(False, "replace an existing run in --out")
-    compare: str = setting("", "run on the same slides to compare the AUROC with")
+    compare: str = setting("", "run on the same slides to compare the AUROC, or the task's own first figure, with")
     patches: str = setting(
         "", "folder of patch stores, for pictures in the report (default: 'patches' beside features)"
     )
@@ -77,6 +83,12 @@ class TrainConfig:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if bool(self.event) != (self.task == "survival"):
+            raise ValueError(
+                "event names the column of events for task survival, which needs it; no other task has one"
+            )
+        if bool(self.order) != (self.task == "ordinal"):
+            raise ValueError("order names the grades for task ordinal, which needs it; no other task has one")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:

@@ -155,4 +155,5 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
 
 
 def _difference(task: Task, name: str, against: Mapping[str, Any]) -> str:
-    return words.difference_sentence(against, name, against[task.headline]["value"])
+    headline = task.headline
+    return words.difference_sentence(against, task.figure_title(headline), name, against[headline]["value"])

@@ -19,7 +19,7 @@ from mil.run.layout import tensorboard_folder
 from mil.training.watch import Watcher
 from tiling.jobs.errors import RequestError
 
-_OTHERS = ("classes", "positive", "task", "target", "slides", "features", "packages")  # of provenance, sent as settings
+_SENT = ("classes", "positive", "event", "task", "target", "slides", "features", "packages")  # of provenance
 
 
 class TensorBoard(Watcher):
@@ -87,5 +87,5 @@ def tracker(track: str, out: Path, provenance: Mapping[str, Any]) -> Watcher:
     """The tracker called `track`, one that does nothing for an empty name. RequestError if it cannot be had."""
     if track != "wandb":
         return Watcher()
-    settings = {key: provenance[key] for key in _OTHERS if key in provenance}
+    settings = {key: provenance[key] for key in _SENT if key in provenance}
     return WandbTracker(out, {**provenance["settings"], **settings})
