@@ -76,12 +76,20 @@ class TrainingSlides:
     slide_ids: NDArray[np.str_]  # (S,)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a recipe of a head's own came to."""
+
+    loss: float  # on the training part
+    held_out: Tensor  # (S, C) float64 on the CPU: logits of each slide from models that saw none of its patient's
+
+
 class OwnRecipe(Head):
     """A head that is not trained by gradient descent on its loss, epoch after epoch, but all at once by `fit`."""
 
     @abstractmethod
-    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
-        """Set all parameters and buffers; returns the loss on the training part. Features are standardised before.
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
+        """Set all parameters and buffers. Mean and deviation of the features are set before.
 
         Random numbers come from `rng` and torch's global generator. RequestError names slides that break it.
         """

@@ -20,13 +20,14 @@ from tiling.jobs.errors import RequestError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One fold's model. `shape` are the fields of mil.heads.head.HeadShape."""
+    """One fold's model, the mean of its members. `shape` are the fields of mil.heads.head.HeadShape."""
 
     head: str
     shape: dict[str, Any]
     task: Task
     calibration: Calibration  # what the task learned from the validation part
     tensors: dict[str, NDArray[Any]]
+    members: int = 1
 
 
 def fold_folder(run: Path, number: int) -> Path:
@@ -34,7 +35,7 @@ def fold_folder(run: Path, number: int) -> Path:
 
 
 def write_fold(run: Path, number: int, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
-    of_head = {"head": checkpoint.head, "shape": checkpoint.shape}
+    of_head = {"head": checkpoint.head, "shape": checkpoint.shape, "members": checkpoint.members}
     described = {**of_head, **named(checkpoint.task), **checkpoint.task.state(), **checkpoint.calibration}
     metadata = {METADATA: json.dumps(described, sort_keys=True)}
     with atomic_folder(fold_folder(run, number)) as folder:
@@ -57,5 +58,6 @@ def read_checkpoint(run: Path, number: int) -> Checkpoint:
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RequestError(f"{path}: not a checkpoint of train-mil ({error}); train again") from error
     task, head, shape = restored(described), described.pop("head"), described.pop("shape")
+    members = described.pop("members", 1)
     calibration = {key: value for key, value in described.items() if key not in ("task", *task.state())}
-    return Checkpoint(head, shape, task, calibration, tensors)
+    return Checkpoint(head, shape, task, calibration, tensors, members)

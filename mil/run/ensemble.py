@@ -17,6 +17,7 @@ from features.embed.device import pick_device
 from features.feature_file import EmbeddingInfo, Embeddings
 from mil.cohort.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.heads.bags import pack
+from mil.heads.committee import Committee
 from mil.heads.head import Head, HeadShape
 from mil.heads.registry import build_head
 from mil.run.attention import SlidePrediction
@@ -99,7 +100,8 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
 
 def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
     with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced
-        head = build_head(checkpoint.head, HeadShape(**checkpoint.shape))
+        heads = [build_head(checkpoint.head, HeadShape(**checkpoint.shape)) for _ in range(checkpoint.members)]
+    head = heads[0] if len(heads) == 1 else Committee(heads)
     head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
     return head.to(device).eval()
 

@@ -1,10 +1,12 @@
-"""CONTRACT run directory, what train-mil writes. Version 3.
+"""CONTRACT run directory, what train-mil writes. Version 4.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
-    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
+    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test), inner (which of
+                                       the fold's models a training slide is held out of, from 0; empty without)
     fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc (for another task the
+    fold-<k>/history.csv               member (from 0; absent where the fold has one model), epoch, learning_rate,
+                                       train_loss, val_loss, val_auroc (for another task the
                                        figure that it watches), stop_loss, worst_step (slides of the step with the
                                        highest loss, parted by spaces; absent for heads that have no steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
@@ -20,7 +22,8 @@
                                        slides whose patch store was found
     report.html                        all of this on one page that loads from disk alone
     charts/<name>.png and .pdf         its charts as files: roc, precision-recall, calibration, learning-fold-<k>
-    tensorboard/fold-<k>/              events for TensorBoard
+    tensorboard/fold-<k>/ and fold-<k>-member-<m>/
+                                       events for TensorBoard, of a fold's first and further models
     wandb/                             local files of Weights & Biases, if tracked there
 
 Every file but those of TensorBoard and Weights & Biases MUST be written whole or not at all; a fold folder is one unit.
@@ -36,17 +39,18 @@ so a group of them that is killed starts again, from its first epoch. All other 
 not.
 
 The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
-last one where there is no validation part (then the threshold is the positive class's share in training).
-Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
-over the classes; it is calibrated: the logits are divided by the fold's temperature, then its bias is added. For two
-classes a slide is predicted positive where its probability reaches the threshold chosen on the fold's validation part;
-else the most probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry
-different labels.
+last one where there is no validation part. A fold of several members has one history after the other; its model is
+their mean: of logits, attention and what is said of patches. Predictions MUST be out of fold: from models that saw
+neither the slide nor its patient. `prob_<class>` sums to 1 over the classes; it is calibrated: the logits are divided
+by the fold's temperature, then its bias is added. For two classes a slide is predicted positive where its probability
+reaches the threshold, the share of positive slides in training; else the most probable class is predicted. In
+`predictions_patient.csv` the label is empty if a patient's slides carry different labels.
 
-A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
-shape, classes, positive, threshold (null unless there are two classes), temperature, bias and shares (of the classes
-in training, both (C,)). The threshold is one of calibrated probabilities. Its tensors include `mean` and `std`,
-with which features are standardised.
+A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head, shape,
+members (their number), classes, positive, threshold (null unless there are two classes), temperature, bias and shares
+(of the classes in training, both (C,)). The threshold is one of calibrated probabilities. Its tensors include `mean`
+and `std`, with which features are standardised. Where there are several members, the names of the tensors of member m
+begin with `members.<m>.`.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
 these for each class; low and high are the ends of the 95 % interval over patients, given the models of the folds as
@@ -69,8 +73,8 @@ charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` 
 checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
 mil.metrics.ordinal.
 
-Versions 1 and 2 can still be read: they had no bias (it was 0) and no shares, version 1 no temperature (it was 1), no
-training.safetensors, and fewer figures.
+Versions 1 to 3 can still be read: they had one model a fold, 1 and 2 no bias (it was 0) and no shares, version 1 no
+temperature (it was 1), no training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
 head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
@@ -93,8 +97,8 @@ from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-run", 3
-_STILL_READ = (1, 2)
+FORMAT, VERSION = "slidemil-run", 4
+_STILL_READ = (1, 2, 3)
 LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
@@ -125,8 +129,8 @@ def chart_path(run: Path, name: str) -> Path:
     return run / "charts" / name
 
 
-def tensorboard_folder(run: Path, number: int) -> Path:
-    return run / "tensorboard" / f"fold-{number}"
+def tensorboard_folder(run: Path, number: int, member: int) -> Path:
+    return run / "tensorboard" / (f"fold-{number}" + (f"-member-{member}" if member else ""))
 
 
 def clear(run: Path) -> None:

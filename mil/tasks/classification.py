@@ -21,7 +21,6 @@ from mil.tasks.losses import LOSSES, Criterion, criterion
 from mil.tasks.reports.classification import FIGURES, classification_sections
 from mil.tasks.reports.figures import title
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
-from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
@@ -104,19 +103,14 @@ class Classification(Task):
     def calibrate(self, answers: Floats, targets: Targets, trained_on: Targets) -> Calibration:
         """Temperature and bias, the classes' shares in training, and the threshold of calibrated probabilities.
 
-        The threshold is None unless C = 2. For n = 0 it is the positive class's share: there both classes are as
-        likely as each other where they are equally frequent.
+        The threshold is None unless C = 2, else the positive class's share: there both classes are as likely as each
+        other where they are equally frequent, which makes the balanced accuracy the best. Chosen on a hundred slides it
+        would be worse, by chance (tests/benchmarks/accuracy_threshold.py).
         """
         shares = class_shares(trained_on, len(self.classes))
         temperature, bias = fit_calibration(answers, targets, shares)
-        threshold = None
-        if self.positive is not None:
-            threshold = float(shares[self.positive])
-            if len(targets):
-                scores = calibrated(answers, temperature, bias)[:, self.positive]
-                threshold = choose_threshold(scores, targets == self.positive)
         return {
-            "threshold": threshold,
+            "threshold": None if self.positive is None else float(shares[self.positive]),
             "temperature": temperature,
             "bias": bias.tolist(),
             "shares": shares.tolist(),

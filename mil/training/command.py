@@ -34,7 +34,7 @@ from mil.run.layout import (
     write_config,
     write_provenance,
 )
-from mil.run.tables import read_history, read_metrics, write_failures, write_splits
+from mil.run.tables import by_member, read_history, read_metrics, write_failures, write_splits
 from mil.tasks.registry import named
 from mil.tasks.task import Target, Task
 from mil.training.config import TrainConfig
@@ -220,10 +220,15 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
                 "slide_id": cohort.slide_ids[part],
                 "patient_id": cohort.patient_ids[part],
                 "split": name,
+                "inner": inner,
             }
         )
         for fold in folds
-        for name, part in (("train", fold.train), ("val", fold.val), ("test", fold.test))
+        for name, inner, part in (
+            *(("train", str(inner), part) for inner, part in enumerate(fold.inner)),
+            *([] if fold.inner else [("train", "", fold.train)]),
+            *(("val", "", fold.val), ("test", "", fold.test)),
+        )
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -250,9 +255,10 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
                 watchers.skipped(fold)
         if done.issuperset(fold.number for fold in group):
             for fold in group:
-                history = read_history(out, fold.number).drop(columns="worst_step", errors="ignore")
-                for values in history.to_dict("records"):
-                    tracked.epoch(fold, {str(name): value for name, value in values.items()})
+                histories = by_member(read_history(out, fold.number).drop(columns="worst_step", errors="ignore"))
+                for member, history in zip(fold.members, histories, strict=False):  # a head fitted at once has one
+                    for values in history.to_dict("records"):
+                        tracked.epoch(member, {str(name): value for name, value in values.items()})
             continue
         trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
         for fold, (checkpoint, history) in zip(group, trained, strict=True):

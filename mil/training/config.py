@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mil.cohort.split_plan import SplitPlan
 from mil.heads.registry import HEADS
@@ -24,7 +25,10 @@ class TrainConfig:
     splits: str = setting(
         "", "CSV of your own splits (slide_id, split, repeat, fold), such as another run's splits.csv"
     )
-    val_fraction: float = setting(0.25, "part of the non-test patients for stopping and threshold; 0: all epochs, 0.5")
+    inner_folds: int | Literal["auto"] = setting(
+        "auto", "models a fold, each stopped on another part of its patients; auto: 5, for a large cohort 0 (one model)"
+    )
+    val_fraction: float = setting(0.25, "part of the non-test patients that stops the one model; 0: all epochs, 0.5")
     epochs: int = setting(100, "largest number of passes over the training slides")
     patience: int = setting(30, "epochs without a lower mean validation loss after which a fold stops")
     batch_slides: int = setting(8, "slides per optimiser step")
@@ -70,7 +74,9 @@ class TrainConfig:
         return self.loss
 
     def split_plan(self) -> SplitPlan:
-        return SplitPlan(self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed)
+        return SplitPlan(
+            self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed, self.inner_folds
+        )
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -99,6 +105,8 @@ class TrainConfig:
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)
         _at_least("bootstrap", self.bootstrap, 100)
+        if self.inner_folds != "auto":
+            _at_least("inner_folds", self.inner_folds, 0)
         _at_least("parallel_models", self.parallel_models, 0)
         _at_least("seed", self.seed, 0)
         _at_least("weight_decay", self.weight_decay, 0)

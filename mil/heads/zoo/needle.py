@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mil.heads.bags import Bags
-from mil.heads.head import HeadShape, MilOutput, OwnRecipe, TrainingSlides
+from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
 from tiling.jobs.errors import RequestError
 
 _PROTOTYPES = 64
@@ -145,8 +145,8 @@ class Needle(OwnRecipe):
         )
 
     @torch.no_grad()
-    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
-        """Train on all slides; returns their cross-fitted log loss. The same seed gives the same weights.
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
+        """Train on all slides; the loss is their cross-fitted log loss. The same seed gives the same weights.
 
         RequestError if a class has a single patient, or naming the slides where scores are no longer numbers.
         """
@@ -163,7 +163,7 @@ class Needle(OwnRecipe):
         bags = [self._aligned(_sample(f, cap, rng).to(self.device)).half() for f in slides.features]
         total = [torch.zeros(len(bag)) for bag in bags]  # patch scores so far
         recent: deque[_Stage] = deque(maxlen=_RECENT)
-        best, since = _Calibration(math.inf, 1, 0.0, 0.0), 0
+        best, since, held_out = _Calibration(math.inf, 1, 0.0, 0.0), 0, torch.zeros(len(labels))
         for share, *schedule in (_FIRST, *_CYCLES * _CYCLE):
             kept = [_survivors(scores, share) for scores in total]
             if recent and all(len(i) == len(bag) for i, bag in zip(kept, bags, strict=True)):
@@ -175,10 +175,11 @@ class Needle(OwnRecipe):
             since += 1
             if fitted.loss < best.loss:
                 best, since = fitted, 0
+                held_out = best.slope * torch.stack([_top_mean(s, best.top) for s in total]).cpu() + best.intercept
                 self._keep([stage.networks for stage in recent], best)
             if best.loss < _FOUND or since == _PATIENCE:
                 break
-        return best.loss
+        return Fitted(best.loss, self._two_classes(held_out.double()))
 
     def _aligned(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, D) without the slide's offset, standardised by the deviation within prototypes."""

@@ -173,7 +173,7 @@ def _legend(scores: Scores) -> tuple[Key, str]:
 def _confusion(slides: pd.DataFrame, classes: Sequence[str], positive: str | None) -> tuple[Part, ...]:
     counts = confusion_matrix(slides["label"], slides["prediction"], labels=classes)  # (C, C), truth by prediction
     share: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    threshold = "A slide is called positive from the threshold on that its fold chose on its validation slides."
+    threshold = "A slide is called positive where its probability reaches the share of positive slides in training."
     decided = "The most probable label is predicted." if positive is None else threshold
     matrix = Matrix(tuple(classes), tuple(map(tuple, counts.tolist())), tuple(map(tuple, share.tolist())))
     note = Paragraph(f"Slides, and their part of the row. {decided}", soft=True)

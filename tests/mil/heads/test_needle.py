@@ -60,7 +60,7 @@ def fitted():
 
 @torch.no_grad()
 def test_unseen_slides_and_their_patches_are_told_apart(fitted):
-    head, loss = fitted
+    head, result = fitted
     unseen = _slides(60)  # the same tissue: the first 40 are those trained on, the rest are new
     new = slice(40, 60)
     output = head(pack(unseen.features[new]))
@@ -69,7 +69,7 @@ def test_unseen_slides_and_their_patches_are_told_apart(fitted):
     of_bags = zip(unseen.labels[new], output.patch_logits[:, 1].split(300), strict=True)
     aurocs = [roc_auc_score(np.arange(300) < 6, of_bag) for label, of_bag in of_bags if label]
     assert np.mean(aurocs) > 0.95
-    assert 0 < loss < 0.5
+    assert 0 < result.loss < 0.5
 
 
 @torch.no_grad()
@@ -109,8 +109,8 @@ def test_the_offset_is_the_shift_and_not_the_composition():
 def test_shuffled_labels_teach_nothing():
     slides = _slides(40)
     labels = np.random.default_rng(5).permutation(slides.labels)
-    head, loss = _fitted(TrainingSlides(slides.features, labels, slides.patient_ids, slides.slide_ids))
-    assert loss > 0.5
+    head, result = _fitted(TrainingSlides(slides.features, labels, slides.patient_ids, slides.slide_ids))
+    assert result.loss > 0.5 and (result.held_out.argmax(1).numpy() == labels).mean() < 0.75
     with torch.no_grad():
         probabilities = head(pack(_slides(60).features[40:])).logits.softmax(1)[:, 1]
     assert probabilities.min() > 0.02 and probabilities.max() < 0.98

@@ -104,10 +104,10 @@ def test_the_golden_run_of_version_3():
 
 
 def test_another_version_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v4")
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v5")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 4}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 4, this program reads version 3"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 5}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 5, this program reads version 4"):
         require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):

@@ -119,7 +119,7 @@ def test_the_confusion_matrix_counts_truth_by_prediction():
     assert [row[0] for row in by_label.rows] == list(THREE)
     recall = by_label.head.index("recall")
     assert by_label.rows[0][recall].value == "0.500"
-    assert "threshold" in _of(_sections(_binary(), TWO, "pos")["Labels"], Paragraph)[0].text
+    assert "share of positive slides in training" in _of(_sections(_binary(), TWO, "pos")["Labels"], Paragraph)[0].text
 
 
 def test_calibration_dots_lie_at_what_was_said_and_what_came_true():
