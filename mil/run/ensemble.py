@@ -112,13 +112,17 @@ def predict_slide(
 ) -> SlidePrediction:
     """One model, one slide; features (N, D) with N >= 1."""
     output = head(pack([features]).to(device))
+
+    def shown(logits: torch.Tensor) -> NDArray[np.float32]:
+        return task.shown_logits(logits.double().cpu().numpy(), calibration).astype(np.float32)
+
     return SlidePrediction(
         answer=task.calibrated(task.answers(output.logits[0].double()), calibration),
         attention=output.attention.float().cpu().numpy(),
-        patch_logits=output.patch_logits.float().cpu().numpy(),
+        patch_logits=shown(output.patch_logits),
         spread=0.0,
         class_attention=None if output.class_attention is None else output.class_attention.float().cpu().numpy(),
-        contributions=None if output.contributions is None else output.contributions.float().cpu().numpy(),
+        contributions=None if output.contributions is None else shown(output.contributions),
     )
 
 

@@ -78,7 +78,8 @@ temperature (it was 1), no training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
 head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
-predicted), and `contributions` (N, C), which sum to the slide's logits before temperature and bias. `coords`
+predicted), and `contributions` (N, C), which sum to the slide's logits before the bias;
+they and `patch_logits` are divided by the temperature (not in runs of versions 1 to 3). `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
 version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
 (sizes), -1 (the overlap) or NaN (the scale).

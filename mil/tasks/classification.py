@@ -191,6 +191,10 @@ class Classification(Task):
         right = (table["label"] == table["prediction"]).to_numpy(bool)
         return Judged(right, own, -np.log(np.maximum(own, _SMALLEST_PROBABILITY)))
 
+    def shown_logits(self, logits: Floats, calibration: Calibration) -> Floats:
+        """Divided by the temperature."""
+        return np.asarray(logits / calibration.get("temperature", 1.0))
+
     def patch_scores(self, logits: Floats, at: int) -> Floats:
         """Log-odds of the class."""
         return np.asarray(logits[:, at] - logsumexp(np.delete(logits, at, axis=1), axis=1))

@@ -203,6 +203,10 @@ class Task(ABC):
 
     # What maps show
 
+    def shown_logits(self, logits: Floats, calibration: Calibration) -> Floats:
+        """Logits of patches (N, C), or what they add to a slide's, in the unit of calibrated ones."""
+        return logits
+
     def patch_scores(self, logits: Floats, at: int) -> Floats:
         """Logits (N, C) of patches alone -> (N,): how much each speaks for output `at`."""
         return logits[:, at]

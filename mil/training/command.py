@@ -16,6 +16,7 @@ import sklearn
 
 from features.embed.device import pick_device
 from mil.cohort.cohort import Cohort, load_cohort, shown
+from mil.cohort.constant_features import name_constant_features
 from mil.cohort.leakage import audit
 from mil.cohort.splits import Fold, make_folds
 from mil.evaluation.compare import compare_runs, require_comparable
@@ -140,7 +141,7 @@ def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], lis
     """All folds, and what the user should know. RequestError with all that was found, before any training."""
     try:
         folds = make_folds(cohort, config.split_plan())
-        noticed = [*cohort.warnings, *audit(cohort, folds)]
+        noticed = [*cohort.warnings, *name_constant_features(cohort), *audit(cohort, folds)]
     except RequestError as error:
         raise RequestError("\n".join([str(error), *(f"warning: {line}" for line in cohort.warnings)])) from error
     used = np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.val, fold.test)]))

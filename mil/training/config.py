@@ -46,6 +46,7 @@ class TrainConfig:
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    feature_limit: float = setting(8.0, "standard deviations from the mean to which features are limited; 0: none")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
     task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
@@ -109,7 +110,8 @@ class TrainConfig:
             _at_least("inner_folds", self.inner_folds, 0)
         _at_least("parallel_models", self.parallel_models, 0)
         _at_least("seed", self.seed, 0)
-        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("weight_decay", "feature_limit"):
+            _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")

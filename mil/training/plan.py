@@ -48,6 +48,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         embed_dim=config.embed_dim,
         attention_dim=config.attention_dim,
         dropout=config.dropout,
+        feature_limit=config.feature_limit,
     )
     head = build_head(config.head, shape)
     _require_fitting(config.head, head, cohort.task)

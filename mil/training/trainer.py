@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from mil.cohort.cohort import Cohort
+from mil.cohort.constant_features import SMALLEST_STD
 from mil.cohort.splits import Fold, Indices
 from mil.heads.committee import joined
 from mil.heads.head import Head, HeadShape, OwnRecipe
@@ -26,8 +27,6 @@ from mil.training.config import TrainConfig
 from mil.training.descent import Descent, OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
-
-_SMALLEST_STD = 1e-6  # a feature that varies less is constant and is only centred
 
 
 def train_folds(
@@ -92,10 +91,7 @@ def _table(members: Sequence[Model], cohort: Cohort) -> pd.DataFrame:
 
 
 def _set_standardisation(head: Head, cohort: Cohort, slides: Indices) -> None:
-    """Mean and standard deviation of each feature over all patches of the slides, in float64."""
-    means, squares = (moments[slides] for moments in cohort.moments)  # (S, D)
-    sizes = np.array([[len(cohort.features[i])] for i in slides])  # (S, 1)
-    mean = (sizes * means).sum(axis=0) / sizes.sum()
-    std = np.sqrt((squares + sizes * (means - mean) ** 2).sum(axis=0) / sizes.sum())
+    """Over all patches of the slides; a constant feature is only centred."""
+    mean, std = cohort.spread(slides)
     head.get_buffer("mean").copy_(torch.from_numpy(mean))
-    head.get_buffer("std").copy_(torch.from_numpy(np.where(std > _SMALLEST_STD, std, 1.0)))
+    head.get_buffer("std").copy_(torch.from_numpy(np.where(std > SMALLEST_STD, std, 1.0)))

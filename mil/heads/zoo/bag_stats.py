@@ -3,8 +3,9 @@
 A slide becomes the mean, minimum, maximum and standard deviation of its patches, 4 D numbers. Extremely randomised
 trees (Geurts, Ernst, Wehenkel, Machine Learning 2006), a support vector machine with RBF kernel and logistic regression
 are fitted to them; kept is the one with the lowest log loss in a cross-validation by patient within the training part,
-so that the choice needs no slide of validation or test. The machine's values become probabilities by logistic
-regression on those it had in that cross-validation (Platt, 1999).
+so that the choice needs no slide of validation or test. For that comparison each is calibrated by logistic regression
+on what it said in that cross-validation (Platt, 1999): trees are shy, which costs them log loss and nothing else. The
+machine's values become probabilities in the same way.
 
 What is fitted is stored as plain tensors and computed from these, never as a pickle. Attention is uniform, and
 `patch_logits` are NaN: a bag of one patch, whose deviation is 0 and whose extremes are its mean, lies far from all that
@@ -167,8 +168,10 @@ def _judged(
     values = np.concatenate(held_out)[np.argsort(rows)]
     probabilities = np.clip(_platt(values, y).predict_proba(values) if kind == "svm" else values, 1e-6, 1)
     probabilities /= probabilities.sum(1, keepdims=True)
+    scores = values if kind == "svm" else np.log(probabilities)
+    calibrated = _platt(scores, y).predict_proba(scores)
     weights = (len(y) / np.bincount(y))[y]
-    return _Judged(float(log_loss(y, probabilities, sample_weight=weights)), kind, penalty, values, probabilities)
+    return _Judged(float(log_loss(y, calibrated, sample_weight=weights)), kind, penalty, values, probabilities)
 
 
 def _platt(margins: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:

@@ -27,6 +27,7 @@ AUROC 1.00 and patches at 0.99 from 100 or 30 training slides, which is what the
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -112,7 +113,7 @@ class Needle(OwnRecipe):
     for_classes_alone = True
 
     def __init__(self, shape: HeadShape) -> None:
-        super().__init__(shape)
+        super().__init__(replace(shape, feature_limit=0.0))  # its unit is a deviation within one tissue, others lie far
         if shape.n_classes != 2:
             raise RequestError(
                 f"the head needle tells two classes apart, the target has {shape.n_classes}; take gated-abmil"

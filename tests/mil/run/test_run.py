@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ import pytest
 import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
+from mil.heads.committee import joined
+from mil.heads.head import HeadShape
+from mil.heads.registry import build_head
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
-from mil.run.ensemble import load_ensemble
+from mil.run.ensemble import load_ensemble, load_head, predict_slide
 from mil.run.layout import clear, clear_temporaries, require_complete, write_provenance
 from mil.run.novelty import read_training_slides
 from mil.run.tables import (
+    by_member,
     read_history,
     read_metrics,
     read_patient_predictions,
@@ -103,6 +108,22 @@ def test_the_golden_run_of_version_3():
     assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.26963855)
 
 
+def test_the_golden_run_of_version_4():
+    """Two members a fold, limited features."""
+    golden = GOLDEN.parent / "run-v4"
+    require_complete(golden)
+    checkpoint = read_checkpoint(golden, 0)
+    assert checkpoint.members == 2 and checkpoint.shape["feature_limit"] == 8
+    assert checkpoint.calibration["temperature"] == pytest.approx(1.27607674)
+    assert [own["epoch"].tolist() for own in by_member(read_history(golden, 0))] == [[1, 2, 3], [1, 2, 3]]
+    splits = read_splits(golden)
+    assert set(splits["split"]) == {"train", "test"} and set(splits["inner"]) == {"0", "1", ""}
+    ensemble, features = load_ensemble(golden, "cpu"), torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    answers = [ensemble.ask(m, features).answer[1] for m in (0, 1)]
+    assert answers == pytest.approx([0.38113753, 0.25772676], abs=1e-6)
+    assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.186352, abs=1e-6)
+
+
 def test_another_version_is_refused_by_name(tmp_path):
     copy = shutil.copytree(GOLDEN, tmp_path / "run-v5")
     provenance = json.loads((copy / "provenance.json").read_text())
@@ -183,3 +204,30 @@ def test_clear_leaves_what_it_does_not_know(tmp_path):
         (copy / name).write_bytes(b"")
     clear(copy)
     assert sorted(p.name for p in copy.iterdir()) == ["fold-notes", "notes.csv"]
+
+
+def test_patches_are_said_in_the_unit_of_the_slides_calibrated_log_odds():
+    """What they contribute sums to the slide's logits before the bias; alone, a patch is as sure as its slide."""
+    head = build_head("gated-abmil", HeadShape(3, 2, 4, 2, 0.0)).eval()
+    task, features = Classification(("a", "b"), 1), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    calibration = {"threshold": 0.5, "temperature": 2.5, "bias": [0.3, -0.3]}
+    got = predict_slide(head, features, torch.device("cpu"), task, calibration)
+    expected = np.log(got.answer[1] / got.answer[0]) + 0.6
+    assert np.diff(got.contributions.sum(axis=0)) == pytest.approx(expected, abs=1e-5)
+    alone = predict_slide(head, features[:1], torch.device("cpu"), task, {**calibration, "bias": [0.0, 0.0]})
+    assert np.diff(alone.patch_logits[0]) == pytest.approx(np.log(alone.answer[1] / alone.answer[0]), abs=1e-5)
+    raw = predict_slide(head, features, torch.device("cpu"), task, {})
+    np.testing.assert_allclose(got.patch_logits, raw.patch_logits / 2.5, rtol=1e-5)
+
+
+def test_a_fold_of_several_members_is_read_back(tmp_path):
+    shape = HeadShape(3, 2, 4, 2, 0.0, 8.0)
+    states = [build_head("mean", shape).state_dict() for _ in range(3)]
+    tensors = {name: tensor.numpy() for name, tensor in joined(states).items()}
+    checkpoint = Checkpoint("mean", asdict(shape), Classification(("a", "b"), 1), {"threshold": None}, tensors, 3)
+    write_fold(tmp_path, 0, checkpoint, pd.DataFrame({"member": [0, 1, 2], "epoch": [1, 1, 1]}))
+    found = read_checkpoint(tmp_path, 0)
+    assert found.members == 3 and [len(own) for own in by_member(read_history(tmp_path, 0))] == [1, 1, 1]
+    model = load_head(found, torch.device("cpu"))
+    for head, state in zip(model.heads, states, strict=True):
+        assert head.feature_limit == 8 and all(torch.equal(head.state_dict()[name], state[name]) for name in state)
