@@ -69,9 +69,11 @@ class Verdict:
 def judge_fold(history: pd.DataFrame, epochs: int) -> Verdict:
     """The verdict on one fold's history.csv, see mil.run.layout; `epochs` is the largest number that was allowed.
 
-    Of a fold with several models it is the verdict on most of them.
+    Of a fold with several models it is the verdict on most of those that were trained epoch by epoch.
     """
-    verdicts = [_judge_model(own, epochs) for own in by_member(history)]
+    histories = by_member(history)
+    in_epochs = [own for own in histories if len(own) > 1] or histories
+    verdicts = [_judge_model(own, epochs) for own in in_epochs]
     if len(verdicts) == 1:
         return verdicts[0]
     name = judge_all(verdicts)

@@ -24,9 +24,12 @@ def input_gradients(heads: Sequence[Head], features: torch.Tensor, device: torch
 
 
 def _of_model(head: Head, features: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
-    """Members of a committee weigh the same, and so count a model's gradient as its mean logits do."""
-    members = head.heads if isinstance(head, Committee) else [head]
-    return np.asarray(np.mean([_of_one(member, features, device) for member in members], axis=0), np.float32)
+    """Of a committee, whose logits are the weighted sum of its members', the same sum."""
+    if not isinstance(head, Committee):
+        return _of_one(head, features, device)
+    weights = head.get_buffer("weights").cpu().numpy()
+    each = [_of_one(member, features, device) for member in head.heads]
+    return np.tensordot(weights, np.stack(each), axes=1).astype(np.float32)
 
 
 def _of_one(head: Head, features: torch.Tensor, device: torch.device) -> NDArray[np.float32]:

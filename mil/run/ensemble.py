@@ -100,8 +100,9 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
 
 def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
     with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced
-        heads = [build_head(checkpoint.head, HeadShape(**checkpoint.shape)) for _ in range(checkpoint.members)]
-    head = heads[0] if len(heads) == 1 else Committee(heads)
+        shape = HeadShape(**checkpoint.shape)
+        heads = [build_head(name, shape) for name in checkpoint.members]
+    head = heads[0] if len(heads) == 1 else Committee(heads, shape.n_classes)
     head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
     return head.to(device).eval()
 

@@ -5,10 +5,10 @@
     splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test), inner (which of
                                        the fold's models a training slide is held out of, from 0; empty without)
     fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               member (from 0; absent where the fold has one model), epoch, learning_rate,
-                                       train_loss, val_loss, val_auroc (for another task the
-                                       figure that it watches), stop_loss, worst_step (slides of the step with the
-                                       highest loss, parted by spaces; absent for heads that have no steps)
+    fold-<k>/history.csv               member (from 0; absent where the fold has one model), head (absent where all
+                                       have the same), epoch, learning_rate, train_loss, val_loss, val_auroc (for
+                                       another task the figure that it watches), stop_loss, worst_step (slides of the
+                                       step with the highest loss, parted by spaces; absent for heads without steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32, NaN where the head says
@@ -16,7 +16,8 @@
                                        class_attention, contributions (N, C) float32 where the head has them
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
-    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
+    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy;
+                                       heads, the weight of each, for auto)
     pictures/thumbnails/<slide_id>.jpg and pictures/patches/<slide_id>.jpg
                                        the slide with its most weighty patches outlined, and these patches, for those
                                        slides whose patch store was found
@@ -47,10 +48,11 @@ reaches the threshold, the share of positive slides in training; else the most p
 `predictions_patient.csv` the label is empty if a patient's slides carry different labels.
 
 A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head, shape,
-members (their number), classes, positive, threshold (null unless there are two classes), temperature, bias and shares
-(of the classes in training, both (C,)). The threshold is one of calibrated probabilities. Its tensors include `mean`
-and `std`, with which features are standardised. Where there are several members, the names of the tensors of member m
-begin with `members.<m>.`.
+members (their heads), weights (of each head, where several are weighed), classes, positive, threshold (null unless
+there are two classes), temperature, bias and shares (of the classes in training, both (C,)). The threshold is one of
+calibrated probabilities. Its tensors include `mean` and `std`, with which features are standardised. Where there are
+several members, the names of the tensors of member m begin with `members.<m>.`; `weights` (M,) and `offset` (C,) say
+what is summed.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
 these for each class; low and high are the ends of the 95 % interval over patients, given the models of the folds as

@@ -29,7 +29,8 @@ def by_member(history: pd.DataFrame) -> list[pd.DataFrame]:
     """The history of each of a fold's models."""
     if "member" not in history:
         return [history]
-    return [own.drop(columns="member").reset_index(drop=True) for _, own in history.groupby("member")]
+    extra = [name for name in ("member", "head") if name in history]
+    return [own.drop(columns=extra).reset_index(drop=True) for _, own in history.groupby("member")]
 
 
 def kept_epoch(history: pd.DataFrame) -> int:

@@ -257,9 +257,11 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
         if done.issuperset(fold.number for fold in group):
             for fold in group:
                 histories = by_member(read_history(out, fold.number).drop(columns="worst_step", errors="ignore"))
-                for member, history in zip(fold.members, histories, strict=False):  # a head fitted at once has one
+                for member, history in enumerate(histories):
                     for values in history.to_dict("records"):
-                        tracked.epoch(member, {str(name): value for name, value in values.items()})
+                        tracked.epoch(
+                            replace(fold, member=member), {str(name): value for name, value in values.items()}
+                        )
             continue
         trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
         for fold, (checkpoint, history) in zip(group, trained, strict=True):

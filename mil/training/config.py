@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mil.cohort.split_plan import SplitPlan
-from mil.heads.registry import HEADS
+from mil.heads.registry import AUTO, HEADS
 from mil.tasks.registry import TASKS
 from tiling.jobs.command import setting
 
@@ -18,7 +18,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 class TrainConfig:
     """Settings of `train-mil`; each field is a flag and a key of configs/train.yaml."""
 
-    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}")
+    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}, or {AUTO}, several")
     folds: int = setting(5, "folds of the cross-validation, by patient (unless the table has a split column)")
     repeats: int = setting(1, "how often the cross-validation is repeated with another shuffle")
     split: str = setting("patient", "what no test fold shares with training: patient, or site (column 'site') as well")
@@ -80,8 +80,8 @@ class TrainConfig:
         )
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        if self.head not in (*HEADS, AUTO):
+            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}, {AUTO}")
         if self.split not in ("patient", "site"):
             raise ValueError(f"split is {self.split!r}, expected patient or site")
         if self.splits and self.split != "patient":

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
+from mil.heads.registry import heads_of
 from mil.pages import words
 from mil.run.checkpoint import Checkpoint
 from mil.run.tables import by_member, kept_epoch, read_metrics
@@ -47,7 +48,7 @@ class Display(Watcher):
 
     def start(self, session: Session, notices: Sequence[str]) -> None:
         self._folds, self._epochs, self._task = session.folds, session.config.epochs, session.cohort.task
-        self._models = [(fold.number, member.member) for fold in self._folds for member in fold.members]
+        self._heads = len(heads_of(session.config.head))
         for notice in notices:
             self._print(f"warning: {notice}")
         cohort = session.cohort
@@ -65,7 +66,7 @@ class Display(Watcher):
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
         if not self._trained:
             self._started = time.monotonic()
-            self._live.update(self._bar, total=len(self._models) * self._epochs)
+            self._live.update(self._bar, total=len(self._models(*self._folds)) * self._epochs)
             self._live.start()
         self._completed[fold.number, fold.member] = int(values["epoch"])
         self._trained += 1
@@ -132,12 +133,15 @@ class Display(Watcher):
         return f"fold {fold.number + 1}/{len(self._folds)}"
 
     def _complete(self, fold: Fold) -> None:
-        self._completed |= {(fold.number, member.member): self._epochs for member in fold.members}
+        self._completed |= dict.fromkeys(self._models(fold), self._epochs)
+
+    def _models(self, *folds: Fold) -> list[tuple[int, int]]:
+        return [(fold.number, m) for fold in folds for m in range(self._heads * len(fold.members))]
 
     def _seconds_left(self) -> float:
         """At the pace so far, if the models to come stop as early as those that have ended did on average."""
         length = float(np.mean(self._lengths)) if self._lengths else self._epochs
-        done = [self._completed.get(model, 0) for model in self._models]
+        done = [self._completed.get(model, 0) for model in self._models(*self._folds)]
         left = sum(0.0 if d >= self._epochs else max(1.0, length - d) for d in done)
         return left * (time.monotonic() - self._started) / max(1, self._trained)
 

@@ -18,7 +18,7 @@ from mil.cohort.splits import Fold
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise, seed_dropout
 from mil.heads.head import Head, HeadShape, OwnRecipe
-from mil.heads.registry import build_head
+from mil.heads.registry import build_head, heads_of
 from mil.tasks.classification import Classification
 from mil.tasks.task import Task
 from mil.training.config import TrainConfig
@@ -35,7 +35,6 @@ class Plan:
 
     groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group, of one repeat, end together
     together: int  # models at most that are trained as one
-    own_recipe: bool  # whether a head is fitted at once
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
     bf16: bool
@@ -50,8 +49,11 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         dropout=config.dropout,
         feature_limit=config.feature_limit,
     )
-    head = build_head(config.head, shape)
-    _require_fitting(config.head, head, cohort.task)
+    names = heads_of(config.head)
+    for name in names:
+        _require_fitting(name, build_head(name, shape), cohort.task)
+    if len(names) > 1 and not all(len(member.val) for fold in folds for member in fold.members):
+        raise RequestError(f"--head {config.head} needs held-out slides; give --inner-folds or --val-fraction")
     models = [member for fold in folds for member in fold.members]
     trained_on = len(np.unique(np.concatenate([model.train for model in models])))
     steps = math.ceil(max(len(model.train) for model in models) / config.batch_slides)
@@ -63,10 +65,10 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         size = 1 if large else len(models)
     elif not size:
         size = max(1, min(len(models), math.floor(_GPU_FLOATS / features_in_step)))
-    if size > 1 and not can_stack(config.head, shape, cohort):
+    if size > 1 and len(names) == 1 and not can_stack(names[0], shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
-    return Plan(_groups(folds, size), size, isinstance(head, OwnRecipe), shape, steps, bf16)
+    return Plan(_groups(folds, size), size, shape, steps, bf16)
 
 
 def _groups(folds: Sequence[Fold], size: int) -> tuple[tuple[Fold, ...], ...]:

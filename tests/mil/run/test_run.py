@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
+from mil.heads.bags import pack
 from mil.heads.committee import joined
 from mil.heads.head import HeadShape
 from mil.heads.registry import build_head
@@ -113,7 +114,7 @@ def test_the_golden_run_of_version_4():
     golden = GOLDEN.parent / "run-v4"
     require_complete(golden)
     checkpoint = read_checkpoint(golden, 0)
-    assert checkpoint.members == 2 and checkpoint.shape["feature_limit"] == 8
+    assert checkpoint.members == ("gated-abmil",) * 2 and checkpoint.shape["feature_limit"] == 8
     assert checkpoint.calibration["temperature"] == pytest.approx(1.27607674)
     assert [own["epoch"].tolist() for own in by_member(read_history(golden, 0))] == [[1, 2, 3], [1, 2, 3]]
     splits = read_splits(golden)
@@ -149,7 +150,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
 def _checkpoint():
     tensors = {name: np.arange(4, dtype=np.float32) for name in ("weight", "bias", "mean", "std")}
     calibration = {"threshold": 0.4, "temperature": 1.0}
-    return Checkpoint("mean", {"dim_in": 4}, Classification(("a", "b"), 1), calibration, tensors)
+    return Checkpoint("mean", {"dim_in": 4}, Classification(("a", "b"), 1), calibration, tensors, ("mean",))
 
 
 def test_a_fold_is_read_back_and_has_the_same_bytes_each_time(tmp_path):
@@ -223,11 +224,16 @@ def test_patches_are_said_in_the_unit_of_the_slides_calibrated_log_odds():
 def test_a_fold_of_several_members_is_read_back(tmp_path):
     shape = HeadShape(3, 2, 4, 2, 0.0, 8.0)
     states = [build_head("mean", shape).state_dict() for _ in range(3)]
-    tensors = {name: tensor.numpy() for name, tensor in joined(states).items()}
-    checkpoint = Checkpoint("mean", asdict(shape), Classification(("a", "b"), 1), {"threshold": None}, tensors, 3)
+    weights, offset = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, -1.0])
+    tensors = {name: tensor.numpy() for name, tensor in joined(states, weights, offset).items()}
+    task, members = Classification(("a", "b"), 1), ("mean",) * 3
+    checkpoint = Checkpoint("mean", asdict(shape), task, {"threshold": None}, tensors, members)
     write_fold(tmp_path, 0, checkpoint, pd.DataFrame({"member": [0, 1, 2], "epoch": [1, 1, 1]}))
     found = read_checkpoint(tmp_path, 0)
-    assert found.members == 3 and [len(own) for own in by_member(read_history(tmp_path, 0))] == [1, 1, 1]
+    assert found.members == ("mean",) * 3 and [len(own) for own in by_member(read_history(tmp_path, 0))] == [1, 1, 1]
     model = load_head(found, torch.device("cpu"))
     for head, state in zip(model.heads, states, strict=True):
         assert head.feature_limit == 8 and all(torch.equal(head.state_dict()[name], state[name]) for name in state)
+    bags = pack([torch.randn(5, 3), torch.randn(2, 3)])
+    parts = [w * head(bags).logits for w, head in zip(weights, model.heads, strict=True)]
+    torch.testing.assert_close(model(bags).logits, sum(parts) + offset)

@@ -15,7 +15,7 @@ from features.feature_file import read_embeddings, write_embeddings
 from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import make_folds
 from mil.evaluation import out_of_fold
-from mil.heads.registry import HEADS
+from mil.heads.registry import AUTO, HEADS
 from mil.heads.zoo import bag_stats, needle
 from mil.run.attention import attention_path
 from mil.run.ensemble import load_head, predict_slide
@@ -70,23 +70,23 @@ def _learnt(cohort, folds, head):
     return trained[group.index(folds[FOLD])]
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", [*sorted(HEADS), AUTO])
 def test_a_fold_learns_nothing_from_its_test_slides(cohort, folds, head):
-    """Weights, standardisation, kept epoch, temperature, threshold, and what a head with its own recipe chooses."""
+    """Weights, standardisation, kept epoch, temperature, what a head with its own recipe chooses, heads' weights."""
     checkpoint, history = _learnt(cohort, folds, head)
     other, other_history = _learnt(_with_others(cohort, folds[FOLD].test), folds, head)
     names = {
-        name for m in range(checkpoint.members) for name in (_of(checkpoint, m, "mean"), _of(checkpoint, m, "std"))
+        name for m in range(len(checkpoint.members)) for name in (_of(checkpoint, m, "mean"), _of(checkpoint, m, "std"))
     }
     assert checkpoint.tensors.keys() == other.tensors.keys() >= names
     for name, tensor in checkpoint.tensors.items():
         np.testing.assert_array_equal(tensor, other.tensors[name], err_msg=name)
-    assert checkpoint.calibration == other.calibration
+    assert checkpoint.calibration == other.calibration and checkpoint.weights == other.weights
     pd.testing.assert_frame_equal(history, other_history, check_exact=True)
 
 
 def _of(checkpoint, member, name):
-    return name if checkpoint.members == 1 else f"members.{member}.{name}"
+    return name if len(checkpoint.members) == 1 else f"members.{member}.{name}"
 
 
 @pytest.mark.parametrize("member", [0, 2])
@@ -123,13 +123,10 @@ def test_a_fold_is_calibrated_on_what_each_of_its_models_held_out(cohort, monkey
     answers, targets, trained_on = asked[FOLD]
     assert sorted(np.concatenate(fold.inner)) == fold.train.tolist() and len(answers) == len(fold.train)
     heads = load_head(checkpoint, CPU).heads
-    expected = [
-        predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer
-        for head, part in zip(heads, fold.inner, strict=True)
-        for i in part
-    ]
-    np.testing.assert_allclose(answers, expected, atol=1e-6)
-    np.testing.assert_array_equal(targets, cohort.targets[np.concatenate(fold.inner)])
+    for head, part in zip(heads, fold.inner, strict=True):
+        expected = [predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer for i in part]
+        np.testing.assert_allclose(answers[np.searchsorted(fold.train, part)], expected, atol=1e-6)
+    np.testing.assert_array_equal(targets, cohort.targets[fold.train])
     np.testing.assert_array_equal(trained_on, cohort.targets[fold.train])
 
 

@@ -18,7 +18,7 @@ from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import Fold, make_folds
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise
-from mil.heads.registry import HEADS
+from mil.heads.registry import HEADS, heads_of
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import fold_numbers, read_checkpoint
 from mil.run.ensemble import load_ensemble, load_head, predict_slide
@@ -161,6 +161,27 @@ def test_features_are_standardised_with_the_training_part(planted):
         assert alone.tensors[f"members.{m}.mean"] == pytest.approx(patches.mean(axis=0), abs=1e-6)
         assert alone.tensors[f"members.{m}.std"] == pytest.approx(patches.std(axis=0), rel=1e-5)
     assert history["epoch"].tolist() == [1, 2] * 5 and history["member"].tolist() == np.repeat(range(5), 2).tolist()
+
+
+def test_auto_weighs_several_heads_and_says_how_much(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr("mil.heads.zoo.bag_stats._TREES", 20)
+    metrics = _train(planted, tmp_path / "run", head="auto", folds=2, inner_folds=3, epochs=30, learning_rate=0.01)
+    assert metrics["slide"]["auroc"]["value"] > 0.9 and set(metrics["heads"]) == set(heads_of("auto"))
+    checkpoint = read_checkpoint(tmp_path / "run", 0)
+    assert checkpoint.members == (*("mean",) * 3, *("gated-abmil",) * 3, *("top-k",) * 3, "bag-stats")
+    assert min(checkpoint.weights.values()) >= 0
+    history = read_history(tmp_path / "run", 0)
+    assert history.groupby("head")["member"].nunique().to_dict() == {
+        "bag-stats": 1,
+        "gated-abmil": 3,
+        "mean": 3,
+        "top-k": 3,
+    }
+    slide = read_attention(attention_path(tmp_path / "run", "s03"))
+    assert np.isfinite(slide.patch_logits).all() and slide.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert "bag-stats" in (tmp_path / "run/report.html").read_text()
+    with pytest.raises(RequestError, match="needs held-out slides; give --inner-folds or --val-fraction"):
+        _train(planted, tmp_path / "none", head="auto", val_fraction=0.0)
 
 
 def test_repeats_have_their_own_order_and_dropout():
