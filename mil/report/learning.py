@@ -49,11 +49,12 @@ def learning_section(histories: Mapping[int, pd.DataFrame], most_epochs: int, co
 def learning_curve(history: pd.DataFrame, highest: float, epochs: int) -> Chart:
     """The curves of all models of a fold."""
     chart = Chart((0, epochs), (0, highest), (300, 200), ("epoch", "loss"), ticks=4, whole_x=True)
-    for own in by_member(history):
+    for number, own in enumerate(by_member(history)):
+        names = ("training", "validation") if number == 0 else ("", "")
         kept = own.iloc[kept_epoch(own)]
         chart.guide([kept["epoch"]] * 2, [0, highest])
-        chart.line(own["epoch"], own["train_loss"], "c0", "training")
-        chart.line(own["epoch"], own["val_loss"], "c1", "validation")
+        chart.line(own["epoch"], own["train_loss"], "c0", names[0])
+        chart.line(own["epoch"], own["val_loss"], "c1", names[1])
         chart.dot(kept["epoch"], kept["val_loss"], "c1", said=f"kept: epoch {kept['epoch']:.0f}")
     return chart
 
