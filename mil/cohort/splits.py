@@ -136,6 +136,13 @@ def _given_fold(
             f"column 'split' has {len(train)} slides for train and {len(test)} for test (with features); "
             "both are needed"
         )
+    inner = tuple(np.asarray(given[part], np.int64) for part in sorted(set(given) - set(SPLITS), key=int))
+    if inner and not len(val) and plan.inner_folds not in (0, 1):
+        if not np.array_equal(np.sort(np.concatenate(inner)), train):
+            raise RequestError(
+                f"column 'inner' names the part of some training slides alone (repeat {repeat}, fold {fold})"
+            )
+        return Fold(number, repeat, fold, train, val, test, inner)
     if not len(val):
         return _fold(cohort, plan, (number, repeat, fold), train, test)
     return Fold(number, repeat, fold, train, val, test)
