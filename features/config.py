@@ -1,12 +1,13 @@
 """Settings of `extract-features`."""
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from tiling.jobs.command import setting
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Engine = Literal["torch", "compile", "openvino"]
+Engine = Literal["torch", "auto", "compile", "openvino"]
 BatchSize = int | Literal["auto"]
 
 
@@ -30,8 +31,11 @@ class FeatureConfig:
         "resnet18, resnet34, resnet50, resnet50-trunc (as CLAM), resnet101, resnet152, wide-resnet50, wide-resnet101, "
         "resnext50, resnext101, vgg16, vgg19, googlenet, inception-v3, densenet121, mobilenet-v2, mobilenet-v3-small, "
         "mobilenet-v3-large, efficientnet-b0, efficientnet-v2-s, convnext-tiny, convnext-small, convnext-base, "
-        "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0, timm:NAME, "
-        "timm:hf-hub:OWNER/NAME, or one that an installed package brings",
+        "vit-b16, vit-b32, vit-l16, swin-t, swin-v2-t (ImageNet, torchvision), efficientnet-lite0; of pathology uni, "
+        "uni2-h, virchow, virchow2, h-optimus-0, h-optimus-1, h0-mini, prov-gigapath, phikon, phikon-v2, midnight-12k, "
+        "kaiko-s16, kaiko-s8, kaiko-b16, kaiko-b8, kaiko-l14, gpfm, lunit-dino-s16, lunit-dino-s8, ctranspath, retccl; "
+        "timm:NAME, timm:hf-hub:OWNER/NAME, or one that an installed package brings. Several as uni,virchow2: in one "
+        "pass, each into its folder below --out",
     )
     weights: str = setting(
         "default", "default (its published weights, pinned), random (the baseline), or a .pth or .safetensors file"
@@ -47,7 +51,8 @@ class FeatureConfig:
     )
     engine: Engine = setting(
         "torch",
-        "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`",
+        "what computes the network; compile: torch after a minute's compilation; openvino: CPU, extra `openvino`; "
+        "auto: openvino where it is installed, on x86 CPUs and not for ViT, else torch",
     )
     batch_size: BatchSize = setting("auto", "patches in one forward pass; halved when CUDA memory is full")
     adapt_bn: bool = setting(
@@ -69,6 +74,24 @@ class FeatureConfig:
             raise ValueError("--adapt-bn estimates statistics and --adapted-norms names a file of them; give one")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}, expected 0 or more")
+
+        if len(self.encoders) > 1:
+            if len({replace(self, encoder=name).folder for name in self.encoders}) < len(self.encoders):
+                raise ValueError(f"--encoder {self.encoder}: two of these are one")
+            if self.weights not in ("default", "random") or self.adapt_bn or self.adapted_norms:
+                raise ValueError(
+                    f"--encoder {self.encoder}: a weights file, --adapt-bn and --adapted-norms are for one encoder; "
+                    "run each by itself, with its own --out"
+                )
+
+    @property
+    def encoders(self) -> list[str]:
+        return [name.strip() for name in self.encoder.split(",")]
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for the features, where there are several encoders."""
+        return re.sub(r"[^\w.-]+", "-", self.encoder)
 
     @property
     def embedding(self) -> EmbedSettings:

@@ -8,8 +8,9 @@ Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. 
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
-of earlier programs have none, and their readers pass over it. Version 1 is read: it had no `resizing`,
-`decoder` and `engine`, which are then `unknown`.
+of earlier programs have none, and their readers pass over it. `input_mpp`, µm per pixel of the image that the network
+saw, follows from the others (`mpp` · `patch_size_px` / `input_px`): it is written and never read, and older files have
+none. Version 1 is read: it had no `resizing`, `decoder` and `engine`, which are then `unknown`.
 
 Group `statistics`, which a reader may leave aside and old files do not have:
   pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
@@ -22,6 +23,7 @@ features were made; its `store_digest` is then `<layout>:` and the sha256 of the
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -70,6 +72,11 @@ class EmbeddingInfo:
     engine: str = UNKNOWN  # what computed the network, its version and where, such as "torch 2.9.1 on cuda"
     slide_fingerprint: str = ""  # of the slide file, see tiling.slides.files.slide_fingerprint; empty if not known
 
+    @property
+    def input_mpp(self) -> float:
+        """µm per pixel of the image that the network saw; NaN where that is not known."""
+        return self.mpp * self.patch_size_px / self.input_px if self.input_px else math.nan
+
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing file to be taken as done."""
         return {**self.making(), **{key: getattr(self, key) for key in ("store_digest", "input_px", "decoder")}}
@@ -113,7 +120,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, statistics: SlideStatis
         file.create_dataset("features", data=features, chunks=chunks, track_times=False)
         file.flush()  # see `atomic_hdf5`
         coords_data = file.create_dataset("coords", data=coords.astype(np.int64), track_times=False)
-        file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info))
+        file.attrs.update(format=FORMAT, version=VERSION, **attributes_of(info), input_mpp=info.input_mpp)
         coords_data.attrs.update(
             name=info.slide_id,
             patch_size=info.patch_size_px,

@@ -1,11 +1,10 @@
-"""Patch stores to feature files: the loop over slides, what is skipped, and what each file says of itself."""
+"""Patch stores to feature files: the loop over slides, each of which all encoders of a request see in one pass."""
 
 import functools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,12 @@ from features.config import FeatureConfig
 from features.embed.adaptation import keep_norms
 from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import patches_of
-from features.embed.pipe import Embedder
-from features.encoders import Encoder, load_encoder
-from features.feature_file import EmbeddingInfo, Embeddings, SlideStatistics, read_info, stored_dtype, write_embeddings
+from features.embed.pipe import Embedder, Together
+from features.embed.scale import seen_as
+from features.feature_file import Embeddings, SlideStatistics, write_embeddings
+from features.making import Making, encoder_of, makings
 from features.request import Candidates, requested_slides
-from features.statistics.adapted_norms import FILE, adapt, read_norms
+from features.statistics.adapted_norms import FILE
 from features.statistics.cohort import write_cohort_statistics
 from features.statistics.colours import PixelSums, TissueColours
 from features.statistics.norm_moments import NormMoments
@@ -29,7 +29,6 @@ from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome, Outcomes
-from tiling.jobs.provenance import require_same
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, largest_first, select_part
 from tiling.store.patches import PatchStore
@@ -53,50 +52,69 @@ def find_stores(patches: Path, slides: "Path | pd.DataFrame | None" = None) -> l
 def extract_features(
     rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path, listener: Listener = SILENT
 ) -> Outcomes:
-    """Embed the stores `patches/<slide_id>.zarr` into `out`. Raises RequestError.
+    """Embed the stores `patches/<slide_id>.zarr` into `out`, or a folder in it for each encoder. Raises RequestError.
 
     rows: all slides of the request; of these `config.part` is done, and batch norms are adapted to all.
     """
     own = select_part(rows, config.part) if config.part else rows
     if config.adapt_bn:
-        norms = keep_norms(rows, _encoder(config), config, patches, out)
+        norms = keep_norms(rows, encoder_of(config), config, patches, out)
         listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
-    embedder = Embedder(_encoder(config), config.embedding)
-    encoder = embedder.encoder
-    listener.say(
-        f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
-        f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
-    )
+    each = makings(config, out)
+    for making in each:
+        embedder, encoder = making.embedder, making.embedder.encoder
+        listener.say(
+            f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
+            f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
+        )
+        if resized := _resized(own, embedder, patches):
+            listener.say(resized)
     work: Callable[[SlideRow], Outcome]
     if config.scheduler:
         own = largest_first(own)
         work = functools.partial(_extract_on_worker, run=uuid.uuid4().hex, config=config, patches=patches, out=out)
     else:
-        work = functools.partial(_extract_slide, embedder=embedder, config=config, patches=patches, out=out)
+        work = functools.partial(
+            _extract_slide, each=each, together=Together([m.embedder for m in each]), patches=patches
+        )
     execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
-    with exact_arithmetic(embedder.lanes):
+    with exact_arithmetic(each[0].embedder.lanes):
         outcomes = run_slides(own, work, out, execution, listener)
-    write_cohort_statistics(out, encoder)
+    for making in each:
+        write_cohort_statistics(making.out, making.embedder.encoder)
     return outcomes
 
 
-def _extract_slide(row: SlideRow, embedder: Embedder, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
-    """Write one slide's features, or skip it where the same features are there. Raises SlideError."""
-    path = out / f"{row.slide_id}.h5"
-    with lock(path):
+def _resized(rows: Sequence[SlideRow], embedder: Embedder, patches: Path) -> str:
+    """How the network sees the patches of the first slide that can be opened, if not as they are."""
+    for row in rows:
+        with suppress(SlideError):
+            of = PatchStore(patches / f"{row.slide_id}.zarr").info
+            side = embedder.input_px(of.patch_size_px)
+            return seen_as(of, side) if side != of.patch_size_px else ""
+    return ""
+
+
+def _extract_slide(row: SlideRow, each: Sequence[Making], together: Together, patches: Path) -> Outcome:
+    """Write one slide's features, of each encoder, or skip it where the same features are there. Raises SlideError."""
+    with ExitStack() as locks:
+        for making in each:
+            making.out.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(lock(making.path(row.slide_id)))
         store = PatchStore(patches / f"{row.slide_id}.zarr")
-        info = _info(store, row.slide_id, embedder)
-        if path.exists() and not config.overwrite:
-            _require_same(path, info, config.features_dtype)
+        infos = [making.info(store, row.slide_id) for making in each]
+        done = [making.is_done(row.slide_id, info) for making, info in zip(each, infos, strict=True)]
+        if all(done):
             return Outcome(row.slide_id, "skipped", "already done", len(store))
-        if not config.overwrite:
-            _require_one_making(out, info)
         with _unchanged(store):
-            features, colours = _embed(store, row.path, embedder, config.features_dtype)
+            found, colours = _embed(store, row.path, together)
             with patches_of(store, row.path, range(0, len(store), _NORM_EVERY)) as few:
-                norms = embedder.norm_moments(few)
-        write_embeddings(path, Embeddings(features, store.coords_l0, info), _statistics(colours, norms))
+                norms = [making.embedder.norm_moments(few) for making in each]
+        for i in (i for i, there in enumerate(done) if not there):
+            features = _stored(found[i], each[i].config.features_dtype)
+            embeddings = Embeddings(features, store.coords_l0, infos[i])
+            write_embeddings(each[i].path(row.slide_id), embeddings, _statistics(colours, norms[i]))
     if len(store) == 0:
         return Outcome(row.slide_id, "empty", "its patch store holds no patch")
     return Outcome(row.slide_id, "done", patches=len(store))
@@ -114,33 +132,31 @@ def _unchanged(store: PatchStore) -> Iterator[None]:
 
 
 def _extract_on_worker(row: SlideRow, run: str, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
-    embedder = _embedder_of(run, config)
-    with exact_arithmetic(embedder.lanes):
-        return _extract_slide(row, embedder, config, patches, out)
+    each, together = _networks_of(run, config, out)
+    with exact_arithmetic(each[0].embedder.lanes):
+        return _extract_slide(row, each, together, patches)
 
 
 @functools.lru_cache(maxsize=1)
-def _embedder_of(run: str, config: FeatureConfig) -> Embedder:
-    """One network in each worker of a Dask cluster; another run may find other weights in the same files."""
-    return Embedder(_encoder(config), config.embedding)
+def _networks_of(run: str, config: FeatureConfig, out: Path) -> tuple[Sequence[Making], Together]:
+    """One of each in each worker of a Dask cluster; another run may find other weights in the same files."""
+    each = makings(config, out)
+    return each, Together([making.embedder for making in each])
 
 
-def _encoder(config: FeatureConfig) -> Encoder:
-    encoder = load_encoder(config.encoder, config.weights, config.seed)
-    return adapt(encoder, read_norms(Path(config.adapted_norms))) if config.adapted_norms else encoder
-
-
-def _embed(
-    store: PatchStore, slide: Path | None, embedder: Embedder, dtype: str
-) -> tuple[NDArray[np.floating], PixelSums]:
-    """Embeddings (N, D) in the type that is stored, and colours. SlideError where float16 cannot hold them."""
+def _embed(store: PatchStore, slide: Path | None, together: Together) -> tuple[list[NDArray[np.float32]], PixelSums]:
+    """Embeddings (N, D) of each encoder, and colours."""
     with patches_of(store, slide) as source:
         colours = TissueColours(source.tissue)
-        features = embedder.embed(source, colours.look)
+        return together.embed(source, colours.look), colours.sums
+
+
+def _stored(features: NDArray[np.float32], dtype: str) -> NDArray[np.floating]:
+    """In the type that is stored. SlideError where float16 cannot hold them."""
     largest = max(-float(features.min(initial=0)), float(features.max(initial=0)))
     if float(np.finfo(dtype).max) < largest < np.inf:
         raise SlideError(f"features reach {largest:.3g}, above {dtype}; use --features-dtype float32")
-    return features.astype(dtype, copy=False), colours.sums
+    return features.astype(dtype, copy=False)
 
 
 def _statistics(colours: PixelSums, norms: NormMoments) -> SlideStatistics:
@@ -153,50 +169,3 @@ def _statistics(colours: PixelSums, norms: NormMoments) -> SlideStatistics:
         norm_mean=norms.mean,
         norm_var=norms.variance,
     )
-
-
-def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
-    """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
-    for path in sorted(out.glob("*.h5")):
-        with suppress(SlideError):  # said when that slide itself is done
-            found = read_info(path)
-            break
-    else:
-        return
-    require_same(found.making(), info.making(), path)
-
-
-def _require_same(path: Path, info: EmbeddingInfo, dtype: str) -> None:
-    found = {**read_info(path).provenance(), "features_dtype": stored_dtype(path)}
-    require_same(found, {**info.provenance(), "features_dtype": dtype}, path)
-
-
-def _info(store: PatchStore, slide_id: str, embedder: Embedder) -> EmbeddingInfo:
-    encoder, of = embedder.encoder, store.info
-    return EmbeddingInfo(
-        slide_id=slide_id,
-        store_digest=store.digest,
-        encoder=encoder.name,
-        weights=encoder.weights,
-        weights_sha256=encoder.weights_sha256,
-        input_px=embedder.input_px(of.patch_size_px),
-        normalisation=encoder.preprocessing.normalisation,
-        precision=embedder.precision,
-        resizing=encoder.preprocessing.resizing,
-        decoder=_decoder(store),
-        engine=embedder.engine,
-        patch_size_px=of.patch_size_px,
-        patch_size_l0=of.patch_size_l0,
-        overlap_px=of.overlap_px,
-        width_l0=of.width_l0,
-        height_l0=of.height_l0,
-        mpp_l0=of.mpp_l0,
-        mpp=of.mpp,
-        slide_fingerprint=of.fingerprint,
-    )
-
-
-def _decoder(store: PatchStore) -> str:
-    """What makes pixels of the store's patches, and its version."""
-    decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
-    return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")

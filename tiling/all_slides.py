@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from tiling.config import TilingConfig
@@ -18,23 +18,29 @@ from tiling.jobs.listener import SILENT, Listener
 from tiling.jobs.locks import Locked, lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
+from tiling.jobs.threads import ordered_map
 from tiling.jobs.workers import load_ahead
 from tiling.manifest import SlideRow, largest_first
 from tiling.qc.facts import is_current
 from tiling.qc.fault import fault_of
 from tiling.qc.page import write_qc_page
+from tiling.staging import Stage, require_stage, staged, with_remote_version
 from tiling.store.patches import store_path
 
 _LOOK_S = 0.5  # for finished slides; beyond this, looking is work for all cores
+_ASKED_AT_ONCE = 32  # stores for the versions of their slides
 
 
 def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path, listener: Listener = SILENT) -> Outcomes:
-    """Tile every slide into `out`, largest first, and write its quality-control page."""
+    """Tile every slide into `out`, largest first, and write its quality-control page. Raises RequestError."""
+    require_stage(rows, config)
     workers = config.workers or len(os.sched_getaffinity(0))
-    execution = Execution(workers, scheduler=config.scheduler, part=config.part)
+    ahead = Stage(config, out, workers) if config.stage and not config.scheduler else None
+    execution = Execution(workers, scheduler=config.scheduler, part=config.part, ahead=ahead)
     finished = {} if config.scheduler else _finished(rows, config, out)
     left = [row for row in largest_first(rows) if row.slide_id not in finished]
-    work = functools.partial(_tile_slide, config=config, out=out)
+    tile = _tile_copy if config.stage and config.scheduler else _tile_slide
+    work = functools.partial(tile, config=config, out=out)
     if left and not config.scheduler:
         load_ahead("tiling.pipeline")
     outcomes = run_slides(left, work, out, execution, listener, tuple(finished.values()))
@@ -44,18 +50,36 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path, liste
 
 
 def _finished(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> dict[str, Outcome]:
-    """Outcomes of slides that a quick look shows to be finished; all others, damaged ones too, are for workers."""
-    found: dict[str, Outcome] = {}
+    """Outcomes of slides that a look shows to be finished; all others, damaged ones too, are for workers."""
+    there = [row for row in rows if store_path(out, row.slide_id).exists()]
+    here, elsewhere = [row for row in there if not row.url], [row for row in there if row.url]
+    found: dict[str, Outcome | None] = {}
     end = time.monotonic() + _LOOK_S
-    for row in rows:
-        path = store_path(out, row.slide_id)
-        if time.monotonic() > end or not path.exists():
-            continue
-        with suppress(SlideError, Locked, OSError), lock(path):
+    for row in here:
+        if time.monotonic() > end:
+            break
+        found[row.slide_id] = _finished_slide(row, config, out)
+    look = functools.partial(_finished_slide, config=config, out=out)
+    with closing(ordered_map(look, elsewhere, _ASKED_AT_ONCE)) as looks:
+        found |= {row.slide_id: outcome for row, outcome in zip(elsewhere, looks, strict=True)}
+    return {slide_id: outcome for slide_id, outcome in found.items() if outcome is not None}
+
+
+def _finished_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome | None:
+    path = store_path(out, row.slide_id)
+    with suppress(SlideError, Locked, OSError):
+        row = with_remote_version(row) if row.url else row
+        with lock(path):
             store = finished_store(row, config, path)
             if store is not None and is_current(store, out):
-                found[row.slide_id] = ended(store, "skipped", "already done")
-    return found
+                return ended(store, "skipped", "already done")
+    return None
+
+
+def _tile_copy(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
+    """On a worker elsewhere, which copies to a disk of its own."""
+    with staged(row, config, out) as here:
+        return _tile_slide(here, config, out)
 
 
 def _tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:

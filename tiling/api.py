@@ -31,6 +31,6 @@ def tile(
     on_outcome: called with (outcome, slides that have ended, slides in all) as each slide ends.
     """
     config = settings(TilingConfig, config, given)
-    rows = load_slides(slides)
+    rows = load_slides(slides, urls=True)
     rows = select_part(rows, config.part) if config.part else rows
     return tile_slides(rows, config, Path(out).absolute(), Callback(on_outcome))

@@ -37,7 +37,7 @@ def _run() -> int:
     if arguments.verify and source.lower().endswith(".csv"):
         rows = load_table(Path(source), needs_path=False)  # the slides themselves may be gone
     else:
-        rows = load_slides(source)
+        rows = load_slides(source, urls=True)
     rows = select_part(rows, config.part) if config.part else rows
     if not arguments.verify:
         return exit_code(tile_slides(rows, config, out, Terminal("tile-slides")))

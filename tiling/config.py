@@ -35,6 +35,10 @@ class TilingConfig:
     )
     jpeg_quality: int = setting(90, "JPEG quality, 1 to 100")
     workers: int = setting(0, "cores to use: one slide each, several where slides are fewer; 0: all")
+    stage: str = setting(
+        "", "folder on a fast local disk: slides are copied there while others are tiled; needed for URLs"
+    )
+    stage_gb: float = setting(100.0, "most that these copies may take, those being tiled included, in GB")
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     overwrite: bool = setting(False, "replace outputs that were made with other settings")
@@ -57,6 +61,8 @@ class TilingConfig:
             raise ValueError(f"--jpeg-quality is {self.jpeg_quality}, expected 1 to 100")
         if self.workers < 0:
             raise ValueError(f"--workers is {self.workers}, expected 0 or more")
+        if self.stage_gb <= 0:
+            raise ValueError(f"--stage-gb is {self.stage_gb}, expected more than 0")
 
     def content(self) -> dict[str, object]:
         """The settings that decide about a store's content, as JSON values."""

@@ -16,12 +16,19 @@ from tiling.store.patches import PatchStore, provenance
 def finished_store(row: SlideRow, config: TilingConfig, path: Path) -> PatchStore | None:
     """The finished store at `path`; None if there is none, or another, or a new one is wanted.
 
+    Of a slide that a URL names, the store says the version that it was made from; any other has to be copied first.
     The store's lock must be held. Raises SlideError for a store that is damaged.
     """
-    if config.overwrite or row.path is None or not path.exists():
+    if config.overwrite or not path.exists():
         return None
     store = PatchStore(path)
-    wanted = provenance(slide_fingerprint(row.path), mpp_in_table(row), mask_sha256(row), content(row, config), RULES)
+    if row.path is not None:
+        fingerprint = slide_fingerprint(row.path)
+    elif row.remote_version and row.remote_version == store.info.remote_version:
+        fingerprint = store.info.fingerprint
+    else:
+        return None
+    wanted = provenance(fingerprint, mpp_in_table(row), mask_sha256(row), content(row, config), RULES)
     return store if store.info.provenance() == wanted else None
 
 

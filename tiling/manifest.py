@@ -1,9 +1,10 @@
 """CONTRACT slide table: a CSV file, one row a slide.
 
 Columns
-  slide_id    unique, a file's name on every system, see tiling.slide_ids; default: the file's stem
+  slide_id    unique, a file's name on every system, see tiling.slide_ids; default: the file's stem, of a URL without
+              its query
   path        the slide file, or the folder of one DICOM series or of an OME-Zarr image; relative paths start at the
-              table's folder
+              table's folder. Or a URL of either (s3://, gs://, az://, https://), which tile-slides --stage reads
   patient_id  default: slide_id. All slides of a patient are kept on one side of every split
   site        optional: hospital or scanner
   split       optional: train, val or test
@@ -30,14 +31,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tiling.jobs.errors import RequestError
 from tiling.slide_ids import caseless, fault_of, in_one_form
 from tiling.slides.files import is_ome_zarr, is_zarr, slide_files
 from tiling.slides.slide import MPP_MAX, MPP_MIN
+from tiling.slides.urls import is_url, shown, url_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +57,12 @@ _SHOWN_FAULTS = 20
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide of the table. `labels` holds the columns that have no meaning of their own."""
+    """One slide of the table, a file or what a URL names. `labels` holds the columns without a meaning of their own."""
 
     slide_id: str
     path: Path | None = None
+    url: str = field(default="", repr=False)  # may carry a signature, and is stored nowhere
+    remote_version: str = ""  # of what the URL names, where it was asked, see tiling.slides.remote; from no table
     patient_id: str = ""
     site: str = ""
     split: str = ""
@@ -67,15 +71,21 @@ class SlideRow:
     mask: Path | None = None
     corner_l0: tuple[int, int] | None = None  # of a patch on the grid that is wanted, from no table
     labels: dict[str, str] = field(default_factory=dict)
+    number: int = field(default=0, compare=False)  # of the row in its table, whose header is row 1; 0: of no table
 
 
-def load_slides(source: "str | Path | pd.DataFrame") -> list[SlideRow]:
-    """Slides named by `source`: a table (.csv or data frame), a folder, a slide or a glob. Raises RequestError."""
+def load_slides(source: "str | Path | pd.DataFrame", *, urls: bool = False) -> list[SlideRow]:
+    """Slides named by `source`: a table (.csv or data frame), a folder, a slide or a glob. Raises RequestError.
+
+    urls: slides may lie elsewhere; otherwise a URL is refused.
+    """
     if not isinstance(source, (str, Path)):
-        return load_table(source, needs_path=True)
+        return load_table(source, needs_path=True, urls=urls)
+    if is_url(str(source)):
+        raise RequestError(f"{shown(str(source))}: URLs are read from the column 'path' of a slide table; write one")
     path = Path(source)
     if path.suffix.lower() == ".csv":
-        return load_table(path, needs_path=True)
+        return load_table(path, needs_path=True, urls=urls)
     if is_ome_zarr(path):
         found = [path]
     elif path.is_dir():
@@ -98,12 +108,15 @@ def load_slides(source: "str | Path | pd.DataFrame") -> list[SlideRow]:
     return rows
 
 
-def load_table(table: "Path | pd.DataFrame", *, needs_path: bool, target: str | None = None) -> list[SlideRow]:
+def load_table(
+    table: "Path | pd.DataFrame", *, needs_path: bool, target: str | None = None, urls: bool = False
+) -> list[SlideRow]:
     """Read a slide table (rows in its order). Raises RequestError with every fault and its row number.
 
     table: a CSV file, or a data frame with its columns: row numbers as if it were written to a file, and relative
         paths start at the working folder.
     needs_path: the slides themselves will be opened, so each row needs a path that exists.
+    urls: or a URL, which is not asked yet whether it names anything.
     target: the label column; must exist and be filled in every row.
     """
     if isinstance(table, Path):
@@ -114,9 +127,10 @@ def load_table(table: "Path | pd.DataFrame", *, needs_path: bool, target: str | 
     _raise_faults(name, faults)
     rows = []
     for number, record in records:
-        row, row_faults = _parse_row(record, folder, needs_path, target)
+        row, row_faults = _parse_row(record, folder, target)
+        row_faults = (_path_faults(row, urls) if needs_path else []) + row_faults
         faults += [f"row {number}: {fault}" for fault in row_faults]
-        rows.append(row)
+        rows.append(replace(row, number=number))
     faults += _patient_faults(header, records)
     faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
     if not rows:
@@ -206,15 +220,11 @@ def _header_faults(header: list[str], needs_path: bool, target: str | None) -> l
     return faults
 
 
-def _parse_row(
-    record: dict[str, str], folder: Path, needs_path: bool, target: str | None
-) -> tuple[SlideRow, list[str]]:
+def _parse_row(record: dict[str, str], folder: Path, target: str | None) -> tuple[SlideRow, list[str]]:
     faults = []
-    path = (folder / record["path"]).absolute() if record.get("path") else None
-    if needs_path and path is None:
-        faults.append("path is empty")
-    elif needs_path and path is not None and not path.exists():
-        faults.append(f"no such file: {path}")
+    place = record.get("path", "")
+    url = place if is_url(place) else ""
+    path = (folder / place).absolute() if place and not url else None
     split = record.get("split", "")
     if split and split not in SPLITS:
         faults.append(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
@@ -225,11 +235,10 @@ def _parse_row(
     if target is not None and not record[target]:
         faults.append(f"label {target!r} is empty; fill it in or leave the row out")
     files = {name: (folder / record[name]).absolute() for name in ("annotation", "mask") if record.get(name)}
-    if needs_path:
-        faults += [f"no such {name} file: {file}" for name, file in files.items() if not file.is_file()]
     row = SlideRow(
-        slide_id=in_one_form(record.get("slide_id") or (path.stem if path else "")),
+        slide_id=in_one_form(record.get("slide_id") or PurePosixPath(url_name(url) if url else place).stem),
         path=path,
+        url=url,
         patient_id=record.get("patient_id", ""),
         site=record.get("site", ""),
         split=split,
@@ -239,6 +248,19 @@ def _parse_row(
         labels={k: v for k, v in record.items() if k not in _RESERVED},
     )
     return _with_defaults(row), faults + mpp_fault
+
+
+def _path_faults(row: SlideRow, urls: bool) -> list[str]:
+    """Of a row whose slide will be opened."""
+    faults = []
+    if row.url and not urls:
+        faults.append(f"{shown(row.url)} is a URL, which tile-slides alone reads; copy the slide and give its path")
+    elif not row.url and row.path is None:
+        faults.append("path is empty")
+    elif row.path is not None and not row.path.exists():
+        faults.append(f"no such file: {row.path}")
+    files = {"annotation": row.annotation, "mask": row.mask}
+    return faults + [f"no such {name} file: {file}" for name, file in files.items() if file and not file.is_file()]
 
 
 def _parse_mpp(text: str) -> tuple[float | None, list[str]]:

@@ -15,7 +15,7 @@ from tiling.grid.corners import covered_fraction, padded_fraction, patch_grid
 from tiling.grid.fit import fitted_grid, grid_through
 from tiling.grid.resample import on_slide, read_patch
 from tiling.grid.scale import Scale, choose_scale
-from tiling.jobs.locks import lock
+from tiling.jobs.locks import Locked, lock
 from tiling.jobs.outcomes import Outcome
 from tiling.jobs.provenance import package_versions, require_same
 from tiling.jobs.threads import ordered_map
@@ -47,9 +47,10 @@ def tile_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:
     """Write one slide's store, or skip it where the same store is there. Raises SlideError."""
     path = store_path(out, row.slide_id)
     with lock(path):
-        assert row.path is not None
         if (store := finished_store(row, config, path)) is not None:
             return _with_picture(ended(store, "skipped", "already done"), path, out)
+        if row.path is None:
+            raise Locked(f"{path.name} was being done when its slide was to be copied")
         slide = open_slide(row.path, overlapping=config.overlap_px > 0)
         try:
             outcome = _tile(slide, row, config, path)
@@ -176,6 +177,7 @@ def _info(
         config=content(row, config),
         packages=package_versions(),
         rules=RULES,
+        remote_version=row.remote_version,
     )
 
 

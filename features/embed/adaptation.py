@@ -64,10 +64,23 @@ def _estimate(rows: Sequence[SlideRow], encoder: Encoder, config: FeatureConfig,
 
 
 def _samples(rows: Sequence[SlideRow], patches: Path, each: int) -> Iterator[Pixels]:
-    """Evenly spaced patches (n, P, P, 3) of each slide that can be read; the others fail when their turn comes."""
+    """Evenly spaced patches (n, P, P, 3) of each slide that can be read; the others fail when their turn comes.
+
+    Raises RequestError where a store is tiled again meanwhile: what is kept would be of patches that are gone.
+    """
     for row in sorted(rows, key=lambda row: row.slide_id):
         with suppress(SlideError):
             store = PatchStore(patches / f"{row.slide_id}.zarr")
             if len(store):
-                with patches_of(store, row.path, evenly_spaced(len(store), each)) as source:
-                    yield source.all()
+                yield _read(store, row.path, evenly_spaced(len(store), each))
+
+
+def _read(store: PatchStore, slide: Path | None, indices: Sequence[int]) -> Pixels:
+    try:
+        with patches_of(store, slide, indices) as source:
+            return source.all()
+    finally:
+        try:
+            store.require_current()
+        except SlideError as error:
+            raise RequestError(f"--adapt-bn: {error}") from error

@@ -5,11 +5,15 @@ request of its own and does one batch at a time on one core.
 """
 
 import copy
+import importlib.util
+import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import TypeAlias
 
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from features.config import Engine
@@ -17,7 +21,22 @@ from features.embed.arithmetic import cast_weights
 from tiling.jobs.errors import RequestError
 
 Run: TypeAlias = Callable[[Tensor], Tensor]  # (n, 3, P, P) float32 → (n, D)
+_VISION_TRANSFORMERS = (timm.models.VisionTransformer, torchvision.models.VisionTransformer)
 _OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def pick_engine(engine: Engine, model: nn.Module, device: torch.device, precision: str) -> Engine:
+    """What "auto" stands for: OpenVINO where it is installed and was clearly faster when measured, else torch.
+
+    That is on x86 CPUs in fp32 and bf16, and not for plain vision transformers (tests/benchmarks/bench_engines.py).
+    Other engines are returned as they are.
+    """
+    if engine != "auto":
+        return engine
+    x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    as_fast = any(isinstance(module, _VISION_TRANSFORMERS) for module in model.modules())
+    faster = x86 and precision in ("fp32", "bf16") and not as_fast
+    return "openvino" if faster and importlib.util.find_spec("openvino") else "torch"
 
 
 def engine_runs(

@@ -68,7 +68,7 @@ def patches_of(store: PatchStore, slide: Path | None, indices: Sequence[int] | N
     if slide is None:
         raise SlideError(
             f"{store.path}: holds coordinates only (--pixels reference); "
-            "name the slides with --slides TABLE, a table with the column `path`"
+            "name the slides with --slides TABLE, a table whose column `path` has local files (no URLs)"
         )
     with patches_of_slide(store, slide, chosen) as of_slide:
 

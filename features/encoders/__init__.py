@@ -1,7 +1,7 @@
 """The encoders: networks that turn a patch into a vector, each with the preprocessing that it was trained with.
 
-`load_encoder` finds them by name: torchvision's (`torchvision_zoo`), any of timm's and of the Hugging Face hub's
-(`timm_zoo`), and your own. For that, a package of yours holds a function (weights, seed) → `Encoder`
+`load_encoder` finds them by name: torchvision's (`torchvision_zoo`), pathology models (`presets`), any of timm's and
+the Hugging Face hub's (`timm_zoo`), and your own: a package of yours holds a function (weights, seed) → `Encoder`
 
     from pathlib import Path
     from features.encoders import Encoder, Preprocessing, freeze, read_weights, set_weights
@@ -22,11 +22,13 @@ A convolutional network whose batch norms each follow their convolution is faste
 
 from features.encoders.encoder import Encoder, freeze, merge_norms
 from features.encoders.preprocess import Preprocessing
+from features.encoders.presets import PRESETS
 from features.encoders.weights import read_weights, set_weights, state_sha256
 from features.encoders.zoo import ENCODERS, load_encoder
 
 __all__ = [
     "ENCODERS",
+    "PRESETS",
     "Encoder",
     "Preprocessing",
     "freeze",

@@ -14,13 +14,14 @@ HALF: Triple = (0.5, 0.5, 0.5)  # mean and std of networks that were trained on 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The images that a network was trained on: their normalisation and size."""
+    """The images that a network was trained on: their normalisation, size and scale."""
 
     mean: Triple  # of RGB in 0..1
     std: Triple
     input_px: int = 0  # side of the square image that it is given; 0: the patch's own, from `min_px` on
     min_px: int = 32
     interpolation: str = "bilinear"  # or "bicubic", for patches that have to be resized
+    mpp: tuple[float, ...] = ()  # the scales, µm per pixel of the image that it is given; empty: it is held to none
 
     @property
     def normalisation(self) -> str:

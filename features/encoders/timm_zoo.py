@@ -4,88 +4,32 @@ Mean, std, interpolation and input size come from the pretrained configuration o
 to that size unless `--input-px` gives another. Position embeddings are resampled for it where the model can.
 Features are what the model gives without its classifier, pooled as its own head pools.
 
-A model from the hub, as pathology foundation models are, brings its configuration along. What their makers ask
-for beyond it stands in `HUB`. Without a network they are found in the hub's cache (`HF_HOME`).
+A model from the hub brings its configuration along; those of pathology that are known by name are `presets`. Without a
+network they are found in the hub's cache (`HF_HOME`).
 """
 
 import difflib
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
-from timm.layers.mlp import SwiGLUPacked
 from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from features.encoders.encoder import Encoder, freeze, merge_norms
-from features.encoders.preprocess import HALF, Preprocessing, Triple
+from features.encoders.hub import WEIGHT_FILES, in_short, not_there
+from features.encoders.preprocess import HALF, Preprocessing
 from features.encoders.weights import StateDict, read_weights, set_weights
 from tiling.jobs.errors import RequestError
 
 PREFIX = "timm:"
 _HUB = "hf-hub:"
-_SHOWN_KEYS = 10
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
-class ClassAndMean(nn.Module):
-    """A vision transformer that returns tokens (B, N, D) → class token and mean patch token, (B, 2·D)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.model(images)  # B, N, D: class token, registers, patches
-        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(1)], 1)
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """What a model card says and its configuration file does not."""
-
-    arguments: dict[str, Any]
-    pool: Callable[[nn.Module], nn.Module] | None = None
-    statistics: dict[str, Triple] = field(default_factory=dict)
-
-
-_SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
-_H_OPTIMUS = HubModel(
-    {"init_values": 1e-5},
-    statistics={"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)},
-)
-
-HUB: dict[str, HubModel] = {  # owner/name in lower case
-    "mahmoodlab/uni": HubModel({"init_values": 1e-5}),
-    "mahmoodlab/uni2-h": HubModel(
-        {
-            "img_size": 224,
-            "patch_size": 14,
-            "depth": 24,
-            "num_heads": 24,
-            "init_values": 1e-5,
-            "embed_dim": 1536,
-            "mlp_ratio": 2.66667 * 2,
-            "num_classes": 0,
-            "no_embed_class": True,
-            "reg_tokens": 8,
-            **_SWIGLU,
-        }
-    ),
-    "paige-ai/virchow": HubModel(_SWIGLU, ClassAndMean),
-    "paige-ai/virchow2": HubModel(_SWIGLU, ClassAndMean),
-    "bioptimus/h-optimus-0": _H_OPTIMUS,
-    "bioptimus/h-optimus-1": _H_OPTIMUS,
-}
 
 
 def load_timm(name: str, weights: str, seed: int) -> Encoder:
@@ -95,16 +39,13 @@ def load_timm(name: str, weights: str, seed: int) -> Encoder:
     """
     source = name.removeprefix(PREFIX)
     _require_known(name, source)
-    known = HUB.get(source.removeprefix(_HUB).partition("@")[0].lower(), HubModel({}))
-    model = _create(name, source, weights == "default", known.arguments)
-    settings = {**resolve_model_data_config(model), **known.statistics}
+    model = _create(name, source, weights == "default")
+    settings = resolve_model_data_config(model)
     classifier = model.pretrained_cfg.get("classifier") or ()
     model.reset_classifier(0)
     if weights not in ("default", "random"):
         heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
         set_weights(model, weights, seed, dict, heads, f"{name}: {weights}")
-    if known.pool:
-        model = known.pool(model)
     preprocessing = Preprocessing(
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
@@ -154,10 +95,10 @@ def _require_known(name: str, source: str) -> None:
     raise RequestError(f"--encoder {name}: timm {timm.__version__} has {what}{near}")
 
 
-def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def _create(name: str, source: str, pretrained: bool) -> Any:
     """The model with its classifier, because only then does timm refuse weights that lack anything or hold more."""
     source, cached = _from_cache(source)
-    arguments = {**arguments, "pretrained": pretrained, **cached}
+    arguments = {"pretrained": pretrained, **cached}
     try:
         try:
             return timm.create_model(source, dynamic_img_size=True, **arguments)
@@ -166,9 +107,11 @@ def _create(name: str, source: str, pretrained: bool, arguments: dict[str, Any])
                 raise
         return timm.create_model(source, **arguments)
     except (OSError, HfHubHTTPError) as error:
-        raise RequestError(_not_there(name, source, error)) from error
+        known = None if source.startswith(_HUB) else get_pretrained_cfg(source)
+        repository = (known.hf_hub_id or "") if known else source.removeprefix(_HUB).partition("@")[0]
+        raise RequestError(not_there(name, repository, error)) from error
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError, UnpicklingError) as error:
-        raise RequestError(f"--encoder {name}: timm {timm.__version__} cannot load it: {_short(error)}") from error
+        raise RequestError(f"--encoder {name}: timm {timm.__version__} cannot load it: {in_short(error)}") from error
 
 
 def _from_cache(source: str) -> tuple[str, dict[str, Any]]:
@@ -177,34 +120,13 @@ def _from_cache(source: str) -> tuple[str, dict[str, Any]]:
         repository, _, revision = source.removeprefix(_HUB).partition("@")
         config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
         folder = Path(config).parent if isinstance(config, str) else Path()
-        whole = folder != Path() and any((folder / file).exists() for file in _WEIGHT_FILES)
+        whole = folder != Path() and any((folder / file).exists() for file in WEIGHT_FILES)
         return (f"local-dir:{folder}" if whole else source), {}
     known = get_pretrained_cfg(source)
     if known is None or not known.hf_hub_id or known.hf_hub_filename:
         return source, {}
     file = try_to_load_from_cache(known.hf_hub_id, "model.safetensors")
     return source, {"pretrained_cfg_overlay": {"file": file}} if isinstance(file, str) else {}
-
-
-def _not_there(name: str, source: str, error: Exception) -> str:
-    known = None if source.startswith(_HUB) else get_pretrained_cfg(source)
-    repository = (known.hf_hub_id or "") if known else source.removeprefix(_HUB).partition("@")[0]
-    return (
-        f"--encoder {name}: not in the hub's cache {constants.HF_HUB_CACHE}, and not to be had from the network "
-        f"({_short(error)}); on a machine with internet run `hf download {repository}` (where it has terms, accept "
-        f"them on the model's page and `hf auth login` first) and copy the folder "
-        f"models--{repository.replace('/', '--')} from its cache to this one; HF_HOME says where the cache is"
-    )
-
-
-def _short(error: Exception) -> str:
-    """The error in one line, of long lists of keys the first ten and the count."""
-    lines = []
-    for line in str(error).strip().splitlines() or [type(error).__name__]:
-        what, keys = line.partition(": ")[0].strip(), re.findall(r'"([^"]+)"', line)
-        more = f" … ({len(keys)})" if len(keys) > _SHOWN_KEYS else ""
-        lines.append(f"{what}: {', '.join(keys[:_SHOWN_KEYS])}{more}" if len(keys) > 1 else line.strip())
-    return "; ".join(lines[:_SHOWN_KEYS])
 
 
 def _dim(name: str, model: nn.Module, side: int) -> int:

@@ -48,7 +48,7 @@ def set_weights(
 
 
 def read_weights(path: Path) -> StateDict:
-    """The state dict in a file, also from below `state_dict` and a `module.` prefix. Never runs pickled code."""
+    """The state dict in a file, also below `state_dict` or `model`, or behind `module.`. Never runs pickled code."""
     if not path.is_file():
         raise RequestError(f"--weights {path}: no such file; expected default, random or a weights file")
     try:
@@ -60,8 +60,9 @@ def read_weights(path: Path) -> StateDict:
             f"--weights {path}: not a state dict of tensors in .pth or .safetensors form ({reason}); "
             "save one with torch.save(model.state_dict(), FILE)"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RequestError(f"--weights {path}: holds a {type(state).__name__}, expected a state dict of tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""An encoder by name: the zoo's own, timm's and the hub's, and those that installed packages bring."""
+"""An encoder by name: the zoo's own, presets of pathology, timm's and the hub's, and those of installed packages."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 import torch
 
 from features.encoders.encoder import Encoder
+from features.encoders.presets import PRESETS, find_preset, load_preset
 from features.encoders.timm_zoo import PREFIX, load_lite0, load_timm
 from features.encoders.torchvision_zoo import BACKBONES, load_torchvision
 from tiling.jobs.errors import RequestError
@@ -25,11 +26,14 @@ def load_encoder(name: str, weights: str = "default", seed: int = 0) -> Encoder:
     """An encoder by name. Raises RequestError for an unknown name and for weights that cannot be had.
 
     weights: "default", "random" (drawn from `seed`), or the path of a .pth or .safetensors file that holds a
-    state dict with the names of torchvision (timm for efficientnet-lite0 and timm:…), with or without classifier.
+    state dict with the names of torchvision (timm for efficientnet-lite0 and timm:…; for presets as their makers
+    publish it), with or without classifier.
     """
     with _own_random_numbers(seed):
         if name in ENCODERS:
             return ENCODERS[name](weights, seed)
+        if preset := find_preset(name):
+            return load_preset(name, preset, weights, seed)
         if name.startswith(PREFIX):
             return load_timm(name, weights, seed)
         return _load_installed(name, weights, seed)
@@ -67,7 +71,7 @@ def _function(name: str, entry: EntryPoint) -> Callable[[str, int], object]:
 
 
 def _known(name: str, installed: list[str]) -> str:
-    names = [*ENCODERS, *installed]
+    names = [*ENCODERS, *PRESETS, *installed]
     close = difflib.get_close_matches(name, names)
     near = f"close to it are {', '.join(close)}; " if close else ""
     return f"{near}the encoders are {', '.join(names)}, {PREFIX}NAME and {PREFIX}hf-hub:OWNER/NAME"

@@ -15,7 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION)
     parser.add_argument("features", type=str, help="folder of feature files: ours, CLAM's or TRIDENT's")
     parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
-    parser.add_argument("--target", type=str, required=True, help="column of the table that holds the label")
+    parser.add_argument(
+        *("--target", "--time"), type=str, required=True, help="column of the table that holds the label, or the time"
+    )
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     arguments = parser.parse_args(argv)
 

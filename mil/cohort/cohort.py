@@ -99,6 +99,13 @@ class Cohort:
             squares[i] = sum(((block.double() - mean).square().sum(0) for block in blocks), torch.zeros(())).numpy()
         return means, squares
 
+    def spread(self, slides: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation (D,) of each feature over all patches of the slides."""
+        means, squares = (moments[slides] for moments in self.moments)  # (n, D)
+        sizes = np.array([[len(self.features[i])] for i in slides])  # (n, 1)
+        mean = (sizes * means).sum(axis=0) / sizes.sum()
+        return mean, np.sqrt((squares + sizes * (means - mean) ** 2).sum(axis=0) / sizes.sum())
+
 
 def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
     """The keys in which feature files must agree to be used together."""
@@ -139,6 +146,7 @@ def load_cohort(
     if faults:
         raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
     keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
+    keys += [(r.labels[target.event],) for r in kept if target.event]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
         patient_ids=np.array([row.patient_id for row in kept]),

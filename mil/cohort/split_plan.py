@@ -1,6 +1,10 @@
 """What a user says of the split, apart from the code that makes it, so that settings load without torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+INNER_FOLDS = 5
+_SMALL_COHORT = 300  # slides; in larger ones a quarter is plenty to stop on, and five models take their time
 
 
 @dataclass(frozen=True)
@@ -13,3 +17,13 @@ class SplitPlan:
     splits: str = ""  # CSV of the user's own
     val_fraction: float = 0.25
     seed: int = 0
+    inner_folds: int | Literal["auto"] = 0
+
+    def inner_parts(self, slides: int) -> int:
+        """Of the slides that a fold of a cohort of so many does not test; below 2: one part is held out of one model.
+
+        A cohort that is told to hold nothing out (val_fraction 0) has none, unless they are asked for by number.
+        """
+        if self.inner_folds == "auto":
+            return INNER_FOLDS if self.val_fraction and slides <= _SMALL_COHORT else 0
+        return self.inner_folds

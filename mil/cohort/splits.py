@@ -1,13 +1,14 @@
 """Who is trained on, who stops the training, who is tested: always whole patients.
 
-Test parts come from a stratified k-fold by patient, repeated with other shuffles; the rest is split once more,
-by patient and stratified, into train and val. With `--split site` whole sites are tested, see mil.cohort.site_splits;
+Test parts come from a stratified k-fold by patient, repeated with other shuffles. The rest is split once more, by
+patient and stratified: into K inner parts, each of which stops one of K models that learn from the others, or, for
+large cohorts, into train and val of one model. With `--split site` whole sites are tested, see mil.cohort.site_splits;
 val still comes from the sites of train. A table whose column `split` is filled gives one fixed fold, and
 `--splits FILE` any folds, see mil.cohort.splits_file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fold:
-    """Positions of slides in the cohort, each rising."""
+    """Positions of slides in the cohort, each rising. With inner parts, which make up train, val is empty."""
 
     number: int  # counts the folds of all repeats, from 0
     repeat: int
@@ -35,6 +36,18 @@ class Fold:
     train: Indices
     val: Indices
     test: Indices
+    inner: tuple[Indices, ...] = ()
+    member: int = 0  # which of the fold's models this is the fold of
+
+    @property
+    def members(self) -> tuple["Fold", ...]:
+        """The fold of each of its models: one an inner part, which is its val, or the fold itself."""
+        if not self.inner:
+            return (self,)
+        return tuple(
+            replace(self, train=np.setdiff1d(self.train, part), val=part, inner=(), member=member)
+            for member, part in enumerate(self.inner)
+        )
 
 
 def make_folds(cohort: Cohort, plan: SplitPlan) -> list[Fold]:
@@ -52,7 +65,8 @@ def make_folds(cohort: Cohort, plan: SplitPlan) -> list[Fold]:
     else:
         _require_patients(cohort, plan.folds)
         folds = [fold for repeat in range(plan.repeats) for fold in _cross_validation(cohort, plan, repeat)]
-    faults = list(dict.fromkeys(fault for fold in folds for fault in fold_faults(cohort, fold)))
+    models = [member for fold in folds for member in fold.members]
+    faults = list(dict.fromkeys(fault for model in models for fault in fold_faults(cohort, model)))
     if faults:
         raise RequestError("\n  ".join(faults))
     return folds
@@ -107,8 +121,8 @@ def _cross_validation(cohort: Cohort, plan: SplitPlan, repeat: int) -> list[Fold
         tests = _grouped_parts(cohort, everyone, plan.folds, entropy, lambda part: _usable(cohort, part))
     folds = []
     for index, test in enumerate(tests):
-        train, val = _inner_split(cohort, np.setdiff1d(everyone, test), plan, (repeat, index))
-        folds.append(Fold(repeat * plan.folds + index, repeat, index, train, val, test))
+        number = repeat * plan.folds + index
+        folds.append(_fold(cohort, plan, (number, repeat, index), np.setdiff1d(everyone, test), test))
     return folds
 
 
@@ -122,24 +136,36 @@ def _given_fold(
             f"column 'split' has {len(train)} slides for train and {len(test)} for test (with features); "
             "both are needed"
         )
+    inner = tuple(np.asarray(given[part], np.int64) for part in sorted(set(given) - set(SPLITS), key=int))
+    if inner and not len(val) and plan.inner_folds not in (0, 1):
+        if not np.array_equal(np.sort(np.concatenate(inner)), train):
+            raise RequestError(
+                f"column 'inner' names the part of some training slides alone (repeat {repeat}, fold {fold})"
+            )
+        return Fold(number, repeat, fold, train, val, test, inner)
     if not len(val):
-        train, val = _inner_split(cohort, train, plan, (repeat, fold))
+        return _fold(cohort, plan, (number, repeat, fold), train, test)
     return Fold(number, repeat, fold, train, val, test)
 
 
-def _inner_split(cohort: Cohort, rest: Indices, plan: SplitPlan, place: tuple[int, int]) -> tuple[Indices, Indices]:
-    """Split `rest` into (train, val), val being about `val_fraction` of its patients, none if that is 0."""
-    if not plan.val_fraction:
-        return rest, rest[:0]
+def _fold(cohort: Cohort, plan: SplitPlan, place: tuple[int, int, int], rest: Indices, test: Indices) -> Fold:
+    """Of the `rest`, whom inner parts, or val, stop: about `val_fraction` of its patients, none if that is 0."""
     strata, patients = cohort.strata[0][rest], cohort.patient_ids[rest]
     scarcest = min(len(set(patients[strata == c])) for c in np.unique(strata))
-    parts = max(2, min(round(1 / plan.val_fraction), scarcest))
+    none = rest[:0]
 
     def accept(candidate: Indices) -> bool:
         return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), every_one=True)
 
-    val = _grouped_parts(cohort, rest, parts, (plan.seed, *place, 1), accept, needed=1)[0]
-    return np.setdiff1d(rest, val), val
+    for parts in range(min(plan.inner_parts(len(cohort.slide_ids)), scarcest), 1, -1):
+        inner = _grouped_parts(cohort, rest, parts, (plan.seed, *place[1:], 2), accept)
+        if all(map(accept, inner)):
+            return Fold(*place, rest, none, test, tuple(inner))
+    if not plan.val_fraction:
+        return Fold(*place, rest, none, test)
+    parts = max(2, min(round(1 / plan.val_fraction), scarcest))
+    val = _grouped_parts(cohort, rest, parts, (plan.seed, *place[1:], 1), accept, needed=1)[0]
+    return Fold(*place, np.setdiff1d(rest, val), val, test)
 
 
 def _usable(cohort: Cohort, part: Indices, every_one: bool = False) -> bool:

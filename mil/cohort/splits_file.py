@@ -1,7 +1,8 @@
 """Splits of the user's own: a CSV file like the `splits.csv` of a run, so that another head can be given the same ones.
 
-Columns: slide_id; split (train, val or test); optional repeat and fold (0 without them). Others are ignored: who is a
-patient is said by the slide table. A fold without val gives part of its train for it.
+Columns: slide_id; split (train, val or test); optional repeat and fold (0 without them), and inner (a number from 0, of
+the inner part of a training slide, or empty). Others are ignored: who is a patient is said by the slide table. A fold
+without val and inner parts gives part of its train for it.
 """
 
 from pathlib import Path
@@ -16,7 +17,10 @@ from tiling.slide_ids import in_one_form
 
 
 def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, list[int]]]:
-    """Positions in the cohort by (repeat, fold) and split, in order. RequestError with all that is wrong."""
+    """Positions in the cohort by (repeat, fold) and split, in order. RequestError with all that is wrong.
+
+    Inner parts stand beside the splits, each under its number as text.
+    """
     table = _read(path)
     position = {slide_id: i for i, slide_id in enumerate(cohort.slide_ids.tolist())}
     faults = []
@@ -36,10 +40,13 @@ def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, li
     if faults:
         raise RequestError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
     parts: dict[tuple[int, int], dict[str, list[int]]] = {}
-    for slide_id, split, repeat, fold in table[["slide_id", "split", "repeat", "fold"]].itertuples(index=False):
+    columns = ["slide_id", "split", "repeat", "fold", "inner"]
+    for slide_id, split, repeat, fold, inner in table[columns].itertuples(index=False):
         of_fold = parts.setdefault((int(repeat), int(fold)), {name: [] for name in SPLITS})
         if slide_id in position:  # what is left out has been said
             of_fold[split].append(position[slide_id])
+            if inner:
+                of_fold.setdefault(inner, []).append(position[slide_id])
     return {key: {name: sorted(rows) for name, rows in parts[key].items()} for key in sorted(parts)}
 
 
@@ -62,4 +69,8 @@ def _read(path: Path) -> pd.DataFrame:
         if not column.str.fullmatch(r"\d+").all():
             raise RequestError(f"--splits {path}: column {name!r} must hold whole numbers from 0")
         table[name] = column.astype(np.int64)
+    if "inner" not in table:
+        table["inner"] = ""
+    if not table["inner"].str.fullmatch(r"\d*").all() or (table["inner"].ne("") & table["split"].ne("train")).any():
+        raise RequestError(f"--splits {path}: column 'inner' must hold whole numbers from 0 for training slides alone")
     return table

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mil.tasks.registry import TASKS
 from tiling.jobs.command import setting
 
 
@@ -9,6 +10,9 @@ from tiling.jobs.command import setting
 class DiagnoseConfig:
     """Each field is a flag and a key of configs/diagnose.yaml. Raises ValueError for impossible values."""
 
+    task: str = setting("classification", f"what kind of target it is: {', '.join(TASKS)}; others are asked by strata")
+    event: str = setting("", "for task survival: column that is 1 where the event was seen, 0 where it was not")
+    order: str = setting("", "for task ordinal: the grades from low to high, such as G1,G2,G3")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     folds: int = setting(5, "folds of the cross-validation by patient behind every AUROC")
     bootstrap: int = setting(1000, "draws of the patient-level bootstrap behind each interval")
@@ -21,6 +25,8 @@ class DiagnoseConfig:
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         least = {"folds": 2, "bootstrap": 100, "permutations": 19, "sample_patches": 20, "seed": 0}
         for name, value in least.items():
             if getattr(self, name) < value:

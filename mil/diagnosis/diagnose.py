@@ -68,7 +68,7 @@ def _find(entry: Entry, inputs: Inputs) -> Finding:
     try:
         return entry.find(inputs)
     except MissingInput as missing:
-        return Finding(entry.KEY, entry.TITLE, "missing", "Not looked at: its input is missing.", str(missing))
+        return Finding(entry.KEY, entry.TITLE, "missing", missing.verdict, str(missing))
     except Exception as error:  # whatever odd data does to one finding, the others are wanted
         reason = f"{type(error).__name__}: {error}"
         return Finding(

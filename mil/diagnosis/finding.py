@@ -82,3 +82,11 @@ class Diagnosis:
 
 class MissingInput(Exception):
     """Raised by a finding that cannot be made of what was given. The text says what to give, in one sentence."""
+
+    verdict = "Not looked at: its input is missing."
+
+
+class ForClassesAlone(MissingInput):
+    """Raised by a finding that has no meaning for the kind of target. The text says where to look instead."""
+
+    verdict = "Not looked at: it is for classes alone."

@@ -1,7 +1,7 @@
 """What a finding gets to see."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import Fold, make_folds
 from mil.diagnosis.config import DiagnoseConfig
-from mil.diagnosis.finding import MissingInput
+from mil.diagnosis.finding import ForClassesAlone, MissingInput
 from mil.diagnosis.numbers.covariates import several_sites
 from mil.diagnosis.numbers.folds import within
 from mil.diagnosis.numbers.probe import Compared, Probe, compare_probes, linear_probe
 from mil.diagnosis.numbers.sample import Sample, embed_sample, load_own_encoder, sample_patches
 from mil.evaluation.baseline import slide_means
 from mil.run.layout import require_complete
+from mil.tasks.classification import Classification
 from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError, SlideError
 
@@ -60,7 +61,10 @@ class Sources:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A loaded cohort, its folds, and what else was given. Nothing here is changed by a finding."""
+    """A loaded cohort, its folds, and what else was given. Nothing here is changed by a finding.
+
+    The classes of a cohort with another kind of target are the strata of that.
+    """
 
     sources: Sources
     cohort: Cohort
@@ -78,6 +82,11 @@ class Inputs:
         return several_sites(self.cohort)
 
     @property
+    def has_run(self) -> bool:
+        """Whether a run is given that tells these classes apart."""
+        return self.sources.run is not None and self.config.task == Classification.kind
+
+    @property
     def told_classes(self) -> list[int]:
         """The positive class, or each of several against the rest."""
         cohort = self.cohort
@@ -85,7 +94,7 @@ class Inputs:
 
     def other_features(self, folder: Path) -> Cohort:
         """The same slides and labels with the features of another folder. Raises RequestError."""
-        return load_cohort(folder, self.sources.table, Target(self.sources.target, self.config.positive))
+        return _in_classes(_load(folder, self.sources, self.config))
 
     @cached_property
     def means(self) -> NDArray[np.float64]:
@@ -147,6 +156,8 @@ class Inputs:
         folder = self.sources.run
         if folder is None:
             raise MissingInput("Give --run and the run directory of train-mil on these features.")
+        if not self.has_run:
+            raise ForClassesAlone("How its training went and what it gets wrong stands in the run's report.html.")
         provenance = require_complete(folder)
         for key, what in (("features_sha256", "features"), ("labels_sha256", "labels or patients")):
             if provenance.get(key) != getattr(self.cohort, key):
@@ -165,8 +176,23 @@ def load_inputs(
 ) -> Inputs:
     """Load the cohort and deal its patients into folds. Raises RequestError."""
     sources.require()
-    cohort = load_cohort(sources.features, sources.table, Target(sources.target, config.positive))
+    cohort = _in_classes(_load(sources.features, sources, config))
     for text in cohort.warnings:
         warn(text)
     folds = make_folds(cohort, SplitPlan(folds=config.folds, seed=config.seed))
     return Inputs(sources, cohort, tuple(folds), config, progress)
+
+
+def _load(folder: Path, sources: Sources, config: DiagnoseConfig) -> Cohort:
+    target = Target(sources.target, config.positive, config.task, config.event, config.order)
+    return load_cohort(folder, sources.table, target)
+
+
+def _in_classes(cohort: Cohort) -> Cohort:
+    """The same where its target is a class; otherwise its strata take the place of classes, and a warning says so."""
+    if isinstance(cohort.task, Classification):
+        return cohort
+    strata, names = cohort.strata
+    said = f"the target is a {cohort.task.kind}: findings that tell classes apart are asked of {', '.join(names)}"
+    task = Classification(names, 1 if len(names) == 2 else None)
+    return replace(cohort, task=task, targets=strata, warnings=(*cohort.warnings, said))

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mil.run.tables import kept_epoch
+from mil.run.tables import by_member, kept_epoch
 
 Name = Literal[
     "too short",
@@ -67,7 +67,21 @@ class Verdict:
 
 
 def judge_fold(history: pd.DataFrame, epochs: int) -> Verdict:
-    """The verdict on one fold's history.csv, see mil.run.layout; `epochs` is the largest number that was allowed."""
+    """The verdict on one fold's history.csv, see mil.run.layout; `epochs` is the largest number that was allowed.
+
+    Of a fold with several models it is the verdict on most of those that were trained epoch by epoch.
+    """
+    histories = by_member(history)
+    in_epochs = [own for own in histories if len(own) > 1] or histories
+    verdicts = [_judge_model(own, epochs) for own in in_epochs]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    name = judge_all(verdicts)
+    said = [verdict.said for verdict in verdicts if verdict.name == name]
+    return Verdict(name, f"{len(said)} of {len(verdicts)} models, the first with its {said[0]}")
+
+
+def _judge_model(history: pd.DataFrame, epochs: int) -> Verdict:
     train, val = (history[name].to_numpy(np.float64) for name in ("train_loss", "val_loss"))
     if len(train) < _WINDOW:
         return Verdict("too short", f"only {len(train)} epoch(s)")

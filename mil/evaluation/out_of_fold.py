@@ -52,6 +52,8 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], bootstrap: Bootstrap, de
     fingerprints = {i.slide_id: i.slide_fingerprint for i in cohort.infos if i.slide_fingerprint}
     write_training_slides(out, describe_training_slides(means, cohort.patient_ids), fingerprints)
     result = _metrics(cohort, slides, patients, bootstrap)
+    if weights := [c.weights for c in checkpoints.values() if c.weights]:
+        result["heads"] = {name: float(np.mean([of[name] for of in weights])) for name in weights[0]}
     result["against_mean"] = task.against(slides, baseline_predictions(cohort, folds, means), bootstrap)
     if checkpoints[folds[0].number].head == _COPIED:
         correct, of = counts["correct_patches"].to_numpy(), counts["patches"].to_numpy()

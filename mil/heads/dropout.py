@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the slide, the layer and the epoch alone.
+"""Dropout whose mask depends on the repeat, the epoch, the slide and the layer alone.
 
 A slide gets the same mask in whatever batch it comes and whichever model sees it. So models that are trained
 together, over the same packed bags, end like models that are trained one after another, each on its own slides.
@@ -19,8 +19,8 @@ _INSTANCES = 1 << 31  # a layer that no head has
 class Noise:
     """Names the randomness of the forward pass that comes next."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, repeat: int = 0) -> None:
+        self.seed, self.repeat = seed, repeat
         self.sizes: list[int] = []
         self.slides: list[int] = []
         self.epoch = 0
@@ -32,7 +32,7 @@ class Noise:
     def instances(self, slide: int, patches: int, dropped: float, epoch: int) -> Tensor:
         """Which of a slide's patches stay when the share `dropped` is left out: rising indices, at least one."""
         kept = max(1, round(patches * (1 - dropped)))
-        generator = np.random.Generator(np.random.SFC64((self.seed, epoch, slide, _INSTANCES)))
+        generator = np.random.Generator(np.random.SFC64((self.seed, epoch, slide, _INSTANCES, self.repeat)))
         return torch.from_numpy(np.sort(generator.choice(patches, kept, replace=False, shuffle=False)))
 
     def keep(self, layer: int, width: int, rows: Sequence[int], share: float) -> Tensor:
@@ -40,7 +40,7 @@ class Noise:
         kept = np.empty((sum(rows), width), dtype=bool)
         end = 0
         for slide, count in zip(self.slides, rows, strict=True):
-            generator = np.random.SFC64((self.seed, self.epoch, slide, layer))
+            generator = np.random.SFC64((self.seed, self.epoch, slide, layer, self.repeat))
             raw = generator.random_raw(-(-count * width // 8)).view(np.uint8)[: count * width]
             np.less(raw.reshape(count, width), round(share * _LEVELS), out=kept[end : end + count])
             end += count

@@ -23,6 +23,7 @@ class HeadShape:
     embed_dim: int  # E
     attention_dim: int  # A
     dropout: float  # in training only
+    feature_limit: float = 0.0  # standardised features lie within ± this; 0: wherever they do, as in earlier releases
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class MilOutput:
 
 
 class Head(nn.Module, ABC):
-    """Base of all heads. Features are standardised with buffers `mean` and `std` (D,) of the training fold."""
+    """Base of all heads. Features are standardised with buffers `mean` and `std` (D,) of the training part and limited.
+
+    A feature that is constant but for a few patches would be a hundred deviations away in those.
+    """
 
     for_classes_alone = False  # whether its own loss or recipe takes targets for classes
 
@@ -46,6 +50,7 @@ class Head(nn.Module, ABC):
         self.register_buffer("mean", torch.zeros(shape.dim_in))
         self.register_buffer("std", torch.ones(shape.dim_in))
         self.input_dropout = nn.Dropout(shape.dropout)
+        self.feature_limit = shape.feature_limit
 
     @abstractmethod
     def forward(self, bags: Bags) -> MilOutput: ...
@@ -55,14 +60,15 @@ class Head(nn.Module, ABC):
         return criterion(output.logits, labels)
 
     def standardise(self, bags: Bags) -> Tensor:
-        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std.
+        """Features in any precision -> (ΣN, D) in the precision of the weights, per feature (x - mean) / std, limited.
 
         In training with dropout on them. No gradient goes back to the features.
         """
         mean, std, dropout = self.get_buffer("mean"), self.get_buffer("std"), self.input_dropout
         if isinstance(dropout, SlideDropout):
-            return standardise(bags.features, mean, std, dropout.keep(bags.features), dropout.share)
-        dropped: Tensor = dropout(standardise(bags.features, mean, std))
+            keep = dropout.keep(bags.features)
+            return standardise(bags.features, mean, std, keep, dropout.share, self.feature_limit)
+        dropped: Tensor = dropout(standardise(bags.features, mean, std, limit=self.feature_limit))
         return dropped
 
 
@@ -76,12 +82,20 @@ class TrainingSlides:
     slide_ids: NDArray[np.str_]  # (S,)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a recipe of a head's own came to."""
+
+    loss: float  # on the training part
+    held_out: Tensor  # (S, C) float64 on the CPU: logits of each slide from models that saw none of its patient's
+
+
 class OwnRecipe(Head):
     """A head that is not trained by gradient descent on its loss, epoch after epoch, but all at once by `fit`."""
 
     @abstractmethod
-    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
-        """Set all parameters and buffers; returns the loss on the training part. Features are standardised before.
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
+        """Set all parameters and buffers. Mean and deviation of the features are set before.
 
         Random numbers come from `rng` and torch's global generator. RequestError names slides that break it.
         """

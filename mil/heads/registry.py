@@ -24,12 +24,19 @@ HEADS = {  # name of the head: module below mil.heads.zoo
     "patch-label-copy": "patch_label_copy",
     "needle": "needle",
 }
+AUTO = "auto"
+_STACKED = ("mean", "gated-abmil", "top-k", "bag-stats")  # by AUTO: all over, in some patches, in a few, in moments
 _SLIDES_ALONE = ("bag-stats",)
 
 
 def judges_patches(name: str) -> bool:
     """Whether a head says something of a single patch, so that there is a map to draw."""
     return name not in _SLIDES_ALONE
+
+
+def heads_of(name: str) -> tuple[str, ...]:
+    """The heads that are trained for it, one unless it is AUTO."""
+    return _STACKED if name == AUTO else (name,)
 
 
 def build_head(name: str, shape: "HeadShape") -> "Head":

@@ -162,7 +162,7 @@ class _Export:
         if not self.config.overwrite and was_measured(path, {"scores": digest}):
             return False
         of_class, judge = self._class(drawn), models()
-        found = faithfulness.measure(drawn.scores.values, lambda patches: judge.probability(of_class, patches), seed=0)
+        found = faithfulness.measure(drawn.scores.values, lambda patches: judge.answer(of_class, patches), seed=0)
         faithfulness.write_slide(self.out, slide_id, drawn.scores.meaning, digest, found)
         return True
 

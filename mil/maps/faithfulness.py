@@ -1,10 +1,11 @@
 """Is the map true? The model's decision when patches are dropped, or given back, in the order of their scores.
 
-Deletion drops the patches with the highest scores first, insertion begins with them; the probability of the class is
-computed again each time, from the cached features, by the models that did not see the slide (Petsiuk et al., BMVC
-2018). A faithful score drops the probability faster, and raises it faster, than patches in random order. The area is
-the mean of two differences: under random deletion less that under deletion by score, and under insertion by score less
-that under random insertion. 0 is chance; 1 cannot be passed.
+Deletion drops the patches with the highest scores first, insertion begins with them; what the models say of the slide
+(the probability of the class, or another task's answer) is computed again each time, from the cached features, by the
+models that did not see the slide (Petsiuk et al., BMVC 2018). A faithful score lowers it faster, and raises it faster,
+than patches in random order. The area is the mean of two differences: under random deletion less that under deletion
+by score, and under insertion by score less that under random insertion. 0 is chance; where answers are probabilities 1
+cannot be passed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ Curve = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Curves (F,) over FRACTIONS of the patches: probability of the class; random ones are (orders, F)."""
+    """Curves (F,) over FRACTIONS of the patches: answers; random ones are (orders, F)."""
 
     deletion: Curve
     insertion: Curve
@@ -42,8 +43,8 @@ class Faithfulness:
         return np.asarray(np.trapezoid(gained, FRACTIONS, axis=1) / (2 * FRACTIONS[-1]))
 
 
-def measure(scores: NDArray[np.float64], probability: Callable[[NDArray[np.int64]], float], seed: int) -> Faithfulness:
-    """scores (N,); `probability` of the class with only these patches, of which there is always at least one.
+def measure(scores: NDArray[np.float64], answer: Callable[[NDArray[np.int64]], float], seed: int) -> Faithfulness:
+    """scores (N,); `answer` for the slide with only these patches, of which there is always at least one.
 
     Insertion of a fraction f begins with at least one patch; deletion leaves at least one.
     """
@@ -52,7 +53,7 @@ def measure(scores: NDArray[np.float64], probability: Callable[[NDArray[np.int64
     cuts = [round(f * len(scores)) for f in FRACTIONS]
 
     def curve(kept: Callable[[NDArray[np.int64], int], NDArray[np.int64]]) -> Curve:
-        return np.array([[probability(np.sort(kept(order, cut))) for cut in cuts] for order in orders])
+        return np.array([[answer(np.sort(kept(order, cut))) for cut in cuts] for order in orders])
 
     deletion = curve(lambda order, cut: order[min(cut, len(order) - 1) :])
     insertion = curve(lambda order, cut: order[: max(cut, 1)])
@@ -101,8 +102,9 @@ def _draw(found: Faithfulness, heading: str) -> Figure:
         axes.plot(FRACTIONS, at_random.mean(0), color="0.35", label="random order")
         axes.plot(FRACTIONS, by_score, color="#c2410c", linewidth=2, label="highest score first")
         axes.set_xlabel(name)
-        axes.set_ylim(-0.02, 1.02)
-    figure.axes[0].set_ylabel("probability of the class")
+        if all(curve.min() >= 0 and curve.max() <= 1 for _, *curves in pairs for curve in curves):
+            axes.set_ylim(-0.02, 1.02)
+    figure.axes[0].set_ylabel("what the models say of the slide")
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(heading, fontsize=10, parse_math=False)  # a name may hold dollar signs
     return figure

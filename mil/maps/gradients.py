@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from mil.heads.bags import pack
+from mil.heads.committee import Committee
 from mil.heads.head import Head
 from tiling.jobs.errors import RequestError
 
@@ -18,8 +19,17 @@ def input_gradients(heads: Sequence[Head], features: torch.Tensor, device: torch
     features: (N, D) as stored; x are those that the model's own training part standardised.
     RequestError for a head whose logits have no gradient.
     """
-    each = [_of_one(head, features, device) for head in heads]
+    each = [_of_model(head, features, device) for head in heads]
     return np.asarray(np.mean(each, axis=0, dtype=np.float64), np.float32)
+
+
+def _of_model(head: Head, features: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
+    """Of a committee, whose logits are the weighted sum of its members', the same sum."""
+    if not isinstance(head, Committee):
+        return _of_one(head, features, device)
+    weights = head.get_buffer("weights").cpu().numpy()
+    each = [_of_one(member, features, device) for member in head.heads]
+    return np.tensordot(weights, np.stack(each), axes=1).astype(np.float32)
 
 
 def _of_one(head: Head, features: torch.Tensor, device: torch.device) -> NDArray[np.float32]:

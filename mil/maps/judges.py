@@ -41,8 +41,8 @@ class SlideModels:
         heads = [self.ensemble.heads[m] for m in self.models]
         return input_gradients(heads, self._features, self.ensemble.device)
 
-    def probability(self, of_class: str, patches: NDArray[np.int64]) -> float:
-        """Calibrated probability of a class if the slide had only these patches."""
+    def answer(self, of_class: str, patches: NDArray[np.int64]) -> float:
+        """What the models say of an output, such as a class's calibrated probability, given these patches alone."""
         features, task = self._features[torch.from_numpy(patches)], self.ensemble.task
         each = [self.ensemble.ask(m, features) for m in self.models]
         return float(average(each, task).answer[task.output_names.index(of_class)])

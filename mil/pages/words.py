@@ -11,22 +11,27 @@ def is_figure(value: Any) -> bool:
 
 
 def value(figure: Figure | None, digits: int = 3) -> str:
-    return "–" if figure is None or figure["value"] is None else f"{figure['value']:.{digits}f}"
+    return "–" if figure is None or figure["value"] is None else _decimal(figure["value"], digits)
 
 
 def spread(figure: Figure, digits: int = 3) -> str:
     """The interval alone, empty where there is none."""
     if figure["value"] is None:
         return "undefined"
-    return "" if figure["low"] is None else f"{figure['low']:.{digits}f} – {figure['high']:.{digits}f}"
+    return "" if figure["low"] is None else f"{_decimal(figure['low'], digits)} – {_decimal(figure['high'], digits)}"
 
 
 def interval(figure: Figure | None, digits: int = 3, undefined: str = "undefined") -> str:
     """`0.934 (0.880–0.970)`, short enough for a cell."""
     if figure is None or figure["value"] is None:
         return undefined
-    between = "" if figure["low"] is None else f" ({figure['low']:.{digits}f}–{figure['high']:.{digits}f})"
-    return value(figure, digits) + between
+    ends = "" if figure["low"] is None else f" ({_decimal(figure['low'], digits)}–{_decimal(figure['high'], digits)})"
+    return value(figure, digits) + ends
+
+
+def _decimal(number: float, digits: int) -> str:
+    """With so many decimals, or two significant digits where these would all be 0."""
+    return f"{number:.2g}" if 0 < abs(number) < 0.5 * 10.0**-digits else f"{number:.{digits}f}"
 
 
 def low_to_high(figure: Figure, digits: int = 3, sign: str = "+") -> str:
@@ -40,11 +45,11 @@ def p_value(p: float | None) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def difference_sentence(against: Figure, name: str, auroc: float) -> str:
-    """One sentence on a difference of AUROCs with its p values, from what `name` reached on the same slides."""
-    delong = "" if against["p_delong"] is None else f"; DeLong {p_value(against['p_delong'])}"
+def difference_sentence(against: Figure, figure: str, name: str, other: float) -> str:
+    """One sentence on a difference of a `figure` with its p values, from the `other` that `name` reached."""
+    delong = "" if against.get("p_delong") is None else f"; DeLong {p_value(against['p_delong'])}"
     found = f"{against['value']:+.3f} ({low_to_high(against)}, {p_value(against['p'])}{delong})"
-    return f"AUROC {found} against {name} ({auroc:.3f}) on the same slides"
+    return f"{figure} {found} against {name} ({other:.3f}) on the same slides"
 
 
 def seconds(count: float) -> str:

@@ -10,7 +10,7 @@ from mil.evaluation.curve_verdict import REMEDIES, Name, Verdict, judge_all, jud
 from mil.pages import parts
 from mil.pages.chart import Chart
 from mil.pages.parts import Figures, Paragraph, Part, Picture, Points, Section, Tag
-from mil.run.tables import kept_epoch
+from mil.run.tables import by_member, kept_epoch
 
 _HIGHEST_LOSS = 3.0  # of the losses at the start: beyond, a curve that runs away would flatten the others
 _BAD: tuple[Name, ...] = ("unstable", "does not learn")
@@ -38,7 +38,8 @@ def learning_section(histories: Mapping[int, pd.DataFrame], most_epochs: int, co
         for n, history in curves.items()
     )
     legend = Paragraph(
-        "; the dot is the epoch that was kept, at the lowest mean validation loss of several epochs.",
+        "; the dot is the epoch that was kept, at the lowest mean validation loss of several epochs. Each model of a "
+        "fold has its own two lines.",
         soft=True,
         key=(("c0", "training"), ("c1", "validation")),
     )
@@ -46,12 +47,15 @@ def learning_section(histories: Mapping[int, pd.DataFrame], most_epochs: int, co
 
 
 def learning_curve(history: pd.DataFrame, highest: float, epochs: int) -> Chart:
+    """The curves of all models of a fold."""
     chart = Chart((0, epochs), (0, highest), (300, 200), ("epoch", "loss"), ticks=4, whole_x=True)
-    kept = history.iloc[kept_epoch(history)]
-    chart.guide([kept["epoch"]] * 2, [0, highest])
-    chart.line(history["epoch"], history["train_loss"], "c0", "training")
-    chart.line(history["epoch"], history["val_loss"], "c1", "validation")
-    chart.dot(kept["epoch"], kept["val_loss"], "c1", said=f"kept: epoch {kept['epoch']:.0f}")
+    for number, own in enumerate(by_member(history)):
+        names = ("training", "validation") if number == 0 else ("", "")
+        kept = own.iloc[kept_epoch(own)]
+        chart.guide([kept["epoch"]] * 2, [0, highest])
+        chart.line(own["epoch"], own["train_loss"], "c0", names[0])
+        chart.line(own["epoch"], own["val_loss"], "c1", names[1])
+        chart.dot(kept["epoch"], kept["val_loss"], "c1", said=f"kept: epoch {kept['epoch']:.0f}")
     return chart
 
 

@@ -60,10 +60,10 @@ def top_patches(slide: SlideAttention, count: int) -> NDArray[np.int64]:
 
     Where a head weighs all patches alike (mean, or copied labels), those with the highest score of the predicted class.
     """
-    scores = slide.attention
+    scores = slide.attention.astype(np.float64)
     if np.ptp(scores) <= 1e-6 * scores.max():
-        own = int(slide.probabilities.argmax())
-        scores = slide.patch_logits[:, own] - np.delete(slide.patch_logits, own, axis=1).max(axis=1)
+        own = slide.task.shown_output(slide.probabilities)
+        scores = slide.task.patch_scores(slide.patch_logits.astype(np.float64), own)
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
 
 

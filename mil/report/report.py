@@ -59,6 +59,7 @@ def _sections(out: Path, provenance: Mapping[str, Any], metrics: Mapping[str, An
         slides_section(out, task, predictions),
         _left_out(read_failures(out)),
         *_by_fold(task, metrics.get("folds")),
+        *_heads(metrics.get("heads")),
         _settings(provenance),
     ]
 
@@ -89,6 +90,15 @@ def _by_fold(task: Task, folds: Sequence[Mapping[str, Any]] | None) -> list[Sect
         for fold in folds
     ]
     return [Section("Folds", (Table(("repeat.fold", "slides", *map(task.figure_title, names)), tuple(rows)),))]
+
+
+def _heads(weights: Mapping[str, float] | None) -> list[Section]:
+    """Of a run that weighed several."""
+    if not weights:
+        return []
+    rows = tuple((name, f"{weight:.2f}") for name, weight in weights.items())
+    said = Paragraph("The weight of each head's calibrated log-odds, mean over folds; chosen on training slides alone.")
+    return [Section("Heads", (said, Table(("head", "weight"), rows)))]
 
 
 def _settings(provenance: Mapping[str, Any]) -> Section:

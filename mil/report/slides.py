@@ -32,7 +32,9 @@ class SlideRow:
 def slides_section(out: Path, task: Task, predictions: pd.DataFrame) -> Section:
     pictured = pictured_slides(out)
     rows = slides_by_loss(task, predictions, pictured)
-    table = render("mil.report", "slides.html", rows=rows, pictured=bool(pictured), shown=task.judged_title)
+    table = render(
+        "mil.report", "slides.html", rows=rows, pictured=bool(pictured), shown=task.judged_title, wrong=task.wrong_title
+    )
     return Section("Slides", (Markup(table),))
 
 

@@ -53,7 +53,7 @@ class SlidePrediction:
 
     answer: NDArray[np.float64]  # (C,), calibrated
     attention: NDArray[np.float32]  # (N,), sums to 1
-    patch_logits: NDArray[np.float32]  # (N, C)
+    patch_logits: NDArray[np.float32]  # (N, C), as contributions in the unit of calibrated logits
     spread: float  # standard deviation over models of the output that the task watches
     class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has one an output
     contributions: NDArray[np.float32] | None = None  # (N, C), where the head's logits are a sum over patches

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from mil.tasks.task import Calibration, Task
 from tiling.jobs.atomic import atomic_folder
 from tiling.jobs.errors import RequestError
 
+_OF_HEAD = ("head", "shape", "members", "weights")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One fold's model. `shape` are the fields of mil.heads.head.HeadShape."""
+    """One fold's model, a sum of its members. `shape` are the fields of mil.heads.head.HeadShape."""
 
     head: str
     shape: dict[str, Any]
     task: Task
     calibration: Calibration  # what the task learned from the validation part
     tensors: dict[str, NDArray[Any]]
+    members: tuple[str, ...]  # heads, one unless the tensors are those of a mil.heads.committee.Committee
+    weights: Mapping[str, float] = field(default_factory=dict)  # of each head, where several were weighed
 
 
 def fold_folder(run: Path, number: int) -> Path:
@@ -34,7 +39,7 @@ def fold_folder(run: Path, number: int) -> Path:
 
 
 def write_fold(run: Path, number: int, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
-    of_head = {"head": checkpoint.head, "shape": checkpoint.shape}
+    of_head = {name: getattr(checkpoint, name) for name in _OF_HEAD}
     described = {**of_head, **named(checkpoint.task), **checkpoint.task.state(), **checkpoint.calibration}
     metadata = {METADATA: json.dumps(described, sort_keys=True)}
     with atomic_folder(fold_folder(run, number)) as folder:
@@ -57,5 +62,6 @@ def read_checkpoint(run: Path, number: int) -> Checkpoint:
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RequestError(f"{path}: not a checkpoint of train-mil ({error}); train again") from error
     task, head, shape = restored(described), described.pop("head"), described.pop("shape")
+    members, weights = tuple(described.pop("members", [head])), described.pop("weights", {})
     calibration = {key: value for key, value in described.items() if key not in ("task", *task.state())}
-    return Checkpoint(head, shape, task, calibration, tensors)
+    return Checkpoint(head, shape, task, calibration, tensors, members, weights)

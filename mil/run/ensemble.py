@@ -17,6 +17,7 @@ from features.embed.device import pick_device
 from features.feature_file import EmbeddingInfo, Embeddings
 from mil.cohort.cohort import SCALE_RATIO, encoder_identity, in_float16
 from mil.heads.bags import pack
+from mil.heads.committee import Committee
 from mil.heads.head import Head, HeadShape
 from mil.heads.registry import build_head
 from mil.run.attention import SlidePrediction
@@ -99,7 +100,9 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
 
 def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
     with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced
-        head = build_head(checkpoint.head, HeadShape(**checkpoint.shape))
+        shape = HeadShape(**checkpoint.shape)
+        heads = [build_head(name, shape) for name in checkpoint.members]
+    head = heads[0] if len(heads) == 1 else Committee(heads, shape.n_classes)
     head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
     return head.to(device).eval()
 
@@ -110,13 +113,17 @@ def predict_slide(
 ) -> SlidePrediction:
     """One model, one slide; features (N, D) with N >= 1."""
     output = head(pack([features]).to(device))
+
+    def shown(logits: torch.Tensor) -> NDArray[np.float32]:
+        return task.shown_logits(logits.double().cpu().numpy(), calibration).astype(np.float32)
+
     return SlidePrediction(
         answer=task.calibrated(task.answers(output.logits[0].double()), calibration),
         attention=output.attention.float().cpu().numpy(),
-        patch_logits=output.patch_logits.float().cpu().numpy(),
+        patch_logits=shown(output.patch_logits),
         spread=0.0,
         class_attention=None if output.class_attention is None else output.class_attention.float().cpu().numpy(),
-        contributions=None if output.contributions is None else output.contributions.float().cpu().numpy(),
+        contributions=None if output.contributions is None else shown(output.contributions),
     )
 
 

@@ -1,12 +1,14 @@
-"""CONTRACT run directory, what train-mil writes. Version 3.
+"""CONTRACT run directory, what train-mil writes. Version 4.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
-    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test)
+    splits.csv                         repeat, fold, slide_id, patient_id, split (train, val or test), inner (which of
+                                       the fold's models a training slide is held out of, from 0; empty without)
     fold-<k>/checkpoint.safetensors    the kept epoch's weights; k counts the folds of all repeats, from 0
-    fold-<k>/history.csv               epoch, learning_rate, train_loss, val_loss, val_auroc (for another task the
-                                       figure that it watches), stop_loss, worst_step (slides of the step with the
-                                       highest loss, parted by spaces; absent for heads that have no steps)
+    fold-<k>/history.csv               member (from 0; absent where the fold has one model), head (absent where all
+                                       have the same), epoch, learning_rate, train_loss, val_loss, val_auroc (for
+                                       another task the figure that it watches), stop_loss, worst_step (slides of the
+                                       step with the highest loss, parted by spaces; absent for heads without steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32, NaN where the head says
@@ -14,13 +16,15 @@
                                        class_attention, contributions (N, C) float32 where the head has them
     failures.csv                       slide_id, reason of labelled slides that are not used; absent if all are
     training.safetensors               the distribution of the training slides' mean embeddings, their fingerprints
-    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy)
+    metrics.json                       slide, patient, folds, against_mean, counts (patch too for patch-label-copy;
+                                       heads, the weight of each, for auto)
     pictures/thumbnails/<slide_id>.jpg and pictures/patches/<slide_id>.jpg
                                        the slide with its most weighty patches outlined, and these patches, for those
                                        slides whose patch store was found
     report.html                        all of this on one page that loads from disk alone
     charts/<name>.png and .pdf         its charts as files: roc, precision-recall, calibration, learning-fold-<k>
-    tensorboard/fold-<k>/              events for TensorBoard
+    tensorboard/fold-<k>/ and fold-<k>-member-<m>/
+                                       events for TensorBoard, of a fold's first and further models
     wandb/                             local files of Weights & Biases, if tracked there
 
 Every file but those of TensorBoard and Weights & Biases MUST be written whole or not at all; a fold folder is one unit.
@@ -36,17 +40,19 @@ so a group of them that is killed starts again, from its first epoch. All other 
 not.
 
 The kept epoch is that with the lowest `stop_loss`, which is empty where an epoch comes too early to be kept, or the
-last one where there is no validation part (then the threshold is the positive class's share in training).
-Predictions MUST be out of fold: from models that saw neither the slide nor its patient. `prob_<class>` sums to 1
-over the classes; it is calibrated: the logits are divided by the fold's temperature, then its bias is added. For two
-classes a slide is predicted positive where its probability reaches the threshold chosen on the fold's validation part;
-else the most probable class is predicted. In `predictions_patient.csv` the label is empty if a patient's slides carry
-different labels.
+last one where there is no validation part. A fold of several members has one history after the other; its model is
+their mean: of logits, attention and what is said of patches. Predictions MUST be out of fold: from models that saw
+neither the slide nor its patient. `prob_<class>` sums to 1 over the classes; it is calibrated: the logits are divided
+by the fold's temperature, then its bias is added. For two classes a slide is predicted positive where its probability
+reaches the threshold, the share of positive slides in training; else the most probable class is predicted. In
+`predictions_patient.csv` the label is empty if a patient's slides carry different labels.
 
-A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head,
-shape, classes, positive, threshold (null unless there are two classes), temperature, bias and shares (of the classes
-in training, both (C,)). The threshold is one of calibrated probabilities. Its tensors include `mean` and `std`,
-with which features are standardised.
+A checkpoint's metadata is one JSON text under the key `slidemil` (safetensors keeps no order of keys): head, shape,
+members (their heads), weights (of each head, where several are weighed), classes, positive, threshold (null unless
+there are two classes), temperature, bias and shares (of the classes in training, both (C,)). The threshold is one of
+calibrated probabilities. Its tensors include `mean` and `std`, with which features are standardised. Where there are
+several members, the names of the tensors of member m begin with `members.<m>.`; `weights` (M,) and `offset` (C,) say
+what is summed.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
 these for each class; low and high are the ends of the 95 % interval over patients, given the models of the folds as
@@ -60,14 +66,22 @@ known slide fingerprints by slide id.
 What depends on the kind of target is the task's own (mil.tasks.task) and is described here for classification: classes
 and positive in provenance, checkpoints and attention files; threshold, temperature, bias and shares in checkpoints;
 `prob_<class>` in tables; the figures. Any other kind MUST be named under the key `task` in provenance, checkpoints and
-attention files; a file that names none is a classification's.
+attention files; a file that names none is a classification's. A regression has `column` in provenance, checkpoints and
+attention files; mean, deviation and half_width (null where there is no range) in checkpoints; `value`, `low` and `high`
+in tables, the last two empty where there is no range; the figures of mil.metrics.regression; charts scatter and errors.
+Survival has `column`, `event` and `times` there; slope, centre and hazards in checkpoints; labels such as `12.5`, or
+`12.5+` where no event was seen by then; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
+charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` there; temperature and bias in
+checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
+mil.metrics.ordinal.
 
-Versions 1 and 2 can still be read: they had no bias (it was 0) and no shares, version 1 no temperature (it was 1), no
-training.safetensors, and fewer figures.
+Versions 1 to 3 can still be read: they had one model a fold, 1 and 2 no bias (it was 0) and no shares, version 1 no
+temperature (it was 1), no training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
 head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
-predicted), and `contributions` (N, C), which sum to the slide's logits before temperature and bias. `coords`
+predicted), and `contributions` (N, C), which sum to the slide's logits before the bias;
+they and `patch_logits` are divided by the temperature (not in runs of versions 1 to 3). `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
 version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
 (sizes), -1 (the overlap) or NaN (the scale).
@@ -86,8 +100,8 @@ from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-run", 3
-_STILL_READ = (1, 2)
+FORMAT, VERSION = "slidemil-run", 4
+_STILL_READ = (1, 2, 3)
 LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
@@ -118,8 +132,8 @@ def chart_path(run: Path, name: str) -> Path:
     return run / "charts" / name
 
 
-def tensorboard_folder(run: Path, number: int) -> Path:
-    return run / "tensorboard" / f"fold-{number}"
+def tensorboard_folder(run: Path, number: int, member: int) -> Path:
+    return run / "tensorboard" / (f"fold-{number}" + (f"-member-{member}" if member else ""))
 
 
 def clear(run: Path) -> None:

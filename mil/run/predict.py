@@ -60,7 +60,8 @@ def predict_folder(
             rows.append(_row(judge, slide_id, source.read(slide_id)))
         except SlideError as error:
             failures[slide_id] = str(error)
-    columns = ["slide_id", "prediction", *judge.ensemble.task.value_columns, "fold_spread", "models"]
+    task = judge.ensemble.task
+    columns = ["slide_id", "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
     return Predictions(table, failures, len(judge.ensemble.heads))
 

@@ -25,8 +25,16 @@ def read_history(run: Path, number: int) -> pd.DataFrame:
     return pd.read_csv(fold_folder(run, number) / "history.csv")
 
 
+def by_member(history: pd.DataFrame) -> list[pd.DataFrame]:
+    """The history of each of a fold's models."""
+    if "member" not in history:
+        return [history]
+    extra = [name for name in ("member", "head") if name in history]
+    return [own.drop(columns=extra).reset_index(drop=True) for _, own in history.groupby("member")]
+
+
 def kept_epoch(history: pd.DataFrame) -> int:
-    """The row of `history` whose weights the checkpoint holds."""
+    """The row of one model's history whose weights the checkpoint holds."""
     losses = history["stop_loss" if "stop_loss" in history else "val_loss"].to_numpy()  # older runs kept the lowest
     return len(losses) - 1 if np.isnan(losses).all() else int(np.nanargmin(losses))
 
@@ -79,6 +87,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA."""
-    text = ("slide_id", "patient_id", "label", "prediction", "split")
-    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
+    text = ("slide_id", "patient_id", "label", "prediction", "split", "inner")
+    table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    numbers = table.columns.difference(list(text))
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

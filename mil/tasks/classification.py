@@ -16,11 +16,11 @@ from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
 from mil.pages.parts import Section
 from mil.tasks.calibration import calibrated, class_shares, fit_calibration
-from mil.tasks.classification_report import classification_sections, title
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
+from mil.tasks.reports.classification import FIGURES, classification_sections
+from mil.tasks.reports.figures import title
 from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
-from mil.tasks.threshold import choose_threshold
 from tiling.manifest import SlideRow
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
@@ -43,6 +43,8 @@ class Classification(Task):
     headline = "auroc"
     baseline = "logistic regression on mean features"
     judged_title = "probability of its label"
+    patch_score = "patch log-odds"
+    smooths_labels = True
 
     @classmethod
     def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
@@ -101,19 +103,14 @@ class Classification(Task):
     def calibrate(self, answers: Floats, targets: Targets, trained_on: Targets) -> Calibration:
         """Temperature and bias, the classes' shares in training, and the threshold of calibrated probabilities.
 
-        The threshold is None unless C = 2. For n = 0 it is the positive class's share: there both classes are as
-        likely as each other where they are equally frequent.
+        The threshold is None unless C = 2, else the positive class's share: there both classes are as likely as each
+        other where they are equally frequent, which makes the balanced accuracy the best. Chosen on a hundred slides it
+        would be worse, by chance (tests/benchmarks/accuracy_threshold.py).
         """
         shares = class_shares(trained_on, len(self.classes))
         temperature, bias = fit_calibration(answers, targets, shares)
-        threshold = None
-        if self.positive is not None:
-            threshold = float(shares[self.positive])
-            if len(targets):
-                scores = calibrated(answers, temperature, bias)[:, self.positive]
-                threshold = choose_threshold(scores, targets == self.positive)
         return {
-            "threshold": threshold,
+            "threshold": None if self.positive is None else float(shares[self.positive]),
             "temperature": temperature,
             "bias": bias.tolist(),
             "shares": shares.tolist(),
@@ -194,6 +191,10 @@ class Classification(Task):
         right = (table["label"] == table["prediction"]).to_numpy(bool)
         return Judged(right, own, -np.log(np.maximum(own, _SMALLEST_PROBABILITY)))
 
+    def shown_logits(self, logits: Floats, calibration: Calibration) -> Floats:
+        """Divided by the temperature."""
+        return np.asarray(logits / calibration.get("temperature", 1.0))
+
     def patch_scores(self, logits: Floats, at: int) -> Floats:
         """Log-odds of the class."""
         return np.asarray(logits[:, at] - logsumexp(np.delete(logits, at, axis=1), axis=1))
@@ -218,7 +219,7 @@ class Classification(Task):
         return [(f"{count:,}", name) for name, count in counts["slides_of_class"].items()]
 
     def figure_title(self, name: str) -> str:
-        return title(name)
+        return title(name, FIGURES)
 
     def describe(self, column: str, targets: Targets) -> str:
         counts = np.bincount(targets)
@@ -227,7 +228,7 @@ class Classification(Task):
 
     @property
     def figure_titles(self) -> Mapping[str, str]:
-        return {name: title(name) for name in _SHOWN}
+        return {name: title(name, FIGURES) for name in _SHOWN}
 
     def figure_notes(self) -> Sequence[str]:
         if self.positive is None:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 TASKS = {  # name of the kind: module below mil.tasks, or any other module, whose `TASK` it is
     "classification": "mil.tasks.classification",
+    "regression": "mil.tasks.regression",
+    "survival": "mil.tasks.survival",
+    "ordinal": "mil.tasks.ordinal",
 }
 
 

@@ -33,6 +33,8 @@ class Target:
     column: str
     positive: str = ""  # class of a two-class target; empty: the last in sorted order
     task: str = "classification"
+    event: str = ""  # column that says whether the event was seen at the end of the time in `column`
+    order: str = ""  # grades from low to high, parted by commas
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Task(ABC):
     headline: ClassVar[str]  # the figure of metrics.json by which runs are compared
     baseline: ClassVar[str]  # what `fit_baseline` fits to mean features, in words
     judged_title: ClassVar[str]  # of Judged.shown
+    wrong_title: ClassVar[str] = "wrong"  # of slides that are not Judged.right
+    patch_score: ClassVar[str] = "patch score"  # title of `patch_scores`
+    smooths_labels: ClassVar[bool] = False  # whether a part of a label may be spread over the others
+    further_columns: ClassVar[tuple[str, ...]] = ()  # what `columns` says besides `prediction` and `value_columns`
 
     # What it reads
 
@@ -141,7 +147,7 @@ class Task(ABC):
 
     @abstractmethod
     def columns(self, answer: Floats, calibration: Calibration) -> dict[str, Any]:
-        """What the tables say of a calibrated answer (C,): `prediction` and `value_columns`."""
+        """What the tables say of a calibrated answer (C,): `prediction`, `value_columns` and `further_columns`."""
 
     @property
     @abstractmethod
@@ -186,13 +192,20 @@ class Task(ABC):
     def fit_baseline(
         self, vectors: Floats, targets: Targets, held_out: tuple[Floats, Targets]
     ) -> Callable[[Floats], Floats]:
-        """A plain model of slide vectors (n, D); held_out: of the validation part, may be empty. It gives answers."""
+        """A plain model of slide vectors (n, D); held_out: of the validation part, may be empty.
+
+        It gives answers as they are reported, (n, C).
+        """
 
     @abstractmethod
     def judge(self, table: pd.DataFrame) -> Judged:
         """Each row of a prediction table."""
 
     # What maps show
+
+    def shown_logits(self, logits: Floats, calibration: Calibration) -> Floats:
+        """Logits of patches (N, C), or what they add to a slide's, in the unit of calibrated ones."""
+        return logits
 
     def patch_scores(self, logits: Floats, at: int) -> Floats:
         """Logits (N, C) of patches alone -> (N,): how much each speaks for output `at`."""

@@ -16,6 +16,7 @@ import sklearn
 
 from features.embed.device import pick_device
 from mil.cohort.cohort import Cohort, load_cohort, shown
+from mil.cohort.constant_features import name_constant_features
 from mil.cohort.leakage import audit
 from mil.cohort.splits import Fold, make_folds
 from mil.evaluation.compare import compare_runs, require_comparable
@@ -34,7 +35,7 @@ from mil.run.layout import (
     write_config,
     write_provenance,
 )
-from mil.run.tables import read_history, read_metrics, write_failures, write_splits
+from mil.run.tables import by_member, read_history, read_metrics, write_failures, write_splits
 from mil.tasks.registry import named
 from mil.tasks.task import Target, Task
 from mil.training.config import TrainConfig
@@ -50,7 +51,10 @@ from tiling.jobs.provenance import differences, package_versions
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
 _OF_THE_CALL = ("overwrite", "compare", "patches")  # settings that say nothing of the run
-_ELSEWHERE = (*_OF_THE_CALL, "device", "task", "positive", "track", "memory", "scratch")  # noted elsewhere, or no say
+_ELSEWHERE = (  # noted elsewhere, or no say
+    *_OF_THE_CALL,
+    *("device", "task", "positive", "event", "order", "track", "memory", "scratch"),
+)
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
 
@@ -86,7 +90,7 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    asked = Target(target, config.positive, config.task)
+    asked = Target(target, config.positive, config.task, config.event, config.order)
     cohort = load_cohort(features, labels, asked, config.memory, scratch)
     config = _with_loss(config, cohort)
     folds, notices = _audited_folds(cohort, config)
@@ -116,6 +120,8 @@ def train_mil(
 
 def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:
     """The config with a loss that the task has."""
+    if config.label_smoothing and not cohort.task.smooths_labels:
+        raise RequestError(f"label_smoothing spreads labels over classes, and the target is a {cohort.task.kind}")
     try:
         return replace(config, loss=config.loss_of(cohort.task.losses))
     except ValueError as error:
@@ -135,7 +141,7 @@ def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], lis
     """All folds, and what the user should know. RequestError with all that was found, before any training."""
     try:
         folds = make_folds(cohort, config.split_plan())
-        noticed = [*cohort.warnings, *audit(cohort, folds)]
+        noticed = [*cohort.warnings, *name_constant_features(cohort), *audit(cohort, folds)]
     except RequestError as error:
         raise RequestError("\n".join([str(error), *(f"warning: {line}" for line in cohort.warnings)])) from error
     used = np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.val, fold.test)]))
@@ -215,10 +221,15 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
                 "slide_id": cohort.slide_ids[part],
                 "patient_id": cohort.patient_ids[part],
                 "split": name,
+                "inner": inner,
             }
         )
         for fold in folds
-        for name, part in (("train", fold.train), ("val", fold.val), ("test", fold.test))
+        for name, inner, part in (
+            *(("train", str(inner), part) for inner, part in enumerate(fold.inner)),
+            *([] if fold.inner else [("train", "", fold.train)]),
+            *(("val", "", fold.val), ("test", "", fold.test)),
+        )
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -245,9 +256,12 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
                 watchers.skipped(fold)
         if done.issuperset(fold.number for fold in group):
             for fold in group:
-                history = read_history(out, fold.number).drop(columns="worst_step", errors="ignore")
-                for values in history.to_dict("records"):
-                    tracked.epoch(fold, {str(name): value for name, value in values.items()})
+                histories = by_member(read_history(out, fold.number).drop(columns="worst_step", errors="ignore"))
+                for member, history in enumerate(histories):
+                    for values in history.to_dict("records"):
+                        tracked.epoch(
+                            replace(fold, member=member), {str(name): value for name, value in values.items()}
+                        )
             continue
         trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
         for fold, (checkpoint, history) in zip(group, trained, strict=True):

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mil.cohort.split_plan import SplitPlan
-from mil.heads.registry import HEADS
+from mil.heads.registry import AUTO, HEADS
 from mil.tasks.registry import TASKS
 from tiling.jobs.command import setting
 
@@ -17,14 +18,17 @@ PRECISIONS = ("auto", "fp32", "bf16")
 class TrainConfig:
     """Settings of `train-mil`; each field is a flag and a key of configs/train.yaml."""
 
-    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}")
+    head: str = setting("gated-abmil", f"model on top of the patch features: {', '.join(HEADS)}, or {AUTO}, several")
     folds: int = setting(5, "folds of the cross-validation, by patient (unless the table has a split column)")
     repeats: int = setting(1, "how often the cross-validation is repeated with another shuffle")
     split: str = setting("patient", "what no test fold shares with training: patient, or site (column 'site') as well")
     splits: str = setting(
         "", "CSV of your own splits (slide_id, split, repeat, fold), such as another run's splits.csv"
     )
-    val_fraction: float = setting(0.25, "part of the non-test patients for stopping and threshold; 0: all epochs, 0.5")
+    inner_folds: int | Literal["auto"] = setting(
+        "auto", "models a fold, each stopped on another part of its patients; auto: 5, for a large cohort 0 (one model)"
+    )
+    val_fraction: float = setting(0.25, "part of the non-test patients that stops the one model; 0: all epochs, 0.5")
     epochs: int = setting(100, "largest number of passes over the training slides")
     patience: int = setting(30, "epochs without a lower mean validation loss after which a fold stops")
     batch_slides: int = setting(8, "slides per optimiser step")
@@ -34,15 +38,22 @@ class TrainConfig:
     weight_decay: float = setting(1e-2, "decoupled weight decay (AdamW)")
     gradient_clip: float = setting(1.0, "largest norm of a gradient")
     loss: str = setting(
-        "auto", "of training; auto: the task's own. For classes cross-entropy, focal or generalised-cross-entropy"
+        "auto",
+        "of training; auto: the first of the task's own. Classes: cross-entropy, focal, generalised-cross-entropy; "
+        "numbers: huber, squared; others have one",
     )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")
     attention_dim: int = setting(64, "width of the attention layer")
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
+    feature_limit: float = setting(8.0, "standard deviations from the mean to which features are limited; 0: none")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
-    task: str = setting("classification", f"what kind of target the column holds: {', '.join(TASKS)}")
+    task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    event: str = setting(
+        "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
+    )
+    order: str = setting("", "for --task ordinal: the grades from low to high, such as G1,G2,G3")
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
@@ -50,7 +61,7 @@ class TrainConfig:
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
     overwrite: bool = setting(False, "replace an existing run in --out")
-    compare: str = setting("", "run on the same slides to compare the AUROC with")
+    compare: str = setting("", "run on the same slides to compare the AUROC, or the task's own first figure, with")
     patches: str = setting(
         "", "folder of patch stores, for pictures in the report (default: 'patches' beside features)"
     )
@@ -64,11 +75,13 @@ class TrainConfig:
         return self.loss
 
     def split_plan(self) -> SplitPlan:
-        return SplitPlan(self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed)
+        return SplitPlan(
+            self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed, self.inner_folds
+        )
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        if self.head not in (*HEADS, AUTO):
+            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}, {AUTO}")
         if self.split not in ("patient", "site"):
             raise ValueError(f"split is {self.split!r}, expected patient or site")
         if self.splits and self.split != "patient":
@@ -77,6 +90,12 @@ class TrainConfig:
             raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if bool(self.event) != (self.task == "survival"):
+            raise ValueError(
+                "event names the column of events for task survival, which needs it; no other task has one"
+            )
+        if bool(self.order) != (self.task == "ordinal"):
+            raise ValueError("order names the grades for task ordinal, which needs it; no other task has one")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:
@@ -87,9 +106,12 @@ class TrainConfig:
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)
         _at_least("bootstrap", self.bootstrap, 100)
+        if self.inner_folds != "auto":
+            _at_least("inner_folds", self.inner_folds, 0)
         _at_least("parallel_models", self.parallel_models, 0)
         _at_least("seed", self.seed, 0)
-        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("weight_decay", "feature_limit"):
+            _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
+from mil.heads.registry import heads_of
 from mil.pages import words
 from mil.run.checkpoint import Checkpoint
-from mil.run.tables import kept_epoch, read_metrics
+from mil.run.tables import by_member, kept_epoch, read_metrics
 from mil.tasks.task import Task
 from mil.training.command import Trained
 from mil.training.watch import Session, Watcher
@@ -40,13 +41,14 @@ class Display(Watcher):
             disable=not console.is_terminal,
         )
         self._bar = self._live.add_task("")
-        self._completed: dict[int, int] = {}  # fold number: epochs
-        self._lengths: list[int] = []  # epochs of the folds that have ended here
+        self._completed: dict[tuple[int, int], int] = {}  # numbers of fold and member: epochs
+        self._lengths: list[int] = []  # epochs of the models that have ended here
         self._trained = 0  # epochs, here and now
         self._started = self._last_plain = time.monotonic()
 
     def start(self, session: Session, notices: Sequence[str]) -> None:
         self._folds, self._epochs, self._task = session.folds, session.config.epochs, session.cohort.task
+        self._heads = len(heads_of(session.config.head))
         for notice in notices:
             self._print(f"warning: {notice}")
         cohort = session.cohort
@@ -57,15 +59,16 @@ class Display(Watcher):
         )
         self._print(cohort.task.describe(session.target, cohort.targets))
         first = self._folds[0]
-        parts = f"train {len(first.train)}, val {len(first.val)}, test {len(first.test)} slides in the first"
+        val = f"in {len(first.inner)} inner parts" if first.inner else f"val {len(first.val)}"
+        parts = f"train {len(first.train)}, {val}, test {len(first.test)} slides in the first"
         self._print(f"head {session.config.head} on {session.device}; {len(self._folds)} fold(s), {parts}")
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
         if not self._trained:
             self._started = time.monotonic()
-            self._live.update(self._bar, total=len(self._folds) * self._epochs)
+            self._live.update(self._bar, total=len(self._models(*self._folds)) * self._epochs)
             self._live.start()
-        self._completed[fold.number] = int(values["epoch"])
+        self._completed[fold.number, fold.member] = int(values["epoch"])
         self._trained += 1
         text = (
             f"{self._name(fold)}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
@@ -77,16 +80,19 @@ class Display(Watcher):
             self._last_plain = time.monotonic()
 
     def skipped(self, fold: Fold) -> None:
-        self._completed[fold.number] = self._epochs
+        self._complete(fold)
         self._print(f"{self._name(fold)}  already trained")
 
     def ended(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
-        self._completed[fold.number] = self._epochs
-        self._lengths.append(len(history))
-        best = history.iloc[kept_epoch(history)]
+        self._complete(fold)
+        histories = by_member(history)
+        self._lengths += [len(own) for own in histories]
+        best = pd.DataFrame([own.iloc[kept_epoch(own)] for own in histories])
+        epochs = ", ".join(f"{at:.0f} of {len(own)}" for at, own in zip(best["epoch"], histories, strict=True))
+        mean = best.drop(columns="worst_step", errors="ignore").astype(float).mean()
         self._print(
-            f"{self._name(fold)}  keeps epoch {best['epoch']:.0f} of {len(history)}  train {best['train_loss']:.3f}  "
-            f"{self._of_validation(best)}{self._task.calibration_said(checkpoint.calibration)}"
+            f"{self._name(fold)}  keeps epoch {epochs}  train {mean['train_loss']:.3f}  "
+            f"{self._of_validation(mean)}{self._task.calibration_said(checkpoint.calibration)}"
         )
 
     def note(self, text: str) -> None:
@@ -126,10 +132,16 @@ class Display(Watcher):
     def _name(self, fold: Fold) -> str:
         return f"fold {fold.number + 1}/{len(self._folds)}"
 
+    def _complete(self, fold: Fold) -> None:
+        self._completed |= dict.fromkeys(self._models(fold), self._epochs)
+
+    def _models(self, *folds: Fold) -> list[tuple[int, int]]:
+        return [(fold.number, m) for fold in folds for m in range(self._heads * len(fold.members))]
+
     def _seconds_left(self) -> float:
-        """At the pace so far, if the folds to come stop as early as those that have ended did on average."""
+        """At the pace so far, if the models to come stop as early as those that have ended did on average."""
         length = float(np.mean(self._lengths)) if self._lengths else self._epochs
-        done = [self._completed.get(fold.number, 0) for fold in self._folds]
+        done = [self._completed.get(model, 0) for model in self._models(*self._folds)]
         left = sum(0.0 if d >= self._epochs else max(1.0, length - d) for d in done)
         return left * (time.monotonic() - self._started) / max(1, self._trained)
 
@@ -155,4 +167,5 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
 
 
 def _difference(task: Task, name: str, against: Mapping[str, Any]) -> str:
-    return words.difference_sentence(against, name, against[task.headline]["value"])
+    headline = task.headline
+    return words.difference_sentence(against, task.figure_title(headline), name, against[headline]["value"])

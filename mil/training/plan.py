@@ -8,6 +8,7 @@ where the machine has instructions for it; evaluation is always in float32.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise, seed_dropout
-from mil.heads.head import HeadShape, OwnRecipe
-from mil.heads.registry import build_head
+from mil.heads.head import Head, HeadShape, OwnRecipe
+from mil.heads.registry import build_head, heads_of
 from mil.tasks.classification import Classification
 from mil.tasks.task import Task
 from mil.training.config import TrainConfig
@@ -32,7 +33,8 @@ _GPU_FLOATS = 2**32  # inputs of all models in a step: 16 GiB, and about twice t
 class Plan:
     """What all folds of a run have in common; it depends on nothing but the request and the machine."""
 
-    groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group are trained together
+    groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group, of one repeat, end together
+    together: int  # models at most that are trained as one
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
     bf16: bool
@@ -45,27 +47,42 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         embed_dim=config.embed_dim,
         attention_dim=config.attention_dim,
         dropout=config.dropout,
+        feature_limit=config.feature_limit,
     )
-    _require_fitting(config.head, shape, cohort.task)
-    trained_on = len(np.unique(np.concatenate([fold.train for fold in folds])))
-    steps = math.ceil(max(len(fold.train) for fold in folds) / config.batch_slides)
+    names = heads_of(config.head)
+    for name in names:
+        _require_fitting(name, build_head(name, shape), cohort.task)
+    if len(names) > 1 and not all(len(member.val) for fold in folds for member in fold.members):
+        raise RequestError(f"--head {config.head} needs held-out slides; give --inner-folds or --val-fraction")
+    models = [member for fold in folds for member in fold.members]
+    trained_on = len(np.unique(np.concatenate([model.train for model in models])))
+    steps = math.ceil(max(len(model.train) for model in models) / config.batch_slides)
     patches = float(np.mean([len(features) for features in cohort.features])) * trained_on / steps
     features_in_step = patches * (1 - config.instance_dropout) * shape.dim_in
     large = features_in_step > _LARGE_STEP
     size = config.parallel_models
     if not size and device.type == "cpu":
-        size = 1 if large else len(folds)
+        size = 1 if large else len(models)
     elif not size:
-        size = max(1, min(len(folds), math.floor(_GPU_FLOATS / features_in_step)))
-    if size > 1 and not can_stack(config.head, shape, cohort):
+        size = max(1, min(len(models), math.floor(_GPU_FLOATS / features_in_step)))
+    if size > 1 and len(names) == 1 and not can_stack(names[0], shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
-    groups = tuple(tuple(folds[start : start + size]) for start in range(0, len(folds), size))
-    return Plan(groups, shape, steps, bf16)
+    return Plan(_groups(folds, size), size, shape, steps, bf16)
 
 
-def _require_fitting(name: str, shape: HeadShape, task: Task) -> None:
-    if build_head(name, shape).for_classes_alone and not isinstance(task, Classification):
+def _groups(folds: Sequence[Fold], size: int) -> tuple[tuple[Fold, ...], ...]:
+    """Consecutive folds of one repeat with at most `size` models, or one fold."""
+    groups: list[tuple[Fold, ...]] = []
+    for _, of_repeat in groupby(folds, key=lambda fold: fold.repeat):
+        own = tuple(of_repeat)
+        count = max(1, size // max(len(fold.members) for fold in own))
+        groups += [own[start : start + count] for start in range(0, len(own), count)]
+    return tuple(groups)
+
+
+def _require_fitting(name: str, head: Head, task: Task) -> None:
+    if head.for_classes_alone and not isinstance(task, Classification):
         raise RequestError(f"the head {name} tells classes apart, and the target is a {task.kind}; take gated-abmil")
 
 

@@ -19,28 +19,29 @@ from mil.run.layout import tensorboard_folder
 from mil.training.watch import Watcher
 from tiling.jobs.errors import RequestError
 
-_OTHERS = ("classes", "positive", "task", "target", "slides", "features", "packages")  # of provenance, sent as settings
+_SENT = ("classes", "positive", "event", "task", "target", "slides", "features", "packages")  # of provenance
 
 
 class TensorBoard(Watcher):
-    """Events of each fold under `<run>/tensorboard`, those of a group that was killed replaced."""
+    """Events of each model under `<run>/tensorboard`, those of a group that was killed replaced."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._writers: dict[int, SummaryWriter] = {}
+        self._writers: dict[tuple[int, int], SummaryWriter] = {}  # by numbers of fold and member
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
-        if fold.number not in self._writers:
-            events = tensorboard_folder(self._out, fold.number)
+        model = fold.number, fold.member
+        if model not in self._writers:
+            events = tensorboard_folder(self._out, *model)
             shutil.rmtree(events, ignore_errors=True)
-            self._writers[fold.number] = SummaryWriter(str(events))
+            self._writers[model] = SummaryWriter(str(events))
         for name, value in values.items():
             if math.isfinite(value):
-                self._writers[fold.number].add_scalar(name, value, int(values["epoch"]))
+                self._writers[model].add_scalar(name, value, int(values["epoch"]))
 
     def ended(self, fold: Fold, history: pd.DataFrame, checkpoint: Checkpoint) -> None:
-        if fold.number in self._writers:
-            self._writers.pop(fold.number).close()
+        for model in [model for model in self._writers if model[0] == fold.number]:
+            self._writers.pop(model).close()
 
     def finish(self, metrics: Mapping[str, Any] | None) -> None:
         for writer in self._writers.values():
@@ -66,12 +67,12 @@ class WandbTracker(Watcher):
                 f"Weights & Biases cannot be reached ({error}); log in with `wandb login`, set WANDB_MODE=offline, or "
                 "leave --track out"
             ) from error
-        self._known: set[int] = set()
+        self._known: set[str] = set()
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
-        name = f"fold-{fold.number}"
-        if fold.number not in self._known:
-            self._known.add(fold.number)
+        name = f"fold-{fold.number}" + (f"-member-{fold.member}" if fold.member else "")
+        if name not in self._known:
+            self._known.add(name)
             self._run.define_metric(f"{name}/*", step_metric=f"{name}/epoch")
         self._run.log({f"{name}/{key}": value for key, value in values.items()})
 
@@ -87,5 +88,5 @@ def tracker(track: str, out: Path, provenance: Mapping[str, Any]) -> Watcher:
     """The tracker called `track`, one that does nothing for an empty name. RequestError if it cannot be had."""
     if track != "wandb":
         return Watcher()
-    settings = {key: provenance[key] for key in _OTHERS if key in provenance}
+    settings = {key: provenance[key] for key in _SENT if key in provenance}
     return WandbTracker(out, {**provenance["settings"], **settings})

@@ -33,7 +33,7 @@ class Watcher:
         """Before any training. notices: what the user should know of the cohort and its folds."""
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
-        """Once an epoch of a fold, folds in any order; values by the columns of history.csv."""
+        """Once an epoch of each model of a fold, whose own `fold` this is, in any order; values as in history.csv."""
 
     def skipped(self, fold: Fold) -> None:
         """The fold was trained by an earlier call."""

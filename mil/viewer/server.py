@@ -51,7 +51,10 @@ def rows_to_view(run: Path, slides: str) -> list[SlideRow]:
     rows = load_table(Path(table), needs_path=False)
     if not any(row.path for row in rows):
         whose = "" if slides else ", which the run was trained with,"
-        raise RequestError(f"{table}{whose} has no column 'path' with slide files; name a table that has with --slides")
+        raise RequestError(
+            f"{table}{whose} has no column 'path' with slide files (URLs are not read here); "
+            "name a table that has with --slides"
+        )
     return rows
 
 

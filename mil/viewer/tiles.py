@@ -108,7 +108,7 @@ class OpenSlides:
     def _opened(self, slide_id: str) -> Slide:
         path = self._paths[slide_id]
         if path is None:
-            raise SlideError(f"{slide_id}: its path is empty in the slide table")
+            raise SlideError(f"{slide_id}: its path is empty in the slide table, or a URL, which is not read here")
         return open_slide(path)
 
     def _close_idle(self, keep: int) -> None:

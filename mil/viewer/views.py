@@ -51,9 +51,10 @@ def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
 
 def _tested(found: pd.DataFrame, task: Task) -> dict[str, Any]:
     """found: a slide's rows of predictions.csv."""
-    values = found[list(task.value_columns)].mean()
+    numbers = found[[*task.value_columns, *task.further_columns]].mean()
+    values = numbers[list(task.value_columns)]
     label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
-    judged = task.judge(pd.DataFrame([{"label": label, "prediction": prediction, **values}]))
+    judged = task.judge(pd.DataFrame([{"label": label, "prediction": prediction, **numbers}]))
     answer, loss = values.to_numpy(np.float64), float(judged.loss[0])
     said = task.say(answer, task.spread_output(answer))
     return {
@@ -81,12 +82,12 @@ class SlideView:
 
     @cached_property
     def layers(self) -> dict[tuple[str, str], PatchScores]:
-        """By score and class: the log-odds of each, the default class first, attention, and what else the head has."""
+        """By score and output: what patches alone say, the default one first, attention, and what else the head has."""
         if (slide := self.slide) is None:
             return {}
         first = default_class(slide)
         names = sorted(slide.classes, key=lambda name: name != first)
-        layers = {("patch log-odds", n): patch_scores(slide, "logit", n) for n in names}
+        layers = {(slide.task.patch_score, n): patch_scores(slide, "logit", n) for n in names}
         layers["attention", ""] = patch_scores(slide, "attention")
         if slide.contributions is not None:
             layers |= {("contribution", n): patch_scores(slide, "contribution", n) for n in names}

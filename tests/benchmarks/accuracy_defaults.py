@@ -34,6 +34,9 @@ CANDIDATES = {
     "batch_slides 2": {"batch_slides": 2},
     "embed_dim 64": {"embed_dim": 64, "attention_dim": 32},
     "embed_dim 256": {"embed_dim": 256, "attention_dim": 128},
+    "feature_limit 0": {"feature_limit": 0.0},
+    "feature_limit 6": {"feature_limit": 6.0},
+    "feature_limit 10": {"feature_limit": 10.0},
     "dropout 0": {"dropout": 0.0},
     "dropout 0.5": {"dropout": 0.5},
     "weight_decay 0.1": {"weight_decay": 0.1},
@@ -56,7 +59,10 @@ def splits(cohort: Cohort) -> tuple[list[Fold], list[list[Fold]]]:
         train = np.setdiff1d(everyone, test)
         outer.append(Fold(k, 0, k, train, none, test))
         held_out = parts(train, INNER, k + 1)
-        inner.append([Fold(k, 1 + j, k, np.setdiff1d(train, own), none, own) for j, own in enumerate(held_out)])
+        numbers = range(OUTER + k * INNER, OUTER + (k + 1) * INNER)  # of one repeat, so that all are trained together
+        inner.append(
+            [Fold(n, 0, n, np.setdiff1d(train, own), none, own) for n, own in zip(numbers, held_out, strict=True)]
+        )
     return outer, inner
 
 
@@ -78,21 +84,20 @@ def figures(cohort: Cohort, folds: list[Fold], probabilities: list[np.ndarray]) 
     return log_loss(labels, scores), roc_auc_score(labels, scores[:, 1])
 
 
-def bench(name: str, cohort: Cohort, head: str) -> None:
+def bench(name: str, cohort: Cohort, head: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     outer, inner = splits(cohort)
     base = TrainConfig(head=head, val_fraction=0.0)
     outer_results, inner_losses = {}, {}
-    for candidate, settings in CANDIDATES.items():
+    for candidate in names:
         folds = [*outer, *(fold for own in inner for fold in own)]
-        results = judge(cohort, folds, replace(base, **settings))
+        results = judge(cohort, folds, replace(base, **CANDIDATES[candidate]))
         of_outer, rest = results[:OUTER], results[OUTER:]
         of_inner = [rest[k * INNER : (k + 1) * INNER] for k in range(OUTER)]
         outer_results[candidate] = of_outer
         inner_losses[candidate] = [figures(cohort, f, r)[0] for f, r in zip(inner, of_inner, strict=True)]
         loss, area = figures(cohort, folds[OUTER:], rest)
         print(f"{name}, {candidate}: inner log loss {loss:.3f}, AUROC {area:.3f}", flush=True)
-    names = list(CANDIDATES)
     chosen = [names[int(np.argmin([inner_losses[c][k] for c in names]))] for k in range(OUTER)]
     for label, picks in (("defaults", ["defaults"] * OUTER), ("nested choice", chosen)):
         loss, area = figures(cohort, outer, [outer_results[pick][k] for k, pick in enumerate(picks)])
@@ -106,10 +111,13 @@ if __name__ == "__main__":
     parser.add_argument("--features", type=Path)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--target", default="label")
+    parser.add_argument("--sets", default="musk1,fox")
+    parser.add_argument("--candidates", default=",".join(CANDIDATES))
     arguments = parser.parse_args()
+    names = arguments.candidates.split(",")
     if arguments.features:
         loaded = load_cohort(arguments.features, arguments.labels, arguments.target)
-        bench(arguments.features.name, loaded, arguments.head)
+        bench(arguments.features.name, loaded, arguments.head, names)
     elif DATA.is_dir():
-        for data_set in ("musk1", "fox"):
-            bench(data_set, load_bags(data_set), arguments.head)
+        for data_set in arguments.sets.split(","):
+            bench(data_set, load_bags(data_set), arguments.head, names)

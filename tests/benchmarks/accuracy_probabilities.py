@@ -29,18 +29,18 @@ PREVALENCES, SEEDS = (0.05, 0.1, 0.5, 0.9), (10, 11)  # the priors of the calibr
 SLIDES, PATCHES, DIM, WITNESS, SHIFT = 300, 40, 24, 0.1, 3.5
 
 
-def make_cohort(folder: Path, prevalence: float, seed: int) -> Path:
+def make_cohort(folder: Path, prevalence: float, seed: int, slides: int = SLIDES) -> Path:
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=DIM)
     direction *= SHIFT / np.linalg.norm(direction)
-    positive = np.arange(SLIDES) < round(SLIDES * prevalence)
+    positive = np.arange(slides) < round(slides * prevalence)
     folder.mkdir()
     for i, shows in enumerate(positive):
         patches = rng.normal(size=(PATCHES, DIM)) + 0.5 * rng.normal(size=DIM)
         if shows:
             patches[: max(1, rng.binomial(PATCHES, WITNESS))] += direction
         write_features(folder, f"s{i:03d}", patches)
-    table = pd.DataFrame({"slide_id": [f"s{i:03d}" for i in range(SLIDES)], "tumour": np.where(positive, "yes", "no")})
+    table = pd.DataFrame({"slide_id": [f"s{i:03d}" for i in range(slides)], "tumour": np.where(positive, "yes", "no")})
     table.to_csv(folder / "slides.csv", index=False)
     return folder / "slides.csv"
 

@@ -59,9 +59,18 @@ def test_each_version_is_read_with_exact_values(version):
 def test_what_is_written_today_is_version_2(tmp_path):
     write_embeddings(tmp_path / "new.h5", Embeddings(FEATURES, COORDS, INFO))
     with h5py.File(GOLDEN / "features-v2.h5") as golden, h5py.File(tmp_path / "new.h5") as new:
-        assert set(new) == set(golden) and dict(new.attrs) == dict(golden.attrs)
+        assert set(new) == set(golden) and dict(new.attrs) == {**golden.attrs, "input_mpp": 0.5}
         assert dict(new["coords"].attrs) == dict(golden["coords"].attrs)
         assert new["coords"].attrs["patch_size_level0"] == 512 and new["coords"].attrs["level0_width"] == 4000
+
+
+def test_a_file_says_which_scale_the_network_saw(tmp_path):
+    resized = replace(INFO, patch_size_px=512, input_px=224)
+    write_embeddings(tmp_path / "new.h5", Embeddings(FEATURES, COORDS, resized))
+    with h5py.File(tmp_path / "new.h5") as file:
+        assert file.attrs["input_mpp"] == pytest.approx(0.5 * 512 / 224)
+    assert read_info(tmp_path / "new.h5") == resized
+    assert math.isnan(replace(INFO, input_px=0).input_mpp)
 
 
 def test_another_version_is_refused_by_name(tmp_path):

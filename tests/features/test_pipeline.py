@@ -19,7 +19,7 @@ import torch
 import yaml
 from distributed import LocalCluster
 
-from features import pipeline
+from features import making, pipeline
 from features.config import EmbedSettings, FeatureConfig
 from features.embed import pipe
 from features.embed.pipe import Embedder, embed
@@ -122,7 +122,7 @@ def test_files_say_what_decoded_and_computed_them_and_other_ones_are_not_added_t
     monkeypatch.undo()
     assert extract(stores, "--out", out, "--device", "cpu") == 0
     assert read_embeddings(out / "jpeg.h5").info.decoder == f"simplejpeg {metadata.version('simplejpeg')}"
-    monkeypatch.setattr(pipeline, "_decoder", lambda store: "another")
+    monkeypatch.setattr(making, "decoder_of", lambda store: "another")
     assert extract(stores, "--out", out, "--device", "cpu") == 1
     assert "decoder: found 'zstd, lossless', wanted 'another'" in reasons(out)["a"]
 
@@ -384,3 +384,58 @@ def test_dask_workers_write_the_same_files(extract, stores, tmp_path):
         assert extract(*run) == 0
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert (tmp_path / "there/statistics.json").read_text() == (tmp_path / "here/statistics.json").read_text()
+
+
+def test_a_scale_that_the_network_does_not_know_is_embedded_only_if_asked_for(extract, stores, tmp_path, monkeypatch):
+    def trained_at_half(*of):
+        return load_encoder(*of).with_preprocessing(input_px=32, mpp=(0.5,))
+
+    monkeypatch.setattr(making, "load_encoder", trained_at_half)
+    run = (stores, "--out", tmp_path / "out", "--device", "cpu")
+    assert extract(*run) == 1 and not files(tmp_path / "out")
+    assert "tile-slides --mpp 0.5 --patch-px 32" in reasons(tmp_path / "out")["a"]
+    assert extract(*run, "--input-px", 32) == 0
+    found = read_embeddings(tmp_path / "out/a.h5").info
+    assert (found.input_px, found.input_mpp, found.mpp) == (32, 1.0, 0.5)
+
+
+def test_a_resized_patch_is_no_secret(extract, stores, tmp_path, capsys):
+    assert extract(stores, "--out", tmp_path / "out", "--device", "cpu", "--input-px", 32) == 0
+    assert "patches of 64 px at 0.5 µm/px, resized to 32 px: 1 µm/px" in capsys.readouterr().out
+
+
+def test_several_encoders_in_one_pass_give_the_bytes_of_each_alone(extract, stores, tmp_path, monkeypatch):
+    run = ("--weights", "random", "--device", "cpu", "--precision", "fp32")
+    for name in ("resnet18", "timm:test_vit"):
+        assert extract(stores, "--out", tmp_path / name, "--encoder", name, *run) == 0
+    decoded = []
+    read = PatchStore.read
+    monkeypatch.setattr(PatchStore, "read", lambda *of: decoded.extend(of[1]) or read(*of))
+    both = (stores, "--out", tmp_path / "both", "--encoder", "resnet18,timm:test_vit", *run)
+    assert extract(*both) == 0
+    assert len(decoded) == 9 + 4 + 2  # once, and the first of each slide for the batch norms of resnet18
+    assert sorted(p.name for p in (tmp_path / "both").iterdir() if p.is_dir()) == ["resnet18", "timm-test_vit"]
+    for name, folder in (("resnet18", "resnet18"), ("timm:test_vit", "timm-test_vit")):
+        assert files(tmp_path / "both" / folder) == files(tmp_path / name)
+        assert (tmp_path / "both" / folder / "statistics.json").read_bytes() == (
+            tmp_path / name / "statistics.json"
+        ).read_bytes()
+    (tmp_path / "both/timm-test_vit/b.h5").unlink()
+    before = (tmp_path / "both/resnet18/b.h5").stat().st_mtime_ns
+    assert extract(*both) == 0  # what is missing of one is made again, and of the other nothing is touched
+    assert (tmp_path / "both/resnet18/b.h5").stat().st_mtime_ns == before
+    assert files(tmp_path / "both/timm-test_vit") == files(tmp_path / "timm:test_vit")
+    assert json.loads((tmp_path / "both/summary.json").read_text())["counts"] == {"done": 1, "skipped": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("resnet18, resnet18",), "two of these are one"),
+        (("resnet18,resnet34", "--adapt-bn"), "for one encoder"),
+        (("resnet18,resnet34", "--weights", "own.pth"), "for one encoder"),
+    ],
+)
+def test_what_several_encoders_cannot_share_is_refused(extract, stores, tmp_path, capsys, given, said):
+    assert extract(stores, "--out", tmp_path / "out", "--encoder", *given) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

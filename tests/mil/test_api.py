@@ -21,17 +21,19 @@ FAST = dict(folds=2, epochs=4, embed_dim=8, attention_dim=4, bootstrap=100, devi
 def test_a_run_says_what_its_files_hold(planted, tmp_path):
     told = []
     run = train(planted.parent, planted, "diagnosis", tmp_path / "run", lambda *of: told.append(of), **FAST)
-    assert sorted((fold.number, values["epoch"]) for fold, values in told) == [
-        (k, e) for k in (0, 1) for e in (1, 2, 3, 4)
+    assert sorted((fold.number, fold.member, values["epoch"]) for fold, values in told) == [
+        (k, m, e) for k in (0, 1) for m in range(5) for e in (1, 2, 3, 4)
     ]
     assert run.folds == [0, 1] and run.task.classes == ("normal", "tumour") and run.report.exists()
-    first = [values["val_auroc"] for fold, values in told if fold.number == 0]
-    assert run.history(0)["val_auroc"].tolist() == pytest.approx(first)
+    first = sorted((fold.member, values["epoch"], values["val_auroc"]) for fold, values in told if fold.number == 0)
+    columns = run.history(0)[["member", "epoch", "val_auroc"]]
+    assert columns.to_numpy().tolist() == [pytest.approx(row) for row in first]
     row = run.predictions.set_index("slide_id").loc["s03"]
     slide = run.attention("s03")
     assert slide.probabilities[1] == pytest.approx(row["prob_tumour"], abs=1e-6) and slide.label == row["label"]
     assert run.metrics["counts"]["slides"] == len(run.predictions) == 40 and run.left_out.empty
-    assert set(run.splits["split"]) == {"train", "val", "test"} and len(run.patient_predictions) == 20
+    assert set(run.splits["split"]) == {"train", "test"} and set(run.splits["inner"]) == {"", *"01234"}
+    assert len(run.patient_predictions) == 20
 
 
 def test_the_same_call_is_the_command(planted, tmp_path, command):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, field, fields, is_dataclass
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -32,26 +32,38 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:
-    """A parser with one flag a field; the caller adds the inputs and `--out`."""
+    """A parser with one flag a field; the caller adds the inputs and `--out`.
+
+    A field that is a config itself, such as `tile`, is a section: its flags are `--tile.patch-px` and so on.
+    """
     parser = _Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
+    _add_flags(parser, config_class, "--")
+    return parser
+
+
+def _add_flags(parser: jsonargparse.ArgumentParser, config_class: type, start: str) -> None:
     hints = get_type_hints(config_class)
     for entry in fields(config_class):
-        flag = "--" + entry.name.replace("_", "-")
-        help_text = entry.metadata["help"]
+        if isinstance(section := hints[entry.name], type) and is_dataclass(section):
+            _add_flags(parser, section, f"{start}{entry.name}.")
+            continue
+        flag, help_text = start + entry.name.replace("_", "-"), entry.metadata["help"]
         if hints[entry.name] is bool:
             parser.add_argument(flag, action="store_true", help=help_text)
         else:
             assert entry.default is not MISSING
             parser.add_argument(flag, type=hints[entry.name], default=entry.default, help=help_text)
-    return parser
 
 
 def config_from(config_class: type[C], arguments: jsonargparse.Namespace) -> C:
     """The config held by parsed arguments. Raises RequestError where its own checks refuse a value."""
-    names = [entry.name for entry in fields(config_class)]  # type: ignore[arg-type]
+    values = {}
+    for name, hint in get_type_hints(config_class).items():
+        value = arguments[name]
+        values[name] = config_from(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value
     try:
-        return config_class(**{name: arguments[name] for name in names})
+        return config_class(**values)
     except ValueError as error:
         raise RequestError(str(error)) from error
 

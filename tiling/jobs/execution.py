@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from tiling.jobs.arrivals import Arrivals
 from tiling.jobs.errors import RequestError
 from tiling.jobs.outcomes import Outcome
 from tiling.jobs.workers import OnOneCore, WorkerDied, map_threads, map_unordered
@@ -21,6 +22,28 @@ Executor: TypeAlias = Callable[[Sequence[Job]], Generator[Outcome, None, None]]
 
 
 @dataclass(frozen=True)
+class Arrival(Generic[Job]):
+    """A job that is ready, or the fault for which it never will be."""
+
+    job: Job
+    fault: str = ""
+
+    @property
+    def slide_id(self) -> str:
+        return self.job.slide_id
+
+
+class Ahead(Protocol):
+    """Makes jobs ready, in threads of this process, while worker processes do those that are."""
+
+    def coming(self, jobs: Sequence[Any]) -> AbstractContextManager[Arrivals[Arrival[Any]]]:
+        """Each of the jobs arrives once; what was made for them is removed when the context ends."""
+
+    def ended(self, slide_id: str) -> None:
+        """What was made for this job is needed no more."""
+
+
+@dataclass(frozen=True)
 class Execution:
     """Where slides are done, and which of them this job has."""
 
@@ -29,6 +52,7 @@ class Execution:
     scheduler: str = ""  # address of a Dask scheduler, whose workers do them instead
     part: str = ""  # i/n of an array job, for the names of summary and failures
     prefix: str = ""  # of these names
+    ahead: Ahead | None = None  # makes jobs ready, for workers of this machine
 
 
 IN_THIS_PROCESS = Execution()
@@ -40,17 +64,36 @@ def executor(work: Callable[[Job], Outcome], execution: Execution) -> Executor[J
         return functools.partial(_over_dask, work=work, scheduler=execution.scheduler)
     if execution.workers == 0:
         return functools.partial(_over_threads, work=work, threads=execution.threads)
+    if execution.ahead:
+        return functools.partial(_over_arrivals, work=work, workers=execution.workers, ahead=execution.ahead)
     return functools.partial(_over_processes, work=work, workers=execution.workers)
 
 
 def _over_processes(
-    jobs: Sequence[Job], work: Callable[[Job], Outcome], workers: int
+    jobs: Sequence[Job] | Arrivals[Job], work: Callable[[Job], Outcome], workers: int
 ) -> Generator[Outcome, None, None]:
-    for job, result in map_unordered(work, jobs, workers):
-        if isinstance(result, WorkerDied):
-            yield Outcome(job.slide_id, "failed", str(result))
-        else:
-            yield result
+    with closing(map_unordered(work, jobs, workers)) as results:
+        for job, result in results:
+            if isinstance(result, WorkerDied):
+                yield Outcome(job.slide_id, "failed", str(result))
+            else:
+                yield result
+
+
+def _over_arrivals(
+    jobs: Sequence[Job], work: Callable[[Job], Outcome], workers: int, ahead: Ahead
+) -> Generator[Outcome, None, None]:
+    with (
+        ahead.coming(jobs) as arrivals,
+        closing(_over_processes(arrivals, functools.partial(_of_arrival, work), workers)) as outcomes,
+    ):
+        for outcome in outcomes:
+            ahead.ended(outcome.slide_id)
+            yield outcome
+
+
+def _of_arrival(work: Callable[[Job], Outcome], arrival: Arrival[Job]) -> Outcome:
+    return Outcome(arrival.slide_id, "failed", arrival.fault) if arrival.fault else work(arrival.job)
 
 
 def _over_threads(jobs: Sequence[Job], work: Callable[[Job], Outcome], threads: int) -> Generator[Outcome, None, None]:

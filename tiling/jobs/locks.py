@@ -5,12 +5,13 @@ which many file servers ignore, or files whose dead owner on another machine hol
 """
 
 import functools
-import glob
 import json
 import os
+import re
 import secrets
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from tiling.jobs.atomic import remove, temporary_beside
 
+_TEMPORARY = re.compile(r"(\..+\.(?:tmp|lock\.new))-[0-9]+-[0-9a-z]+")
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
 
@@ -47,9 +49,9 @@ def lock(path: Path) -> Iterator[None]:
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
     try:  # a signal may end this process at any line
-        _acquire(file, token)
+        taken_over = _acquire(file, token)
         beat.start()
-        _clear(path)
+        clear_left(path, taken_over)
         yield
     except OSError as error:
         if _read_or_none(file) not in (None, token):  # stopped for so long that another job took over
@@ -61,12 +63,33 @@ def lock(path: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def _clear(path: Path) -> None:
-    """Remove what killed jobs left half written of `path`, whose lock is held, and of its lock."""
-    name = glob.escape(path.name)
-    for pattern in (f".{name}.tmp-*", f".{name}.lock.new-*"):
-        for stale in path.parent.glob(pattern):
-            remove(stale)
+def clear_left(path: Path, taken_over: bool = False) -> None:
+    """Remove what killed jobs left half written of `path`, whose lock is held, and of that lock.
+
+    What is left by jobs that are killed from now on is there with their lock; so the folder is listed where a lock is
+    `taken_over`, and else once in a run: a listing for each of many slides would take hours.
+    """
+    folder = path.parent.absolute()
+    left = _left_in(folder) if taken_over else _left_at_first(folder)
+    for stale in [*left.get(f".{path.name}.tmp", ()), *left.get(f".{path.name}.lock.new", ())]:
+        remove(folder / stale)
+
+
+def _left_in(folder: Path) -> dict[str, list[str]]:
+    """Names of temporary siblings in a folder, by what they begin with."""
+    left = defaultdict(list)
+    for name in os.listdir(folder):
+        if found := _TEMPORARY.fullmatch(name):
+            left[found[1]].append(name)
+    return left
+
+
+_left_at_first = functools.cache(_left_in)
+
+
+def begin_run() -> None:
+    """Folders are looked at again for what killed jobs left in them."""
+    _left_at_first.cache_clear()
 
 
 def clear_dead(folder: Path) -> None:
@@ -78,7 +101,9 @@ def clear_dead(folder: Path) -> None:
             pass
 
 
-def _acquire(file: Path, token: str) -> None:
+def _acquire(file: Path, token: str) -> bool:
+    """Whether it was taken over from a dead owner. Raises Locked."""
+    taken_over = False
     for _ in range(3):
         temporary = file.with_name(f".{file.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
         try:
@@ -86,13 +111,14 @@ def _acquire(file: Path, token: str) -> None:
             with suppress(FileNotFoundError):  # the lock's owner took it for left behind: again
                 now_s = temporary.stat().st_mtime
                 os.link(temporary, file)  # unlike O_EXCL + write, the lock never exists without its content
-                return
+                return taken_over
         except FileExistsError:
             owner = _read_or_none(file)
             if owner == token:  # NFS did it and lost the answer
-                return
+                return taken_over
             _require_dead(file, now_s)
             _set_aside(file, owner)
+            taken_over = True
         finally:
             temporary.unlink(missing_ok=True)
     raise Locked(f"{file} changes hands")

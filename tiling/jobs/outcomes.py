@@ -22,6 +22,7 @@ _QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:(?!\1).)*[\\/]((?:(?!\
 # From a slash that starts a path to the last one before a colon, a semicolon or the next path: folders have spaces.
 # What lies in a patch store is named from there.
 _FOLDERS = re.compile(r"(?<![\w.%)\]])(?:[A-Za-z]:)?[\\/]+(?:(?:(?!: |; |\s[\\/]|\.zarr[\\/]).)*[\\/])?")
+_URL_FOLDERS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://(?:[^\s'\"]*/)?")
 _RELATIVE_FOLDERS = re.compile(r"(?<!\w)(?:[\w.~-]+[\\/])+(?=[\w-][\w.-]*\.[A-Za-z])")
 
 Status = Literal["done", "skipped", "empty", "locked", "failed", "not done"]
@@ -108,7 +109,7 @@ def without_folders(reason: str, folders: Iterable[Path] = ()) -> str:
     """
     for folder in folders:
         reason = reason.replace(f"{folder}/", "")
-    reason = _QUOTED_PATH.sub(r"\1\2\1", reason)
+    reason = _QUOTED_PATH.sub(r"\1\2\1", _URL_FOLDERS.sub("", reason))
     return _RELATIVE_FOLDERS.sub("", _FOLDERS.sub("", reason))
 
 

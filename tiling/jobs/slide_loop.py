@@ -17,7 +17,7 @@ from tiling.jobs.atomic import no_room
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import IN_THIS_PROCESS, Execution, Executor, Job, executor
 from tiling.jobs.listener import SILENT, Listener
-from tiling.jobs.locks import DEAD_AFTER_S, Locked, clear_dead
+from tiling.jobs.locks import DEAD_AFTER_S, Locked, begin_run, clear_dead
 from tiling.jobs.outcomes import Outcome, Outcomes, write_outcomes
 
 RETRY_S = 20.0  # more than HEARTBEAT_S, so that a live lock has changed after it
@@ -40,6 +40,7 @@ def run_slides(
     """
     out.mkdir(parents=True, exist_ok=True)
     start, outcomes = time.monotonic(), []
+    begin_run()
     execute = executor(functools.partial(_guarded, work, out=out), execution)
     running = _until_stopped(known, _without_dead_locks(jobs, execute, listener))
     try:

@@ -27,6 +27,8 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from tiling.jobs.arrivals import Arrivals
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 STALL_S = 600.0  # without a sign of life, after which a worker is taken for hung up
@@ -152,7 +154,7 @@ class OnOneCore(Generic[Job, Result]):
 
 def map_unordered(
     work: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    jobs: Iterable[Job] | Arrivals[Job],
     workers: int,
     stall_s: float = STALL_S,
     full: Callable[[], bool] = lambda: False,
@@ -160,6 +162,7 @@ def map_unordered(
 ) -> Generator[tuple[Job, Result | WorkerDied], None, None]:
     """Yield (job, result) as they finish; `WorkerDied` in the result's place where a process crashed or hung up.
 
+    jobs: those of Arrivals are begun as they come.
     workers: cores in use, and processes at most; where there are fewer jobs than cores, each may use several.
     stall_s: a job may take this long without a call of `alive`.
     full: whether no further job is to be begun, for now, because of results that wait elsewhere.
@@ -167,14 +170,19 @@ def map_unordered(
 
     What `work` raises is raised here. The pool is ended when the iterator is closed, also in mid-run.
     """
-    queue = list(reversed(list(jobs)))
-    pool = _Pool(work, workers, min(workers, len(queue)))
+    if not isinstance(jobs, Arrivals):
+        there = list(jobs)
+        jobs = Arrivals(len(there), there)
+    pool = _Pool(work, workers, min(workers, jobs.expected))
     watch = _Watch(stall_s)
     try:
-        pool.give(queue)
-        while (busy := pool.busy()) and not stopped():
-            ready = wait([w.pipe for w in busy], watch.every_s)
+        pool.give(jobs)
+        while ((busy := pool.busy()) or jobs.left) and not stopped():
+            waiting = jobs.left and len(busy) < pool.size and not full()
+            ready = wait([*(w.pipe for w in busy), *([jobs.bell] if waiting else [])], watch.every_s)
             watch.look(busy)
+            if jobs.bell in ready:
+                pool.give(jobs)
             for worker in [w for w in busy if w.pipe in ready or w.is_lost()]:
                 job = worker.job
                 assert job is not None
@@ -183,7 +191,7 @@ def map_unordered(
                     pool.replace(worker)
                 worker.job = None
                 if not (full() and pool.busy()):
-                    pool.give(queue)
+                    pool.give(jobs)
                 yield job, result
     finally:
         pool.end()
@@ -197,13 +205,17 @@ class _Pool(Generic[Job, Result]):
         self._cores = self._context.Value("i", 1, lock=False)
         self._workers: list[_Worker[Job]] = [self._start() for _ in range(processes)]
 
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
     def busy(self) -> list[_Worker[Job]]:
         return [w for w in self._workers if w.job is not None]
 
-    def give(self, queue: list[Job]) -> None:
-        """Give a job to each idle worker, and share the cores among the busy ones."""
-        idle = [w for w in self._workers if w.job is None]
-        taken = list(zip(idle, [queue.pop() for _ in range(min(len(idle), len(queue)))], strict=False))
+    def give(self, queue: Arrivals[Job]) -> None:
+        """Give a job to each idle worker, as far as there are any, and share the cores among the busy ones."""
+        idle = (w for w in self._workers if w.job is None)
+        taken = list(zip(idle, iter(queue.take, None), strict=False))
         for worker, job in taken:
             worker.job = job
         self._cores.value = max(1, self._cores_in_use // max(1, len(self.busy())))

@@ -4,7 +4,6 @@ Drawn from the finished patch store alone, with Pillow: it runs for every slide 
 """
 
 import functools
-import glob
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tiling.jobs.atomic import atomic_file
-from tiling.qc.facts import PictureSize, SlideFacts, describe, is_current, picture_path, write_facts
+from tiling.jobs.locks import clear_left
+from tiling.qc.facts import PictureSize, SlideFacts, describe, facts_path, is_current, picture_path, write_facts
 from tiling.slides.slide import Pixels
 from tiling.store.patches import PatchStore, PatchStoreInfo
 
@@ -44,9 +44,9 @@ def write_qc(store: PatchStore, out: Path) -> None:
         return
     name = store.info.slide_id
     path = picture_path(out, name)
-    for suffix in ("jpg", "json"):
-        for stale in path.parent.glob(f".{glob.escape(name)}.{suffix}.tmp-*"):
-            stale.unlink()
+    path.parent.mkdir(exist_ok=True)
+    for left in (path, facts_path(out, name)):
+        clear_left(left)
     picture, facts = draw_qc(store)
     with atomic_file(path) as temporary:
         picture.save(temporary, "JPEG", quality=_QUALITY, subsampling="4:4:4", optimize=True)

@@ -14,7 +14,8 @@ Arrays
   thumbnail        (H, W, 3) uint8 RGB, same geometry as the masks
 All but `patches` are zstd, then `crc32c`.
 
-Attributes of the group: `format`, `version` and the fields of `PatchStoreInfo`. No label or macro image, no
+Attributes of the group: `format`, `version` and the fields of `PatchStoreInfo`, of which `remote_version` is there for
+slides that a URL named alone. No label or macro image, no
 path and no vendor property of the slide is ever stored: slide files carry patient data.
 
 A patch covers the square of `patch_size_l0` level-0 pixels from its corner, which may lie left of the slide or above
@@ -95,6 +96,7 @@ class PatchStoreInfo:
     rules: dict[str, int] = field(default_factory=dict)  # tiling.rules.RULES of the program that wrote it
     padding_rgb: Colour | None = None  # what fills patches beyond the slide: its glass; None where none goes there
     tissue_covered: float = math.nan  # share of the tissue's area that lies in patches; NaN without tissue
+    remote_version: str = ""  # of what a URL named, see tiling.slides.remote; empty of a file, or where it has none
 
     def provenance(self) -> dict[str, Any]:
         """What must be equal for an existing store to be taken as done."""
@@ -218,7 +220,8 @@ def encode(pixels: Pixels, info: PatchStoreInfo) -> bytes:
 
 
 def _to_json(info: PatchStoreInfo) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(info).items()}
+    said = {key: value for key, value in asdict(info).items() if key != "remote_version" or value}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in said.items()}
 
 
 class PatchStore:
@@ -324,6 +327,8 @@ def _from_json(attributes: dict[str, Any], path: Path) -> PatchStoreInfo:
     values: dict[str, Any] = {}
     for entry in fields(PatchStoreInfo):
         if entry.name not in attributes:
+            if entry.name == "remote_version":
+                continue
             if (entry.default, entry.default_factory) != (MISSING, MISSING) and attributes["version"] in _OLD:
                 continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; tile the slide again")

@@ -97,7 +97,7 @@ def _spread_and_extremes(
 
 def _of_run(inputs: Inputs) -> Figure | None:
     """AUROC of the run's slides, out of fold; None without a run."""
-    if inputs.sources.run is None:
+    if not inputs.has_run:
         return None
     task, config = inputs.cohort.task, inputs.config
     found: Figure = task.evaluate(read_predictions(inputs.require_run()[0]), Bootstrap(config.bootstrap, inputs.seed))[

@@ -20,8 +20,8 @@ from mil.metrics.classification import evaluate
 from mil.report.learning import learning_curve, loss_axis
 from mil.run.checkpoint import fold_numbers
 from mil.run.layout import picture_path, pictured_slides
-from mil.run.tables import read_history, read_predictions
-from mil.training.trainer import epoch_order
+from mil.run.tables import by_member, read_history, read_predictions
+from mil.training.descent import epoch_order
 
 KEY, TITLE, SHARE = "training", "Training", 3
 _SPIKE = 6.0  # median absolute deviations from the running median
@@ -34,7 +34,7 @@ def find(inputs: Inputs) -> Finding:
     folder, provenance = inputs.require_run()
     settings: dict[str, Any] = provenance["settings"]
     predictions = read_predictions(folder)
-    curves = _Curves({k: read_history(folder, k) for k in fold_numbers(folder)}, settings["epochs"])
+    curves = _Curves(_histories(folder), settings["epochs"])
     numbers = _figures(inputs, predictions)
     pictures, details = _strips(folder, predictions), [_buckets(inputs, predictions)]
     severity: Severity = "fine"
@@ -52,11 +52,20 @@ def find(inputs: Inputs) -> Finding:
     return Finding(KEY, TITLE, severity, said, remedy, numbers, pictures, details, evidence)
 
 
+def _histories(folder: Path) -> dict[str, pd.DataFrame]:
+    """Of each model of a run: `2` is the one of the second fold, `2.3` the third of its several."""
+    named: dict[str, pd.DataFrame] = {}
+    for k in fold_numbers(folder):
+        own = by_member(read_history(folder, k))
+        named |= {f"{k + 1}.{m + 1}" if len(own) > 1 else f"{k + 1}": history for m, history in enumerate(own)}
+    return named
+
+
 @dataclass(frozen=True)
 class _Curves:
-    """Histories of the folds, by number, and what they show."""
+    """Histories of all models, by name, and what they show."""
 
-    histories: dict[int, pd.DataFrame]
+    histories: dict[str, pd.DataFrame]
     epochs: int  # that were asked for
 
     @property
@@ -69,11 +78,11 @@ class _Curves:
         return max(len(history) for history in self.histories.values())
 
     @cached_property
-    def verdicts(self) -> dict[int, Verdict]:
+    def verdicts(self) -> dict[str, Verdict]:
         return {k: judge_fold(history, self.epochs) for k, history in self.histories.items()}
 
     @cached_property
-    def spikes(self) -> dict[int, list[int]]:
+    def spikes(self) -> dict[str, list[int]]:
         return {k: loss_spikes(history["train_loss"].to_numpy(float)) for k, history in self.histories.items()}
 
 
@@ -92,7 +101,7 @@ def _judge(curves: _Curves, p: float) -> tuple[Severity, str, str]:
     name, several = judge_all(verdicts), sum(len(found) > 0 for found in curves.spikes.values())
     said = _said(verdicts)
     if several:
-        said += f" The training loss of {several} fold(s) spikes; the table of learning curves names the slides."
+        said += f" The training loss of {several} model(s) spikes; the table of learning curves names the slides."
     said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
     return "fine" if name == "fine" else "look", said, f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}"
 
@@ -101,7 +110,7 @@ def _said(verdicts: list[Verdict]) -> str:
     """The verdicts in one sentence, the most frequent first."""
     counts = Counter(verdict.name for verdict in verdicts).most_common()
     folds = "; ".join(f"{name} in {count}" for name, count in counts)
-    return f"Learning curves of {len(verdicts)} fold(s): {folds}." if len(counts) > 1 else f"Training: {counts[0][0]}."
+    return f"Learning curves of {len(verdicts)} model(s): {folds}." if len(counts) > 1 else f"Training: {counts[0][0]}."
 
 
 def loss_spikes(losses: NDArray[np.float64]) -> list[int]:
@@ -116,10 +125,12 @@ def loss_spikes(losses: NDArray[np.float64]) -> list[int]:
 def shuffling(labels: NDArray[np.int64], seed: int, epochs: int) -> tuple[float, float]:
     """Share of neighbours with one label in the orders of all epochs, made again from the seed, and its p.
 
+    Of the first repeat.
+
     Two-sided, by the exact mean and variance of runs in a random order (Wald & Wolfowitz 1940, for any number of
     classes Barton & David 1957). ValueError where an order is no permutation or an epoch repeats the one before.
     """
-    orders = np.stack([epoch_order(seed, epoch, len(labels)) for epoch in range(1, epochs + 1)])
+    orders = np.stack([epoch_order(seed, 0, epoch, len(labels)) for epoch in range(1, epochs + 1)])
     if not (np.sort(orders, axis=1) == np.arange(len(labels))).all():
         raise ValueError("an epoch of the loader does not visit every slide once")
     if len(labels) > 8 and (orders[1:] == orders[:-1]).all(axis=1).any():
@@ -139,7 +150,7 @@ def _pictures(curves: _Curves) -> list[Picture]:
     caption = "Loss by epoch, training (blue) and validation (orange); the dot is the epoch that was kept."
     return [
         Picture(
-            f"Fold {k + 1}: {verdicts[k].name}",
+            f"Fold {k}: {verdicts[k].name}",
             caption,
             learning_curve(history, highest, curves.epochs).svg(verdicts[k].said),
         )
@@ -156,12 +167,12 @@ def _spike_slides(history: pd.DataFrame, spikes: list[int]) -> dict[int, list[st
 
 
 def _folds(curves: _Curves) -> Details:
-    def said(k: int) -> str:
+    def said(k: str) -> str:
         spikes = curves.spikes[k]
         slides = _spike_slides(curves.histories[k], spikes)
         return "; ".join(f"{epoch}: {' '.join(slides.get(epoch, []))}".rstrip(": ") for epoch in spikes) or "none"
 
-    rows = tuple((str(k + 1), v.name, v.said, said(k)) for k, v in curves.verdicts.items())
+    rows = tuple((k, v.name, v.said, said(k)) for k, v in curves.verdicts.items())
     return Details("Learning curves", ("fold", "verdict", "why", "spikes in epochs, slides of the worst step"), rows)
 
 

@@ -78,7 +78,7 @@ def _judged(inputs: Inputs) -> dict[str, _Judge]:
     cohort = inputs.cohort
     plain, cleaned = cleaned_probabilities(inputs.means, cohort.labels, cohort.patient_ids, parts_of(inputs.folds))
     judged = {"linear probe": _Judge(plain, cleaned)}
-    if inputs.sources.run is not None:
+    if inputs.has_run:
         of_run = _of_run(inputs, read_predictions(inputs.require_run()[0]))
         judged["run"] = _Judge(of_run, of_run)
     return judged

@@ -3,8 +3,9 @@
 A slide becomes the mean, minimum, maximum and standard deviation of its patches, 4 D numbers. Extremely randomised
 trees (Geurts, Ernst, Wehenkel, Machine Learning 2006), a support vector machine with RBF kernel and logistic regression
 are fitted to them; kept is the one with the lowest log loss in a cross-validation by patient within the training part,
-so that the choice needs no slide of validation or test. The machine's values become probabilities by logistic
-regression on those it had in that cross-validation (Platt, 1999).
+so that the choice needs no slide of validation or test. For that comparison each is calibrated by logistic regression
+on what it said in that cross-validation (Platt, 1999): trees are shy, which costs them log loss and nothing else. The
+machine's values become probabilities in the same way.
 
 What is fitted is stored as plain tensors and computed from these, never as a pickle. Attention is uniform, and
 `patch_logits` are NaN: a bag of one patch, whose deviation is 0 and whose extremes are its mean, lies far from all that
@@ -12,7 +13,7 @@ was learned from, so what the model says of it is no map.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from mil.heads.bags import Bags
-from mil.heads.head import HeadShape, MilOutput, OwnRecipe, TrainingSlides
+from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
 from tiling.jobs.errors import RequestError
 
 KINDS = ("trees", "svm", "linear")
@@ -40,6 +41,16 @@ _TENSORS = (
     *("vectors", "dual", "intercept", "gamma"),  # svm
     "logistic",  # of the machines' values, or linear
 )
+
+
+class _Judged(NamedTuple):
+    """A candidate on slides that it was not fitted to."""
+
+    loss: float
+    kind: str
+    penalty: float
+    values: NDArray[np.float64]  # (S, machines) margins, else probabilities (S, C)
+    probabilities: NDArray[np.float64]  # (S, C)
 
 
 class BagStats(OwnRecipe):
@@ -67,8 +78,8 @@ class BagStats(OwnRecipe):
         return MilOutput(logits, attention, patch_logits)
 
     @torch.no_grad()
-    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
-        """Choose and fit; returns the chosen classifier's log loss in the cross-validation.
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
+        """Choose and fit; the loss is the chosen classifier's log loss in the cross-validation.
 
         RequestError if a class has a single patient, as then nothing can be chosen.
         """
@@ -79,22 +90,23 @@ class BagStats(OwnRecipe):
         x = scaler.transform(x).astype(np.float32)
         y, seed = slides.labels, int(rng.integers(1 << 31))
         parts = _parts(slides, seed)
-        loss, kind, penalty, held_out = min(
+        best = min(
             (_judged(kind, penalty, x, y, parts, seed) for kind in KINDS for penalty in _PENALTIES.get(kind, (0.0,))),
-            key=lambda candidate: candidate[0],
+            key=lambda candidate: candidate.loss,
         )
+        kind = best.kind
         values: dict[str, NDArray[Any]] = {"centre": scaler.mean_, "scale": scaler.scale_}
         values["kind"] = np.array(KINDS.index(kind))
-        fitted = _classifier(kind, penalty, seed).fit(x, y)
+        fitted = _classifier(kind, best.penalty, seed).fit(x, y)
         if kind == "trees":
             values |= _trees(fitted)
         elif kind == "svm":
-            values |= _machines(fitted) | {"logistic": _weights(_platt(held_out, y), self.n_classes)}
+            values |= _machines(fitted) | {"logistic": _weights(_platt(best.values, y), self.n_classes)}
         else:
             values["logistic"] = _weights(fitted, self.n_classes)
         for name in _TENSORS:
             self.register_buffer(name, torch.from_numpy(np.asarray(values.get(name, np.empty(0)))).to(device))
-        return loss
+        return Fitted(best.loss, torch.from_numpy(np.log(best.probabilities)))
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
         """Statistics (n, 4 D) -> (n, C), in the precision of x; probabilities below 1e-6 count as that."""
@@ -146,8 +158,7 @@ def _classifier(kind: str, penalty: float, seed: int) -> Any:
 
 def _judged(
     kind: str, penalty: float, x: NDArray[np.float32], y: NDArray[np.int64], parts: Sequence[Any], seed: int
-) -> tuple[float, str, float, NDArray[np.float64]]:
-    """Log loss in the cross-validation, the candidate, and its margins (S, machines) or probabilities (S, C)."""
+) -> _Judged:
     held_out: list[NDArray[np.float64]] = []
     rows = np.concatenate([test for _, test in parts])
     for train, test in parts:
@@ -155,10 +166,12 @@ def _judged(
         values = model.decision_function(x[test]) if kind == "svm" else model.predict_proba(x[test])
         held_out.append(np.asarray(values, dtype=np.float64).reshape(len(test), -1))
     values = np.concatenate(held_out)[np.argsort(rows)]
-    probabilities = _platt(values, y).predict_proba(values) if kind == "svm" else np.clip(values, 1e-6, 1)
+    probabilities = np.clip(_platt(values, y).predict_proba(values) if kind == "svm" else values, 1e-6, 1)
     probabilities /= probabilities.sum(1, keepdims=True)
+    scores = values if kind == "svm" else np.log(probabilities)
+    calibrated = _platt(scores, y).predict_proba(scores)
     weights = (len(y) / np.bincount(y))[y]
-    return float(log_loss(y, probabilities, sample_weight=weights)), kind, penalty, values
+    return _Judged(float(log_loss(y, calibrated, sample_weight=weights)), kind, penalty, values, probabilities)
 
 
 def _platt(margins: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:

@@ -18,6 +18,7 @@ All of this applies to two classes.
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -29,7 +30,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from mil.heads.bags import Bags
-from mil.heads.head import HeadShape, MilOutput, OwnRecipe, TrainingSlides
+from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
 from mil.heads.search.learners import Learners
 from mil.heads.search.refinement import TOPS, Refinement, Slide
 from mil.heads.search.starts import cell_counts, local_discriminants, neighbours
@@ -60,7 +61,7 @@ class Needle(OwnRecipe):
     for_classes_alone = True
 
     def __init__(self, shape: HeadShape) -> None:
-        super().__init__(shape)
+        super().__init__(replace(shape, feature_limit=0.0))  # they are limited after centring
         if shape.n_classes != 2:
             raise RequestError(
                 f"the head needle tells two classes apart, the target has {shape.n_classes}; take gated-abmil"
@@ -84,8 +85,8 @@ class Needle(OwnRecipe):
         )
 
     @torch.no_grad()
-    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> float:
-        """Learn from all slides; returns their cross-fitted log loss. The same seed gives the same weights.
+    def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
+        """Learn from all slides; the loss is their cross-fitted log loss. The same seed gives the same weights.
 
         RequestError if a class has a single patient, or naming the slides whose features are not numbers.
         """
@@ -120,7 +121,8 @@ class Needle(OwnRecipe):
         self.get_buffer("direction").copy_(directions[best.guess, -1])
         self.get_buffer("top").fill_(best.top)
         self.get_buffer("calibration").copy_(torch.tensor([best.slope, best.intercept]))
-        return best.loss
+        log_odds = best.slope * held_out[:, TOPS.index(best.top), best.guess] + best.intercept
+        return Fitted(best.loss, self._two_classes(torch.from_numpy(log_odds)))
 
     def _centred(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, D) float32 by the slide's own mean and deviation, as far as its number of patches allows."""

@@ -1,9 +1,12 @@
 """`--adapt-bn`: norms are estimated once and kept, and adapted features never mix with plain ones."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
+from features.embed import adaptation
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings, read_statistics
 from features.statistics.adapted_norms import FILE, adapt, read_norms
@@ -66,3 +69,20 @@ def test_plain_and_adapted_features_and_other_networks_are_refused(stores, extra
     vit = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
     assert extract(stores, "--out", tmp_path / "vit", "--adapt-bn", "--device", "cpu", *vit) == 2
     assert "has no batch norms to adapt" in capsys.readouterr().err
+
+
+def test_a_store_that_is_tiled_again_meanwhile_stops_the_estimate(
+    stores, extract, make_store, tissue, tmp_path, monkeypatch, capsys
+):
+    opened = adaptation.patches_of
+
+    @contextmanager
+    def tiled_again(store, *of):
+        with opened(store, *of) as source:
+            make_store(stores, store.path.stem, tissue(2, 64, seed=9))  # fewer: old places are not there any more
+            yield source
+
+    monkeypatch.setattr(adaptation, "patches_of", tiled_again)
+    assert extract(stores, "--out", tmp_path / "out", "--adapt-bn", "--device", "cpu") == 2
+    assert "--adapt-bn: " in (said := capsys.readouterr().err) and "s0.zarr: was tiled again" in said
+    assert not (tmp_path / "out" / FILE).exists()

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from features.config import EmbedSettings
+from features.embed.engines import pick_engine
 from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder, embed
 from features.encoders import Preprocessing, freeze, load_encoder
@@ -52,3 +54,32 @@ def test_a_compiled_network_gives_the_same_features(tissue):
     assert graphs["unique_graphs"] == before
     for order in ([4, 2, 0], [1, 0, 4, 4, 2, 3]):  # and places and neighbours do not matter
         assert np.array_equal(compiled.embed(in_memory(patches[order])), compiled.embed(in_memory(patches))[order])
+
+
+AUTO = EmbedSettings(device="cpu", precision="fp32", engine="auto")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("machine", "name"), [("x86_64", "openvino"), ("aarch64", "torch")])
+def test_auto_goes_by_the_processor(tissue, monkeypatch, machine, name):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    encoder, patches = load_encoder("efficientnet-lite0"), tissue(3, 96)
+    taken = Embedder(encoder, AUTO)
+    assert taken.engine.startswith(name)
+    expected = embed(encoder, patches, replace(AUTO, engine="torch"))
+    got = taken.embed(in_memory(patches))
+    assert ((got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1) >= 0.999).all()
+    assert np.array_equal(got, expected) == (name == "torch")
+
+
+def test_auto_is_torch_where_openvino_is_missing_or_was_not_faster(monkeypatch):
+    cpu, model = torch.device("cpu"), nn.Sequential(nn.Conv2d(3, 8, 3))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert pick_engine("auto", model, cpu, "bf16") == "openvino"
+    assert pick_engine("auto", model, torch.device("cuda"), "bf16") == "torch"
+    assert pick_engine("auto", model, cpu, "fp16") == "torch"
+    for name in ("timm:test_vit", "vit-b32"):
+        assert pick_engine("auto", load_encoder(name, "random").model, cpu, "fp32") == "torch"
+    assert pick_engine("compile", model, cpu, "fp32") == "compile"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert pick_engine("auto", model, cpu, "fp32") == "torch"

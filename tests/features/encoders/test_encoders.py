@@ -20,7 +20,7 @@ from torchvision.models import WeightsEnum
 from features.config import EmbedSettings, FeatureConfig
 from features.embed.patch_source import in_memory
 from features.embed.pipe import Embedder, embed
-from features.encoders import ENCODERS, Encoder, Preprocessing, load_encoder
+from features.encoders import ENCODERS, PRESETS, Encoder, Preprocessing, load_encoder
 from tiling.jobs.errors import RequestError, SlideError
 
 
@@ -230,4 +230,5 @@ def test_an_unknown_name_lists_close_matches():
 
 def test_the_help_names_every_encoder():
     help_text = FeatureConfig.__dataclass_fields__["encoder"].metadata["help"]
-    assert set(re.findall(r"[a-z][\w-]+\d[\w-]*|googlenet|convnext-\w+|swin-t", help_text)) == set(ENCODERS)
+    assert set(re.split(r"[\s,();]+", help_text)) >= {*ENCODERS, *PRESETS}
+    assert set(re.findall(r"[a-z][\w-]+\d[\w-]*|googlenet|convnext-\w+|swin-t", help_text)) <= {*ENCODERS, *PRESETS}

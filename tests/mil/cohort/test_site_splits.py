@@ -104,6 +104,14 @@ def test_a_run_gives_its_splits_to_another_head(tmp_path, make_cohort):
     train_mil(table.parent, table, "diagnosis", tmp_path / "b", given)
     splits = [(tmp_path / name / "splits.csv").read_bytes() for name in "ab"]
     assert splits[0] == splits[1] and fold_numbers(tmp_path / "b") == [0, 1, 2, 3]
+    table_of_splits = pd.read_csv(tmp_path / "a" / "splits.csv", dtype=str, keep_default_na=False)
+    assert set(table_of_splits["inner"]) == {"", *"012"}  # as many as there are patients of a class
+    table_of_splits.loc[table_of_splits["inner"] == "2", "inner"] = ""
+    table_of_splits.to_csv(tmp_path / "some.csv", index=False)
+    with pytest.raises(RequestError, match="names the part of some training slides alone"):
+        train_mil(
+            table.parent, table, "diagnosis", tmp_path / "c", TrainConfig(**fast, splits=str(tmp_path / "some.csv"))
+        )
     assert str(tmp_path) not in (tmp_path / "b" / "provenance.json").read_text()
 
 

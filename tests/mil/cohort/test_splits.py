@@ -68,6 +68,43 @@ def test_validation_has_about_its_fraction():
         assert len(fold.val) == pytest.approx(0.25 * 64, abs=4)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 25), min_size=20, max_size=60),
+    seed=st.integers(0, 999),
+    parts=st.integers(2, 8),
+    mixed=st.booleans(),
+)
+def test_inner_parts_hold_each_training_patient_out_of_one_model(owners, seed, parts, mixed):
+    labels = [(owner + (i if mixed else 0)) % 2 for i, owner in enumerate(owners)]
+    cohort = _cohort([f"p{owner}" for owner in owners], labels)
+    try:
+        made = make_folds(cohort, SplitPlan(folds=3, seed=seed, inner_folds=parts))
+    except RequestError:
+        assume(False)
+    for fold in made:
+        if fold.inner:  # else there were too few patients, and one part is held out
+            assert 2 <= len(fold.inner) <= parts and not len(fold.val)
+            assert sorted(np.concatenate(fold.inner)) == fold.train.tolist()
+        for member, own in enumerate(fold.members):
+            patients = [set(cohort.patient_ids[part]) for part in (own.train, own.val, fold.test)]
+            assert sum(map(len, patients)) == len(set.union(*patients)) == len(set(owners))
+            assert len(set(cohort.labels[own.train])) == len(set(cohort.labels[own.val])) == 2
+            assert (own.number, own.member, own.members) == (fold.number, member, (own,))
+
+
+def test_inner_folds_are_for_small_cohorts_that_hold_something_out():
+    assert SplitPlan(inner_folds="auto").inner_parts(60) == 5 and SplitPlan(inner_folds="auto").inner_parts(9999) == 0
+    assert SplitPlan(inner_folds="auto", val_fraction=0).inner_parts(60) == 0
+    assert SplitPlan(inner_folds=3, val_fraction=0).inner_parts(9999) == 3
+    assert [len(fold.inner) for fold in make_folds(_balanced(80), SplitPlan(inner_folds=1))] == [0] * 5
+    given = _balanced()
+    given.splits = np.array(["train"] * 24 + ["val"] * 8 + ["test"] * 8)
+    assert not make_folds(given, SplitPlan(inner_folds=5))[0].inner
+    given.splits = np.array(["train"] * 32 + ["test"] * 8)
+    assert len(make_folds(given, SplitPlan(inner_folds=5))[0].inner) == 5
+
+
 def test_the_column_split_is_the_single_fold():
     splits = ["train"] * 24 + ["val"] * 8 + ["test"] * 8
     cohort = _balanced()

@@ -14,6 +14,7 @@ import torch
 import yaml
 from planted_cohorts import Plan, plant
 
+from mil import train
 from mil.cli.diagnose import main
 from mil.diagnosis import diagnose as library
 from mil.diagnosis.catalogue import FINDINGS
@@ -149,3 +150,25 @@ def test_the_yaml_file_equals_the_defaults_and_says_why():
 def test_impossible_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected at least"):
         replace(DiagnoseConfig(), **{name: value})
+
+
+@pytest.mark.parametrize(("task", "event"), [("regression", ""), ("survival", "died")])
+def test_other_kinds_of_target_are_asked_by_their_strata(tmp_path, task, event):
+    """Without a trace of failure; what has no meaning is named."""
+    (tmp_path / "f").mkdir()
+    table = plant(tmp_path / "f", Plan(slides=40, patches=10, shift=4.0))
+    frame = pd.read_csv(table, dtype=str)
+    rng, tumour = np.random.default_rng(0), frame["diagnosis"] == "tumour"
+    frame["months"] = (rng.uniform(1, 9, size=40) + 8 * ~tumour).round(1).astype(str)
+    frame["died"], frame["site"] = (rng.random(40) < 0.6).astype(int).astype(str), "a"
+    frame.loc[rng.permutation(40)[:20], "site"] = "b"
+    out, told = tmp_path / "run", dict(folds=2, epochs=2, bootstrap=100, device="cpu", task=task, event=event)
+    train(tmp_path / "f", frame, "months", out, **told)
+    config = DiagnoseConfig(folds=2, bootstrap=100, permutations=19, task=task, event=event)
+    heard: list[str] = []
+    found = diagnose(Sources(tmp_path / "f", frame, "months", run=out), config, warn=heard.append)
+    assert not found.failed, [finding.traceback for finding in found.findings if finding.error]
+    assert found["training"].verdict == "Not looked at: it is for classes alone."
+    assert any("findings that tell classes apart are asked of" in text for text in heard)
+    assert sum(found.counts["slides_of_class"].values()) == 40
+    assert found["duplicates"].severity == found["shortcut"].severity == "fine"

@@ -36,8 +36,8 @@ def _fitted(slides, n_classes=2):
     head = build_head("bag-stats", HeadShape(D, n_classes, 8, 4, 0.25)).eval()
     head.mean.copy_(torch.arange(D) / 10)
     head.std.copy_(torch.arange(D) / 10 + 1)
-    loss = head.fit(slides, None, np.random.default_rng(0))
-    return head, loss
+    fitted = head.fit(slides, None, np.random.default_rng(0))
+    return head, fitted
 
 
 def _statistics(head, bags):
@@ -101,7 +101,10 @@ def test_noise_gives_the_loss_of_chance_and_a_signal_a_lower_one():
     shuffled = np.random.default_rng(5).permutation(slides.labels)
     _, signal = _fitted(slides)
     _, noise = _fitted(TrainingSlides(slides.features, shuffled, slides.patient_ids, slides.slide_ids))
-    assert signal < 0.5 < 0.6 < noise
+    assert signal.loss < 0.5 < 0.6 < noise.loss
+    assert signal.held_out.exp().sum(1).numpy() == pytest.approx(1)
+    assert (signal.held_out.argmax(1).numpy() == slides.labels).mean() > 0.8
+    assert (noise.held_out.argmax(1).numpy() == shuffled).mean() < 0.65  # of slides that were fitted to, nearly all
 
 
 def test_a_class_of_one_patient_is_refused():

@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from mil.heads.bags import pack
 from mil.heads.head import HeadShape, TrainingSlides
 from mil.heads.registry import build_head
-from mil.heads.zoo import needle as recipe
-from mil.heads.zoo.needle import _offset
+from mil.heads.search import refinement, starts
+from mil.heads.search.learners import Learners
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import read_checkpoint
 from mil.run.predict import predict_folder
@@ -19,12 +19,12 @@ from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
 
 
-def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0):
+def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0, distance=6.0):
     """Clusters mixed in other proportions in each slide, each slide shifted; the first patches of odd ones are odd."""
     rng = np.random.default_rng(seed)
     centres = 2 * rng.standard_normal((5, dim))
     way = rng.standard_normal(dim)
-    odd = centres[0] + 6 * way / np.linalg.norm(way)
+    odd = centres[0] + distance * way / np.linalg.norm(way)
     features = []
     for i in range(count):
         x = centres[rng.choice(5, patches, p=rng.dirichlet(np.full(5, 2.0)))]
@@ -34,16 +34,6 @@ def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0):
         features.append(torch.from_numpy(x + noise).half())
     ids = np.array([f"s{i:02d}" for i in range(count)])
     return TrainingSlides(tuple(features), np.arange(count) % 2, ids, ids)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fewer_steps():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "_NETWORKS", 4)
-        patch.setattr(recipe, "_FIRST", (1.0, 150, 1024))
-        patch.setattr(recipe, "_CYCLE", ((0.1, 150, 256), (0.02, 100, 256)))
-        patch.setattr(recipe, "_CYCLES", 1)
-        yield
 
 
 def _fitted(slides, seed=0, positive=1):
@@ -60,7 +50,7 @@ def fitted():
 
 @torch.no_grad()
 def test_unseen_slides_and_their_patches_are_told_apart(fitted):
-    head, loss = fitted
+    head, result = fitted
     unseen = _slides(60)  # the same tissue: the first 40 are those trained on, the rest are new
     new = slice(40, 60)
     output = head(pack(unseen.features[new]))
@@ -69,7 +59,7 @@ def test_unseen_slides_and_their_patches_are_told_apart(fitted):
     of_bags = zip(unseen.labels[new], output.patch_logits[:, 1].split(300), strict=True)
     aurocs = [roc_auc_score(np.arange(300) < 6, of_bag) for label, of_bag in of_bags if label]
     assert np.mean(aurocs) > 0.95
-    assert 0 < loss < 0.5
+    assert 0 < result.loss < 0.5
 
 
 @torch.no_grad()
@@ -86,39 +76,85 @@ def test_order_of_patches_and_company_of_slides_change_nothing(fitted):
         assert of_bag.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-@torch.no_grad()
-def test_one_wide_network_gives_the_faded_mean_of_all():
-    head = build_head("needle", HeadShape(8, 2, 16, 8, 0.25))
-    stages = [recipe._new_detectors(8, torch.device("cpu")) for _ in range(3)]  # the latest first
-    head._keep(stages, recipe._Calibration(0.1, 3, 2.0, 1.0))
-    x = torch.randn(50, 8)
-    alone = [np.mean([stage.scores(m, x).numpy() for m in range(len(stage.hidden))], axis=0) for stage in stages]
-    np.testing.assert_allclose(head._patch_scores(x), alone[0] + alone[1] / 2 + alone[2] / 4, rtol=1e-4, atol=1e-6)
+def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
+    """What the sums say without a patient's slides, against learning without them; two slides a patient."""
+    slides = _slides(24, patches=60)
+    x = [torch.nn.functional.normalize(f.float() - f.float().mean(0)) for f in slides.features]
+    positive, patient = slides.labels == 1, np.array([f"p{i // 4}{i % 2}" for i in range(24)])
+    learners = Learners.cross_fit(positive, patient, [np.arange(8)])
+    means, covariance = torch.stack([s.double().mean(0) for s in x]), torch.cat(x).double().T.cov()
+    guess = {i: np.tile(np.arange(60.0)[::-1], (2, 1)) for i in np.flatnonzero(positive).tolist()}  # the first are best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refinement, "_ROUNDS", 0)
+        directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners, 1.0).run([guess])
+    inverse = torch.linalg.inv(covariance + covariance.diagonal().mean() * torch.eye(16))
+
+    def direction(known):
+        found = torch.cat([x[i][:3].double() for i in np.flatnonzero(known & positive)]).mean(0)
+        v = inverse @ (found - means[known & ~positive].mean(0))
+        return v / (v @ covariance @ v).sqrt()
+
+    for q, learns in enumerate(learners.learns):
+        torch.testing.assert_close(directions[0, q], direction(learns))
+        for i in (0, 1, 2, 9, 23):  # of both classes, learned from by both and by the last learner alone
+            scores = x[i].double() @ direction(learns & (patient != patient[i]))
+            expected = [scores.topk(top).values.mean().item() for top in refinement.TOPS]
+            np.testing.assert_allclose(said[0, q, i], expected, rtol=1e-4)
 
 
-def test_the_offset_is_the_shift_and_not_the_composition():
+def test_neighbours_are_asked_in_other_patients_slides_alone():
+    """Against a loop, one patch at a time."""
+    slides = _slides(12, patches=30)
+    x = [f.float() for f in slides.features]
+    patient = np.array([f"p{i // 4}{i % 2}" for i in range(12)])
+    learners = Learners.cross_fit(slides.labels == 1, patient, [np.array([1, 2])])
+    guess = starts.neighbours(x, learners, np.random.default_rng(0))
+    assert sorted(guess) == [1, 3, 5, 7, 9, 11]
+    for i, q in ((3, 0), (3, 1), (9, 1)):
+        others = [j for j in range(12) if learners.learns[q, j] and patient[j] != patient[i]]
+        for n in (0, 20):
+            near = [min(1 - torch.cosine_similarity(x[i][n], y, dim=0).item() for y in x[j]) for j in others]
+            of = [np.log([d for d, j in zip(near, others, strict=True) if j % 2 == c]) for c in (0, 1)]
+            t = (of[0].mean() - of[1].mean()) / np.sqrt(of[0].var() / len(of[0]) + of[1].var() / len(of[1]))
+            assert guess[i][q, n] == pytest.approx(t, rel=1e-3)
+
+
+@pytest.mark.parametrize("guess", ["neighbours", "local discriminants"])
+def test_both_guesses_put_patches_of_the_new_kind_first(guess):
+    apart = guess == "neighbours"  # the other finds kinds that overlap with normal ones
+    slides = _slides(60, patches=400, positives=12, shift=0.0, distance=6.0 if apart else 3.0)
+    x = [f.float() for f in slides.features]
+    learners = Learners.cross_fit(slides.labels == 1, slides.patient_ids, [np.arange(8)])
     rng = np.random.default_rng(0)
-    centres = 3 * rng.standard_normal((6, 16))
-    shift = 0.5 * rng.standard_normal(16)
-    patches = centres[rng.choice(6, 4000, p=[0.6, 0.2, 0.05, 0.05, 0.05, 0.05])] + 0.5 * rng.standard_normal((4000, 16))
-    x, prototypes = torch.from_numpy(patches + shift), torch.from_numpy(centres)
-    assert np.abs(_offset(x, prototypes).numpy() - shift).max() < 0.05
-    assert np.abs((patches + shift).mean(0) - shift).max() > 0.5
+    if apart:
+        found = starts.neighbours(x, learners, rng)
+    else:
+        found = starts.local_discriminants(x, torch.ones(16), 5, learners, rng)
+    areas = [roc_auc_score(np.arange(400) < 12, scores[-1]) for scores in found.values()]
+    assert np.mean(areas) > 0.9
+
+
+def test_many_patches_are_asked_of_a_part_of_the_slides(monkeypatch):
+    slides = _slides(40, patches=100)
+    monkeypatch.setattr(starts, "_PAIRS", 200_000)
+    monkeypatch.setattr(starts, "_REFERENCES", 6)
+    learners = Learners.cross_fit(slides.labels == 1, slides.patient_ids, [np.arange(8)])
+    guess = starts.neighbours([f.float() for f in slides.features], learners, np.random.default_rng(0))
+    assert len(guess) == 4 and set(guess) <= set(np.flatnonzero(slides.labels == 1))
+    assert len(_fitted(slides)[1].held_out) == 40
 
 
 def test_shuffled_labels_teach_nothing():
     slides = _slides(40)
     labels = np.random.default_rng(5).permutation(slides.labels)
-    head, loss = _fitted(TrainingSlides(slides.features, labels, slides.patient_ids, slides.slide_ids))
-    assert loss > 0.5
+    head, result = _fitted(TrainingSlides(slides.features, labels, slides.patient_ids, slides.slide_ids))
+    assert result.loss > 0.5 and (result.held_out.argmax(1).numpy() == labels).mean() < 0.75
     with torch.no_grad():
         probabilities = head(pack(_slides(60).features[40:])).logits.softmax(1)[:, 1]
     assert probabilities.min() > 0.02 and probabilities.max() < 0.98
 
 
-def test_the_same_seed_gives_the_same_weights_and_the_positive_class_may_come_first(monkeypatch):
-    monkeypatch.setattr(recipe, "_FIRST", (1.0, 20, 256))
-    monkeypatch.setattr(recipe, "_CYCLE", ((0.1, 20, 256),))
+def test_the_same_seed_gives_the_same_weights_and_the_positive_class_may_come_first():
     slides = _slides(16)
     a, b = _fitted(slides)[0].state_dict(), _fitted(slides)[0].state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -159,7 +195,7 @@ def test_from_feature_files_to_predictions(tmp_path, write_features):
     assert not train_mil(folder, table, "diagnosis", tmp_path / "run", config).unreadable
     slide = read_attention(attention_path(tmp_path / "run", "s01"))
     assert slide.attention.sum() == pytest.approx(1, abs=1e-4) and slide.patch_logits.shape == (120, 2)
-    assert read_checkpoint(tmp_path / "run", 0).tensors["prototypes"].shape == (64, 16)
+    assert read_checkpoint(tmp_path / "run", 0).tensors["direction"].shape == (16,)
     for slide_id, features in zip(slides.slide_ids, slides.features, strict=True):  # strangers, for all models
         write_features(tmp_path / "new", f"new-{slide_id}", features.numpy())
     found = predict_folder(tmp_path / "run", tmp_path / "new", {}, "cpu")

@@ -13,7 +13,6 @@ from mil.metrics.bootstrap import draw_weights
 from mil.metrics.classification import evaluate, patch_accuracy, weighted_auprc, weighted_auroc
 from mil.metrics.curves import roc_curves
 from mil.metrics.difference import auroc_difference
-from mil.tasks.threshold import choose_threshold
 
 CLASSES = ("a", "b", "c")
 
@@ -191,21 +190,6 @@ def test_patch_accuracy_weighs_slides_by_their_patches():
     got = patch_accuracy(["a", "b", "c"], np.array([1, 50, 0]), np.array([2, 98, 0]), 500, 0)
     assert got["value"] == pytest.approx(51 / 100)
     assert got["low"] == pytest.approx(0.5)
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(2, 12))
-def test_the_threshold_is_the_best_one_and_between_scores(seed, n):
-    rng = np.random.default_rng(seed)
-    scores, truth = rng.integers(1, 10, size=n) / 10, np.arange(n) % 2 == 1
-    threshold = choose_threshold(scores, truth)
-    best = max(reference.balanced_accuracy_score(truth, scores >= t) for t in [*scores, 1.1])
-    assert reference.balanced_accuracy_score(truth, scores >= threshold) == pytest.approx(best)
-    assert threshold not in scores
-
-
-def test_the_threshold_is_a_midpoint():
-    assert choose_threshold(np.array([0.1, 0.6, 0.8]), np.array([False, False, True])) == pytest.approx(0.7)
 
 
 def test_roc_curve_has_the_area_of_the_auroc():

@@ -37,8 +37,8 @@ def test_p_values(p, said):
 def test_a_difference_in_a_sentence():
     against = {"value": 0.0512, "low": -0.021, "high": 0.134, "p": 0.04, "p_delong": 0.0001}
     said = "AUROC +0.051 (-0.021 to +0.134, p = 0.040; DeLong p < 0.001) against runs/mean (0.812) on the same slides"
-    assert words.difference_sentence(against, "runs/mean", 0.8121) == said
-    assert "; DeLong" not in words.difference_sentence({**against, "p_delong": None}, "runs/mean", 0.8)
+    assert words.difference_sentence(against, "AUROC", "runs/mean", 0.8121) == said
+    assert "; DeLong" not in words.difference_sentence({**against, "p_delong": None}, "AUROC", "runs/mean", 0.8)
 
 
 def test_low_to_high_with_and_without_signs():

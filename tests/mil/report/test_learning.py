@@ -27,6 +27,14 @@ def test_losses_and_the_kept_epoch_lie_where_they_belong():
     assert '<circle cx="290" cy="85"' in svg and "<title>kept: epoch 2</title>" in svg
 
 
+def test_each_model_of_a_fold_has_its_lines_and_the_legend_names_them_once():
+    both = pd.concat([FINE.assign(member=0), FINE.assign(member=1)], ignore_index=True)
+    chart = learning_curve(both, 1.2, 20)
+    assert [mark.named for mark in chart._marks if hasattr(mark, "named")] == ["training", "validation", "", ""]
+    [picture] = learning_section({0: both}, 20, COUNTS).pictures
+    assert picture.caption.startswith("2 of 2 models, the first with its validation loss from 1 to")
+
+
 def test_one_axis_for_all_folds_that_a_runaway_loss_does_not_flatten():
     assert loss_axis([_history([1, 0.5], [1.2, 2]), FINE]) == pytest.approx(2 * 1.04)
     assert loss_axis([_history([1, 0.5], [1.2, 99]), FINE]) == pytest.approx(3 * 1.2 * 1.04)

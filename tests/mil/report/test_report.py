@@ -53,7 +53,7 @@ def _report(out) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["run-v1", "run-v2", "run-v3"])
+@pytest.mark.parametrize("version", ["run-v1", "run-v2", "run-v3", "run-v4"])
 def test_the_page_of_a_run(tmp_path, version):
     golden = Path(shutil.copytree(GOLDENS / version, tmp_path / "run"))
     text = _report(golden)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,17 @@ import pytest
 import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
+from mil.heads.bags import pack
+from mil.heads.committee import joined
+from mil.heads.head import HeadShape
+from mil.heads.registry import build_head
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
-from mil.run.ensemble import load_ensemble
+from mil.run.ensemble import load_ensemble, load_head, predict_slide
 from mil.run.layout import clear, clear_temporaries, require_complete, write_provenance
 from mil.run.novelty import read_training_slides
 from mil.run.tables import (
+    by_member,
     read_history,
     read_metrics,
     read_patient_predictions,
@@ -103,11 +109,27 @@ def test_the_golden_run_of_version_3():
     assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.26963855)
 
 
+def test_the_golden_run_of_version_4():
+    """Two members a fold, limited features."""
+    golden = GOLDEN.parent / "run-v4"
+    require_complete(golden)
+    checkpoint = read_checkpoint(golden, 0)
+    assert checkpoint.members == ("gated-abmil",) * 2 and checkpoint.shape["feature_limit"] == 8
+    assert checkpoint.calibration["temperature"] == pytest.approx(1.27607674)
+    assert [own["epoch"].tolist() for own in by_member(read_history(golden, 0))] == [[1, 2, 3], [1, 2, 3]]
+    splits = read_splits(golden)
+    assert set(splits["split"]) == {"train", "test"} and set(splits["inner"]) == {"0", "1", ""}
+    ensemble, features = load_ensemble(golden, "cpu"), torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    answers = [ensemble.ask(m, features).answer[1] for m in (0, 1)]
+    assert answers == pytest.approx([0.38113753, 0.25772676], abs=1e-6)
+    assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.186352, abs=1e-6)
+
+
 def test_another_version_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v4")
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v5")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 4}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 4, this program reads version 3"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 5}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 5, this program reads version 4"):
         require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):
@@ -128,7 +150,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
 def _checkpoint():
     tensors = {name: np.arange(4, dtype=np.float32) for name in ("weight", "bias", "mean", "std")}
     calibration = {"threshold": 0.4, "temperature": 1.0}
-    return Checkpoint("mean", {"dim_in": 4}, Classification(("a", "b"), 1), calibration, tensors)
+    return Checkpoint("mean", {"dim_in": 4}, Classification(("a", "b"), 1), calibration, tensors, ("mean",))
 
 
 def test_a_fold_is_read_back_and_has_the_same_bytes_each_time(tmp_path):
@@ -183,3 +205,35 @@ def test_clear_leaves_what_it_does_not_know(tmp_path):
         (copy / name).write_bytes(b"")
     clear(copy)
     assert sorted(p.name for p in copy.iterdir()) == ["fold-notes", "notes.csv"]
+
+
+def test_patches_are_said_in_the_unit_of_the_slides_calibrated_log_odds():
+    """What they contribute sums to the slide's logits before the bias; alone, a patch is as sure as its slide."""
+    head = build_head("gated-abmil", HeadShape(3, 2, 4, 2, 0.0)).eval()
+    task, features = Classification(("a", "b"), 1), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    calibration = {"threshold": 0.5, "temperature": 2.5, "bias": [0.3, -0.3]}
+    got = predict_slide(head, features, torch.device("cpu"), task, calibration)
+    expected = np.log(got.answer[1] / got.answer[0]) + 0.6
+    assert np.diff(got.contributions.sum(axis=0)) == pytest.approx(expected, abs=1e-5)
+    alone = predict_slide(head, features[:1], torch.device("cpu"), task, {**calibration, "bias": [0.0, 0.0]})
+    assert np.diff(alone.patch_logits[0]) == pytest.approx(np.log(alone.answer[1] / alone.answer[0]), abs=1e-5)
+    raw = predict_slide(head, features, torch.device("cpu"), task, {})
+    np.testing.assert_allclose(got.patch_logits, raw.patch_logits / 2.5, rtol=1e-5)
+
+
+def test_a_fold_of_several_members_is_read_back(tmp_path):
+    shape = HeadShape(3, 2, 4, 2, 0.0, 8.0)
+    states = [build_head("mean", shape).state_dict() for _ in range(3)]
+    weights, offset = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, -1.0])
+    tensors = {name: tensor.numpy() for name, tensor in joined(states, weights, offset).items()}
+    task, members = Classification(("a", "b"), 1), ("mean",) * 3
+    checkpoint = Checkpoint("mean", asdict(shape), task, {"threshold": None}, tensors, members)
+    write_fold(tmp_path, 0, checkpoint, pd.DataFrame({"member": [0, 1, 2], "epoch": [1, 1, 1]}))
+    found = read_checkpoint(tmp_path, 0)
+    assert found.members == ("mean",) * 3 and [len(own) for own in by_member(read_history(tmp_path, 0))] == [1, 1, 1]
+    model = load_head(found, torch.device("cpu"))
+    for head, state in zip(model.heads, states, strict=True):
+        assert head.feature_limit == 8 and all(torch.equal(head.state_dict()[name], state[name]) for name in state)
+    bags = pack([torch.randn(5, 3), torch.randn(2, 3)])
+    parts = [w * head(bags).logits for w, head in zip(weights, model.heads, strict=True)]
+    torch.testing.assert_close(model(bags).logits, sum(parts) + offset)

@@ -111,3 +111,19 @@ def test_the_order_stays_and_probabilities_sum_to_one(seed, n, classes, sharp):
     if classes == 2 and n:
         order = np.argsort(np.diff(np.log(np.maximum(probabilities, 1e-300)), axis=1)[:, 0], kind="stable")
         assert (np.diff(after[order, 1]) >= -1e-12).all()
+
+
+def test_a_slide_is_called_positive_from_the_share_of_positive_slides_on():
+    """There the balanced accuracy of true probabilities is the best, whatever the share."""
+    probabilities, labels = _balanced_head(20_000, (0.8, 0.2))
+    task = Classification(("no", "yes"), 1)
+    calibration = task.calibrate(probabilities, labels, labels)
+    assert calibration["threshold"] == pytest.approx(labels.mean())
+    made = task.calibrated(probabilities, calibration)[:, 1]
+
+    def balanced(threshold):
+        return (made >= threshold)[labels == 1].mean() + (made < threshold)[labels == 0].mean()
+
+    assert balanced(calibration["threshold"]) > max(map(balanced, np.linspace(0.02, 0.98, 49))) - 0.01
+    assert task.calibrate(probabilities[:0], labels[:0], labels)["threshold"] == calibration["threshold"]
+    assert Classification(("a", "b", "c"), None).calibrate(np.eye(3), np.arange(3), np.arange(3))["threshold"] is None

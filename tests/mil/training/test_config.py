@@ -30,6 +30,7 @@ def test_the_yaml_file_equals_the_defaults_and_says_why():
         ({"instance_dropout": 1.0}, "instance_dropout is 1.0, expected 0 to below 1"),
         ({"memory": "disk"}, "memory is 'disk', expected one of auto, ram, mapped"),
         ({"val_fraction": 0.6}, "val_fraction is 0.6"),
+        ({"inner_folds": -1}, "inner_folds is -1, expected at least 0"),
         ({"seed": -1}, "seed is -1"),
         ({"bootstrap": 10}, "bootstrap is 10, expected at least 100"),
     ],

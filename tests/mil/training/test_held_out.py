@@ -15,11 +15,11 @@ from features.feature_file import read_embeddings, write_embeddings
 from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import make_folds
 from mil.evaluation import out_of_fold
-from mil.heads.head import OwnRecipe
-from mil.heads.registry import HEADS, build_head
-from mil.heads.zoo import bag_stats, needle
+from mil.heads.registry import AUTO, HEADS
+from mil.heads.zoo import bag_stats
 from mil.run.attention import attention_path
-from mil.run.tables import read_metrics, read_patient_predictions, read_predictions
+from mil.run.ensemble import load_head, predict_slide
+from mil.run.tables import by_member, read_metrics, read_patient_predictions, read_predictions
 from mil.training import command
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
@@ -33,10 +33,6 @@ FAST = dict(epochs=6, learning_rate=0.01, batch_slides=4, embed_dim=16, attentio
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(bag_stats, "_TREES", 10)
-    monkeypatch.setattr(needle, "_NETWORKS", 3)
-    monkeypatch.setattr(needle, "_FIRST", (1.0, 20, 128))
-    monkeypatch.setattr(needle, "_CYCLE", ((0.5, 20, 128),))
-    monkeypatch.setattr(needle, "_CYCLES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +40,9 @@ def cohort(planted):
     return load_cohort(planted.parent, planted, "diagnosis")
 
 
-@pytest.fixture(scope="module")
-def folds(cohort):
-    return make_folds(cohort, TrainConfig(folds=4).split_plan())
+@pytest.fixture(scope="module", params=[0, 3], ids=["one held-out part", "inner folds"])
+def folds(cohort, request):
+    return make_folds(cohort, TrainConfig(folds=4, inner_folds=request.param).split_plan())
 
 
 def _moved(features):
@@ -70,28 +66,64 @@ def _learnt(cohort, folds, head):
     return trained[group.index(folds[FOLD])]
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", [*sorted(HEADS), AUTO])
 def test_a_fold_learns_nothing_from_its_test_slides(cohort, folds, head):
-    """Weights, standardisation, kept epoch, temperature, threshold, and what a head with its own recipe chooses."""
+    """Weights, standardisation, kept epoch, temperature, what a head with its own recipe chooses, heads' weights."""
     checkpoint, history = _learnt(cohort, folds, head)
     other, other_history = _learnt(_with_others(cohort, folds[FOLD].test), folds, head)
-    assert checkpoint.tensors.keys() == other.tensors.keys() >= {"mean", "std"}
+    names = {
+        name for m in range(len(checkpoint.members)) for name in (_of(checkpoint, m, "mean"), _of(checkpoint, m, "std"))
+    }
+    assert checkpoint.tensors.keys() == other.tensors.keys() >= names
     for name, tensor in checkpoint.tensors.items():
         np.testing.assert_array_equal(tensor, other.tensors[name], err_msg=name)
-    assert checkpoint.calibration == other.calibration
+    assert checkpoint.calibration == other.calibration and checkpoint.weights == other.weights
     pd.testing.assert_frame_equal(history, other_history, check_exact=True)
 
 
-@pytest.mark.parametrize("head", ["gated-abmil", "bag-stats", "needle"])
-def test_no_weight_is_fitted_to_validation_slides(cohort, folds, head):
-    """They choose the epoch; standardisation, each epoch's training loss and a recipe of its own do not know them."""
+def _of(checkpoint, member, name):
+    return name if len(checkpoint.members) == 1 else f"members.{member}.{name}"
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_no_weight_is_fitted_to_slides_that_a_model_holds_out(cohort, folds, member):
+    """They choose its epoch; its standardisation and the training loss of each epoch do not know them."""
+    member = min(member, len(folds[FOLD].members) - 1)
+    checkpoint, history = _learnt(cohort, folds, "gated-abmil")
+    other, other_history = _learnt(_with_others(cohort, folds[FOLD].members[member].val), folds, "gated-abmil")
+    for name in ("mean", "std"):
+        at = _of(checkpoint, member, name)
+        np.testing.assert_array_equal(checkpoint.tensors[at], other.tensors[at], err_msg=at)
+    own, others = by_member(history)[member], by_member(other_history)[member]
+    pd.testing.assert_series_equal(own["train_loss"], others["train_loss"], check_exact=True)
+    assert not own["val_loss"].equals(others["val_loss"])
+
+
+@pytest.mark.parametrize("head", ["bag-stats", "needle"])
+def test_a_recipe_of_its_own_does_not_know_the_validation_part(cohort, head):
+    folds = make_folds(cohort, TrainConfig(folds=4, inner_folds=0).split_plan())
     checkpoint, history = _learnt(cohort, folds, head)
     other, other_history = _learnt(_with_others(cohort, folds[FOLD].val), folds, head)
-    whole = isinstance(build_head(head, plan_training(cohort, folds, TrainConfig(head=head), CPU).shape), OwnRecipe)
-    for name in checkpoint.tensors if whole else ("mean", "std"):
-        np.testing.assert_array_equal(checkpoint.tensors[name], other.tensors[name], err_msg=name)
+    for name, tensor in checkpoint.tensors.items():
+        np.testing.assert_array_equal(tensor, other.tensors[name], err_msg=name)
     pd.testing.assert_series_equal(history["train_loss"], other_history["train_loss"], check_exact=True)
     assert not history["val_loss"].equals(other_history["val_loss"])
+
+
+def test_a_fold_is_calibrated_on_what_each_of_its_models_held_out(cohort, monkeypatch):
+    """Every training slide once, answered by the member whose validation part it is in, and by no other."""
+    folds, asked = make_folds(cohort, TrainConfig(folds=4, inner_folds=3).split_plan()), []
+    given = type(cohort.task).calibrate
+    monkeypatch.setattr(type(cohort.task), "calibrate", lambda *of: asked.append(of[1:]) or given(*of))
+    fold, (checkpoint, _) = folds[FOLD], _learnt(cohort, folds, "gated-abmil")
+    answers, targets, trained_on = asked[FOLD]
+    assert sorted(np.concatenate(fold.inner)) == fold.train.tolist() and len(answers) == len(fold.train)
+    heads = load_head(checkpoint, CPU).heads
+    for head, part in zip(heads, fold.inner, strict=True):
+        expected = [predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer for i in part]
+        np.testing.assert_allclose(answers[np.searchsorted(fold.train, part)], expected, atol=1e-6)
+    np.testing.assert_array_equal(targets, cohort.targets[fold.train])
+    np.testing.assert_array_equal(trained_on, cohort.targets[fold.train])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import make_folds
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise
-from mil.training import trainer as fold_module
+from mil.training import descent
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
@@ -47,7 +47,7 @@ def test_only_training_leaves_patches_out(planted, monkeypatch):
         return bags
 
     plan = plan_training(cohort, folds, config, CPU)
-    monkeypatch.setattr(fold_module, "pack", spy)
+    monkeypatch.setattr(descent, "pack", spy)
     train_folds(cohort, folds, config, CPU, lambda *_: None, plan)
     sizes = {len(features) for features in cohort.features}
     assert {n for train, of in seen if not train for n in of} == sizes

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import mil.training.tracking
-from mil.run.tables import read_history, read_metrics
+from mil.run.tables import by_member, read_history, read_metrics
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -53,9 +53,12 @@ def test_losses_and_metrics_are_sent(recorded, tmp_path, make_cohort):
     _train(make_cohort(tmp_path / "f", slides=16), out, track="wandb")
     [sent] = recorded
     for number in (0, 1):
-        losses = [row[f"fold-{number}/val_loss"] for row in sent.rows if f"fold-{number}/val_loss" in row]
-        assert losses == pytest.approx(read_history(out, number)["val_loss"].tolist())
-        assert sent.steps[f"fold-{number}/*"] == f"fold-{number}/epoch"
+        for member, history in enumerate(by_member(read_history(out, number))):
+            name = f"fold-{number}-member-{member}" if member else f"fold-{number}"
+            losses = [row[f"{name}/val_loss"] for row in sent.rows if f"{name}/val_loss" in row]
+            assert losses == pytest.approx(history["val_loss"].tolist())
+            assert sent.steps[f"{name}/*"] == f"{name}/epoch"
+        assert member > 0
     assert sent.summary["slide/auroc/low"] == read_metrics(out)["slide"]["auroc"]["low"]
     assert (sent.how["name"], sent.how["dir"], sent.code) == ("my-run", str(out), 0)
     assert sent.how["config"]["epochs"] == 3 and str(tmp_path) not in str(sent.how["config"])

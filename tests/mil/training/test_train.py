@@ -15,16 +15,26 @@ import pytest
 import torch
 
 from mil.cohort.cohort import load_cohort
-from mil.cohort.splits import make_folds
-from mil.heads.registry import HEADS
+from mil.cohort.splits import Fold, make_folds
+from mil.heads.bags import pack
+from mil.heads.dropout import Noise
+from mil.heads.registry import HEADS, heads_of
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import fold_numbers, read_checkpoint
 from mil.run.ensemble import load_ensemble, load_head, predict_slide
 from mil.run.layout import LOCK, is_complete
-from mil.run.tables import read_history, read_metrics, read_patient_predictions, read_predictions, read_splits
+from mil.run.tables import (
+    by_member,
+    read_history,
+    read_metrics,
+    read_patient_predictions,
+    read_predictions,
+    read_splits,
+)
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
-from mil.training.plan import can_stack, plan_training
+from mil.training.descent import epoch_order
+from mil.training.plan import _groups, can_stack, plan_training
 from mil.training.trainer import train_folds
 from tiling.jobs.errors import RequestError
 
@@ -140,15 +150,66 @@ def test_models_trained_together_equal_models_trained_alone(planted, head):
 
 
 def test_features_are_standardised_with_the_training_part(planted):
+    """Each member's own."""
     config = TrainConfig(**{**FAST, "epochs": 2})
     cohort = load_cohort(planted.parent, planted, "diagnosis")
     folds = make_folds(cohort, config.split_plan())
     plan = plan_training(cohort, folds, config, torch.device("cpu"))
     ((alone, history),) = train_folds(cohort, folds[1:2], config, torch.device("cpu"), lambda *_: None, plan)
-    patches = np.concatenate([cohort.features[i].double().numpy() for i in folds[1].train])
-    assert alone.tensors["mean"] == pytest.approx(patches.mean(axis=0), abs=1e-6)
-    assert alone.tensors["std"] == pytest.approx(patches.std(axis=0), rel=1e-5)
-    assert history["epoch"].tolist() == [1, 2]
+    for m, member in enumerate(folds[1].members):
+        patches = np.concatenate([cohort.features[i].double().numpy() for i in member.train])
+        assert alone.tensors[f"members.{m}.mean"] == pytest.approx(patches.mean(axis=0), abs=1e-6)
+        assert alone.tensors[f"members.{m}.std"] == pytest.approx(patches.std(axis=0), rel=1e-5)
+    assert history["epoch"].tolist() == [1, 2] * 5 and history["member"].tolist() == np.repeat(range(5), 2).tolist()
+
+
+def test_auto_weighs_several_heads_and_says_how_much(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr("mil.heads.zoo.bag_stats._TREES", 20)
+    metrics = _train(planted, tmp_path / "run", head="auto", folds=2, inner_folds=3, epochs=30, learning_rate=0.01)
+    assert metrics["slide"]["auroc"]["value"] > 0.9 and set(metrics["heads"]) == set(heads_of("auto"))
+    checkpoint = read_checkpoint(tmp_path / "run", 0)
+    assert checkpoint.members == (*("mean",) * 3, *("gated-abmil",) * 3, *("top-k",) * 3, "bag-stats")
+    assert min(checkpoint.weights.values()) >= 0
+    history = read_history(tmp_path / "run", 0)
+    assert history.groupby("head")["member"].nunique().to_dict() == {
+        "bag-stats": 1,
+        "gated-abmil": 3,
+        "mean": 3,
+        "top-k": 3,
+    }
+    slide = read_attention(attention_path(tmp_path / "run", "s03"))
+    assert np.isfinite(slide.patch_logits).all() and slide.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert "bag-stats" in (tmp_path / "run/report.html").read_text()
+    with pytest.raises(RequestError, match="needs held-out slides; give --inner-folds or --val-fraction"):
+        _train(planted, tmp_path / "none", head="auto", val_fraction=0.0)
+
+
+def test_repeats_have_their_own_order_and_dropout():
+    assert not (epoch_order(0, 0, 1, 40) == epoch_order(0, 1, 1, 40)).all()
+    masks = [Noise(0, repeat) for repeat in (0, 1)]
+    for noise in masks:
+        noise.set([0], [50], 1)
+    first, second = (noise.keep(0, 8, [50], 0.5) for noise in masks)
+    assert not torch.equal(first, second)
+    folds = [Fold(n, n // 2, n % 2, *(np.arange(3),) * 3) for n in range(6)]
+    assert [[fold.number for fold in group] for group in _groups(folds, 100)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_folds_model_is_the_mean_of_its_members(planted):
+    config, cpu = TrainConfig(**{**FAST, "epochs": 2}), torch.device("cpu")
+    cohort = load_cohort(planted.parent, planted, "diagnosis")
+    folds = make_folds(cohort, config.split_plan())
+    plan = plan_training(cohort, folds, config, cpu)
+    ((checkpoint, _),) = train_folds(cohort, folds[:1], config, cpu, lambda *_: None, plan)
+    model, bags = load_head(checkpoint, cpu), pack(cohort.features[:3])
+    with torch.no_grad():
+        whole, parts = model(bags), [head(bags) for head in model.heads]
+    assert len(parts) == 5 and not torch.allclose(parts[0].logits, parts[1].logits)
+    for name in ("logits", "attention", "patch_logits", "contributions"):
+        torch.testing.assert_close(getattr(whole, name), sum(getattr(part, name) for part in parts) / 5)
+    assert whole.class_attention is None
+    slide = whole.contributions[: bags.sizes[0]].sum(0)
+    torch.testing.assert_close(slide, whole.logits[0])
 
 
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, make_cohort):
@@ -245,17 +306,18 @@ def test_predictions_use_the_threshold_of_their_fold_and_models_that_never_saw_t
 
 
 def test_the_kept_epoch_has_the_lowest_mean_validation_loss_and_is_not_among_the_first(trained, planted):
+    """Of each member; the second is looked at."""
     out, _ = trained
     cohort = load_cohort(planted.parent, planted, "diagnosis")
-    fold = make_folds(cohort, TrainConfig(**FAST).split_plan())[0]
-    head = load_ensemble(out, "cpu").heads[0]
+    fold = make_folds(cohort, TrainConfig(**FAST).split_plan())[0].members[1]
+    head = load_ensemble(out, "cpu").heads[0].heads[1]
     p = np.array(
         [predict_slide(head, cohort.features[i], torch.device("cpu"), cohort.task, {}).answer for i in fold.val]
     )
     labels, train = cohort.labels[fold.val], cohort.labels[fold.train]
     weights = len(train) / (2 * np.bincount(train))
     loss = np.mean(-np.log(p[np.arange(len(labels)), labels]) * weights[labels])
-    val_loss = read_history(out, 0)["val_loss"]
+    val_loss = by_member(read_history(out, 0))[1]["val_loss"]
     smoothed = val_loss.rolling(3, min_periods=1).mean()  # 5 % of 60 epochs
     assert val_loss[smoothed[11:].idxmin()] == pytest.approx(loss, abs=1e-5)  # the first 20 % are not kept
 
@@ -275,7 +337,7 @@ def test_without_a_validation_part_all_slides_are_learnt_from_to_the_last_epoch(
     table = make_cohort(tmp_path / "f", slides=16)
     _train(table, tmp_path / "r", folds=2, epochs=4, patience=1, val_fraction=0.0)
     assert set(read_splits(tmp_path / "r")["split"]) == {"train", "test"}
-    assert len(read_history(tmp_path / "r", 1)) == 4
+    assert len(read_history(tmp_path / "r", 1)) == 4 and "member" not in read_history(tmp_path / "r", 1)
     assert read_checkpoint(tmp_path / "r", 1).calibration["threshold"] == 0.5
 
 
@@ -295,7 +357,7 @@ def test_bf16_follows_the_same_loss_curve_and_judges_in_float32(planted):
 
 def test_tensorboard_and_charts_are_there(trained):
     out, _ = trained
-    assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 5
+    assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 5 * 5
     for name in ("learning-fold-4", "roc", "precision-recall", "calibration"):
         assert (out / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / "charts" / f"{name}.pdf").read_bytes().startswith(b"%PDF")

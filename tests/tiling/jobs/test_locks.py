@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tiling.jobs.locks import Locked, _process, _set_aside, lock
+from tiling.jobs.locks import Locked, _process, _set_aside, begin_run, lock
 
 
 def test_a_live_lock_is_respected_and_freed(tmp_path):
@@ -146,3 +146,29 @@ def test_a_lock_is_got_though_its_owner_before_removed_the_file_it_is_made_from(
     with lock(tmp_path / "a.h5"):
         assert removed and (tmp_path / "a.h5.lock").exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_listed_once_in_a_run_and_where_a_lock_is_taken_over(tmp_path, monkeypatch):
+    """A listing for each slide would cost the square of their number."""
+    listed = []
+    names = os.listdir
+
+    def counted(folder):
+        listed.append(folder)
+        return names(folder)
+
+    monkeypatch.setattr(os, "listdir", counted)
+    for number in range(20):
+        with lock(tmp_path / f"s{number}"):
+            pass
+    assert listed == [tmp_path]
+    left = tmp_path / ".s3.tmp-1-ab"
+    left.touch()
+    dead = {**_process(os.getpid()), "started": 0}
+    (tmp_path / "s3.lock").write_text(json.dumps(dead))  # killed in this very run
+    with lock(tmp_path / "s3"):
+        assert not left.exists() and len(listed) == 2
+    left.touch()
+    begin_run()
+    with lock(tmp_path / "s3"):
+        assert not left.exists() and len(listed) == 3

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tiling.jobs.arrivals import Arrivals
 from tiling.jobs.atomic import atomic_folder
 from tiling.jobs.errors import RequestError
 from tiling.jobs.locks import lock
@@ -37,6 +38,17 @@ def test_the_last_job_gets_the_cores_of_the_idle():
     results = dict(map_unordered(cores_seen, [0.0, 0.01, 3.0], 3))
     first, last = results[3.0]
     assert first <= last == 3  # 1 at first, unless the other two ended before its process had started
+
+
+def test_jobs_are_begun_as_they_come():
+    """Each but the first comes when the result of the one before is known; two workers wait meanwhile."""
+    coming: Arrivals[float] = Arrivals(3, [0.01])
+    results = []
+    for job, _ in map_unordered(cores_seen, coming, 2):
+        results.append(job)
+        if len(results) < 3:
+            threading.Timer(0.1, coming.put, [0.01 * (len(results) + 1)]).start()
+    assert results == [0.01, 0.02, 0.03] and not coming.left
 
 
 def test_a_dask_task_has_one_core():

@@ -23,7 +23,7 @@ def test_shuffling_and_spikes():
 
 
 def test_training_is_read_from_a_run(clean, tmp_path):
-    config = TrainConfig(epochs=12, folds=2, bootstrap=100, head="mean")
+    config = TrainConfig(epochs=12, folds=2, inner_folds=0, bootstrap=100, head="mean")
     train_mil(clean.sources.features, clean.sources.table, "diagnosis", tmp_path / "run", config)
     inputs = replace(clean, sources=replace(clean.sources, run=tmp_path / "run"))
     history = read_history(tmp_path / "run", 1)
@@ -33,7 +33,7 @@ def test_training_is_read_from_a_run(clean, tmp_path):
     history.loc[6, "train_loss"] += 1
     history.to_csv(tmp_path / "run/fold-1/history.csv", index=False)
     found = training.find(inputs)
-    assert found.evidence["spike_slides"] == {0: {}, 1: {7: slides}} and "1 fold(s) spikes" in found.verdict
+    assert found.evidence["spike_slides"] == {"1": {}, "2": {7: slides}} and "1 model(s) spikes" in found.verdict
     assert found.numbers["recall of tumour"]["value"] > 0.7 and len(found.pictures) == 2
     assert sum(int(row[2]) for row in found.details[0].rows) == Plan().slides
     wrong = wrong_labels.find(inputs)

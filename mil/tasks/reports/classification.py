@@ -32,12 +32,12 @@ from mil.pages.parts import (
     Part,
     Picture,
     Section,
-    Soft,
     Table,
     number,
 )
-from mil.pages.words import Figure, is_figure
+from mil.pages.words import Figure
 from mil.pages.words import interval as in_short
+from mil.tasks.reports.figures import cards, cautions, every_figure, title
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "auroc": ("AUROC", "chance that a slide of the class gets a higher probability than one without; 0.5 is guessing"),
@@ -58,13 +58,7 @@ FIGURES = {  # name in metrics.json: title, and what it means
     "recall": ("recall", ""),
 }
 _HEADLINE = ("auroc", "balanced_accuracy", "sensitivity", "specificity")
-_FEW_PATIENTS = 20
 _UNIT = (0.0, 1.0)
-
-
-def title(name: str) -> str:
-    """Of a figure; one that is not known is called by its name."""
-    return FIGURES[name][0] if name in FIGURES else name.replace("_", " ")
 
 
 def classification_sections(
@@ -78,7 +72,7 @@ def classification_sections(
     place = None if positive is None else classes.index(positive)
     scores = scores_of(predictions, classes, place, bootstrap)
     return [
-        Section("Result", (_headline(metrics), *_in_words(metrics, positive), _every_figure(metrics))),
+        Section("Result", (_headline(metrics), *_in_words(metrics, positive), every_figure(metrics, FIGURES))),
         Section("Ranking", _ranking(scores)),
         Section("Labels", (*_confusion(predictions, classes, positive), *_by_class(metrics["slide"], classes))),
         Section("Probabilities", (Figures((_calibration(calibration_bins(scores), positive),)),)),
@@ -87,16 +81,15 @@ def classification_sections(
 
 def _headline(metrics: Mapping[str, Any]) -> Cards:
     """The few numbers that matter."""
-    slide = metrics["slide"]
-    cards = [Card(title(name), number(slide[name])) for name in _HEADLINE if name in slide]
+    shown = cards(metrics["slide"], _HEADLINE, FIGURES)
     if "patch" in metrics:
-        cards.append(Card("accuracy on copied patch labels", number(metrics["patch"]["accuracy"])))
-    return Cards(tuple(cards))
+        shown.append(Card("accuracy on copied patch labels", number(metrics["patch"]["accuracy"])))
+    return Cards(tuple(shown))
 
 
 def _in_words(metrics: Mapping[str, Any], positive: str | None) -> list[Paragraph]:
     """What the numbers say, and what to keep in mind."""
-    return [Paragraph(line) for line in [*_auroc_said(metrics["slide"]["auroc"], positive), *_cautions(metrics)]]
+    return [Paragraph(line) for line in [*_auroc_said(metrics["slide"]["auroc"], positive), *cautions(metrics)]]
 
 
 def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
@@ -117,36 +110,6 @@ def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
     if high < 0.5:
         return [*lines, between + "That is worse than guessing: look for labels or ids that are mixed up."]
     return [*lines, between + "Guessing would be 50."]
-
-
-def _cautions(metrics: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "All intervals draw the patients again and take the models of the folds as they are: how much another training "
-        "set, split or seed would change is not in them."
-    ]
-    counts = metrics["counts"]
-    if counts["patients"] < _FEW_PATIENTS:
-        lines.append(f"Only {counts['patients']} patients: another cohort can give quite another result.")
-    figures = [figure for figure in metrics["slide"].values() if is_figure(figure) and figure["low"] is not None]
-    if any(figure["low"] == figure["high"] for figure in figures):
-        lines.append("An interval without width means that no error of this kind was seen, not that there is none.")
-    if counts["repeats"] > 1:
-        lines.append(f"Each slide counts once in each of {counts['repeats']} repeats of the cross-validation.")
-    if "patient_reason" in metrics:
-        lines.append(f"There are no figures by patient: {metrics['patient_reason']}.")
-    return lines
-
-
-def _every_figure(metrics: Mapping[str, Any]) -> Table:
-    """Every overall figure with its interval, by slide and by patient."""
-    levels = [(name, metrics[name]) for name in ("slide", "patient") if metrics.get(name)]
-    names = [name for name, figure in levels[0][1].items() if is_figure(figure)]
-    names.sort(key=lambda name: [*FIGURES, name].index(name))
-    rows: list[tuple[Cell, ...]] = [
-        (title(name), *(number(level.get(name)) for _, level in levels), Soft(FIGURES.get(name, ("", ""))[1]))
-        for name in names
-    ]
-    return Table(("", *(f"by {name}, 95 % interval" for name, _ in levels), ""), tuple(rows), last_left=True)
 
 
 def _ranking(scores: Scores) -> tuple[Part, ...]:
@@ -210,7 +173,7 @@ def _legend(scores: Scores) -> tuple[Key, str]:
 def _confusion(slides: pd.DataFrame, classes: Sequence[str], positive: str | None) -> tuple[Part, ...]:
     counts = confusion_matrix(slides["label"], slides["prediction"], labels=classes)  # (C, C), truth by prediction
     share: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    threshold = "A slide is called positive from the threshold on that its fold chose on its validation slides."
+    threshold = "A slide is called positive where its probability reaches the share of positive slides in training."
     decided = "The most probable label is predicted." if positive is None else threshold
     matrix = Matrix(tuple(classes), tuple(map(tuple, counts.tolist())), tuple(map(tuple, share.tolist())))
     note = Paragraph(f"Slides, and their part of the row. {decided}", soft=True)
@@ -223,7 +186,7 @@ def _by_class(figures: Mapping[str, Any], classes: Sequence[str]) -> tuple[Part,
     if not names:
         return ()
     rows: list[tuple[Cell, ...]] = [(c, *(number(figures[name][c]) for name in names)) for c in classes]
-    head = ("", *(title(name.removesuffix("_by_class")) for name in names))
+    head = ("", *(title(name.removesuffix("_by_class"), FIGURES) for name in names))
     return Heading("By label"), Table(head, tuple(rows))
 
 

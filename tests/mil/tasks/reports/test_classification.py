@@ -7,7 +7,8 @@ import pytest
 from mil.metrics.bootstrap import Bootstrap
 from mil.metrics.classification import evaluate
 from mil.pages.parts import Card, Cards, Figures, Heading, Matrix, Number, Paragraph, Table
-from mil.tasks.classification_report import classification_sections, title
+from mil.tasks.reports.classification import FIGURES, classification_sections
+from mil.tasks.reports.figures import title
 
 DRAWS = Bootstrap(200, 0)
 TWO, THREE = ("neg", "pos"), ("a", "b", "c")
@@ -78,10 +79,10 @@ def test_every_figure_stands_in_the_table_with_its_meaning():
     [figures] = _of(_sections(table, TWO, "pos", patient=by_patient)["Result"], Table)
     assert figures.head == ("", "by slide, 95 % interval", "by patient, 95 % interval", "") and figures.last_left
     rows = {row[0]: row for row in figures.rows}
-    assert set(rows) == {title(name) for name, value in metrics["slide"].items() if "value" in value}
+    assert set(rows) == {title(name, FIGURES) for name, value in metrics["slide"].items() if "value" in value}
     assert next(iter(rows)) == "AUROC" and rows["AUROC"][2] == Number("0.500", "0.250 – 0.750")
     assert rows["MCC"][3].text.startswith("correlation of prediction and truth")
-    assert title("kappa_of_cohen") == "kappa of cohen"
+    assert title("kappa_of_cohen", FIGURES) == "kappa of cohen"
 
 
 def test_curves_lie_where_they_belong_and_their_files_say_the_area():
@@ -118,7 +119,7 @@ def test_the_confusion_matrix_counts_truth_by_prediction():
     assert [row[0] for row in by_label.rows] == list(THREE)
     recall = by_label.head.index("recall")
     assert by_label.rows[0][recall].value == "0.500"
-    assert "threshold" in _of(_sections(_binary(), TWO, "pos")["Labels"], Paragraph)[0].text
+    assert "share of positive slides in training" in _of(_sections(_binary(), TWO, "pos")["Labels"], Paragraph)[0].text
 
 
 def test_calibration_dots_lie_at_what_was_said_and_what_came_true():

@@ -1,0 +1,103 @@
+"""How one encoder's features are made and where they go: what each file says of itself, and whether it is there."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from features.config import FeatureConfig
+from features.embed.pipe import Embedder
+from features.embed.scale import require_trained_scale
+from features.encoders import Encoder, load_encoder
+from features.feature_file import EmbeddingInfo, read_info, stored_dtype
+from features.statistics.adapted_norms import adapt, read_norms
+from tiling.jobs.errors import SlideError
+from tiling.jobs.provenance import require_same
+from tiling.store.patches import PatchStore
+
+
+@dataclass(frozen=True)
+class Making:
+    """One of the encoders of a request."""
+
+    embedder: Embedder
+    config: FeatureConfig  # with this encoder alone
+    out: Path  # its folder
+
+    def path(self, slide_id: str) -> Path:
+        return self.out / f"{slide_id}.h5"
+
+    def is_done(self, slide_id: str, info: EmbeddingInfo) -> bool:
+        """Whether the file is there. Raises SlideError where it, or the folder, was made otherwise."""
+        if self.config.overwrite:
+            return False
+        path, dtype = self.path(slide_id), self.config.features_dtype
+        if path.exists():
+            found = {**read_info(path).provenance(), "features_dtype": stored_dtype(path)}
+            require_same(found, {**info.provenance(), "features_dtype": dtype}, path)
+            return True
+        _require_one_making(self.out, info)
+        return False
+
+    def info(self, store: PatchStore, slide_id: str) -> EmbeddingInfo:
+        """What the slide's file will say. Raises SlideError where the network cannot or should not see its patches."""
+        embedder, of = self.embedder, store.info
+        encoder = embedder.encoder
+        if not self.config.input_px:
+            require_trained_scale(encoder, of)
+        return EmbeddingInfo(
+            slide_id=slide_id,
+            store_digest=store.digest,
+            encoder=encoder.name,
+            weights=encoder.weights,
+            weights_sha256=encoder.weights_sha256,
+            input_px=embedder.input_px(of.patch_size_px),
+            normalisation=encoder.preprocessing.normalisation,
+            precision=embedder.precision,
+            resizing=encoder.preprocessing.resizing,
+            decoder=decoder_of(store),
+            engine=embedder.engine,
+            patch_size_px=of.patch_size_px,
+            patch_size_l0=of.patch_size_l0,
+            overlap_px=of.overlap_px,
+            width_l0=of.width_l0,
+            height_l0=of.height_l0,
+            mpp_l0=of.mpp_l0,
+            mpp=of.mpp,
+            slide_fingerprint=of.fingerprint,
+        )
+
+
+def makings(config: FeatureConfig, out: Path) -> Sequence[Making]:
+    """Of each encoder that `config` names. Raises RequestError."""
+    singles = [replace(config, encoder=name) for name in config.encoders]
+    folders = [out / single.folder for single in singles] if len(singles) > 1 else [out]
+    return [
+        Making(Embedder(encoder_of(single), single.embedding), single, folder)
+        for single, folder in zip(singles, folders, strict=True)
+    ]
+
+
+def encoder_of(config: FeatureConfig) -> Encoder:
+    encoder = load_encoder(config.encoder, config.weights, config.seed)
+    return adapt(encoder, read_norms(Path(config.adapted_norms))) if config.adapted_norms else encoder
+
+
+def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
+    """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
+    with os.scandir(out) as entries:  # to the first that can be read: a listing for each slide would be quadratic
+        for path in (Path(entry) for entry in entries if entry.name.endswith(".h5")):
+            with suppress(SlideError):  # said when that slide itself is done
+                found = read_info(path)
+                break
+        else:
+            return
+    require_same(found.making(), info.making(), path)
+
+
+def decoder_of(store: PatchStore) -> str:
+    """What makes pixels of the store's patches, and its version."""
+    decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
+    return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")

@@ -1,0 +1,56 @@
+"""Several heads as one, weighted by what each says of slides that it was not fitted to (`--head auto`).
+
+Stacking (Wolpert, "Stacked generalization", Neural Networks 1992): each head is calibrated on its cross-fitted answers;
+the weights of their log-odds are never negative (Breiman, "Stacked regressions", Machine Learning 1996) and are held
+near equal ones by a normal prior, so that few slides choose nothing and many choose the better heads. All of it happens
+within the training part of a fold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from mil.tasks.calibration import class_shares, fit_calibration
+
+Floats = NDArray[np.float64]
+_LARGEST = 3.0
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Logits of M heads (M, n, C) -> those of the stack: Σ_m factors_m logits_m + offset, as if classes were equal."""
+
+    weights: Floats  # (M,) of calibrated log-odds
+    factors: Floats  # (M,)
+    offset: Floats  # (C,)
+
+    def logits(self, of_heads: Floats) -> Floats:
+        return np.asarray(np.tensordot(self.factors, of_heads, axes=1) + self.offset)
+
+
+def stack(answers: Sequence[Floats], labels: NDArray[np.int64]) -> Stacked:
+    """answers: M cross-fitted probabilities (n, C) of the slides with labels (n,), which hold all classes."""
+    heads, classes = len(answers), answers[0].shape[1]
+    shares = class_shares(labels, classes)
+    prior = np.log(classes * shares)
+    fitted = [fit_calibration(of, labels, shares) for of in answers]
+    temperatures, offsets = np.array([t for t, _ in fitted]), np.stack([bias - prior for _, bias in fitted])
+    logits = np.stack([log_probabilities(of) for of in answers])  # (M, n, C)
+    balanced = logits / temperatures[:, None, None] + offsets[:, None]
+    own = np.arange(len(labels)), labels
+
+    def loss(weights: Floats) -> float:
+        likelihood = log_softmax(np.tensordot(weights, balanced, axes=1) + prior, axis=1)[own].sum()
+        return float(0.5 * np.square((weights - 1 / heads) * heads).sum() - likelihood)
+
+    start = np.full(heads, 1 / heads)
+    weights = minimize(loss, start, bounds=[(0.0, _LARGEST)] * heads, method="L-BFGS-B").x
+    return Stacked(weights, weights / temperatures, weights @ offsets)
+
+
+def log_probabilities(probabilities: Floats) -> Floats:
+    return np.asarray(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)))

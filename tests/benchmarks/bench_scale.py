@@ -1,0 +1,216 @@
+"""What very many slides cost before any work is done: start-up where all is finished, summary, pages, the audit.
+
+Stub slides of a few bytes, each with a true patch store of nine patches, its quality picture and facts, and a true
+feature file of 20 kB. Each part runs in a process of its own; seconds, its peak memory without that of workers, and
+the exponent with which the seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are
+measured alone, when their modules are loaded. Last, what one lock costs in a folder of many.
+
+    python tests/benchmarks/bench_scale.py [SLIDES ...]      default 1000 10000
+"""
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from features.config import FeatureConfig
+from tiling.config import TilingConfig
+from tiling.jobs.locks import lock
+from tiling.manifest import SlideRow
+from tiling.slides.files import slide_fingerprint
+
+ROOT = Path(__file__).parents[2]
+TILING = TilingConfig(mpp=2.0, patch_px=64, workers=2)
+ENCODER = FeatureConfig(encoder="mobilenet-v3-small", weights="random", device="cpu")
+PARTS = {
+    "tile-slides, all finished": "tile",
+    "  of which summary.json": "summary",
+    "  of which qc.html": "page",
+    "extract-features, all finished": "extract",
+    "  of which statistics.json": "statistics",
+    "train-mil: cohort loading": "cohort",
+    "train-mil: loading and audit": "audit",
+}
+MODULES = {  # that a part needs, loaded before its clock starts
+    "summary": ("tiling.jobs.outcomes", "tiling.manifest"),
+    "page": ("tiling.qc.page",),
+    "statistics": ("features.encoders.torchvision_zoo", "features.statistics.cohort"),
+    "cohort": ("mil.cohort.cohort",),
+    "audit": ("mil.cohort.leakage",),
+}
+LOCKED_FOLDERS = (1000, 10_000, 100_000)
+LOCKS = 100
+
+
+def make(folder: Path, slides: int) -> None:
+    """The inputs and outputs of a finished cohort: `slides.csv`, slides, patches, features."""
+    from features.pipeline import extract_features, find_stores  # here, since a process's peak counts its parent's too
+    from tiling.all_slides import tile_slides
+    from tiling.phantom.phantom import PhantomSpec, write_phantom
+
+    seed = folder / "seed"
+    seed.mkdir(parents=True)
+    write_phantom(PhantomSpec(width_px=2048, height_px=2048, seed=0, tumour=False), seed / "s.svs")
+    assert tile_slides([SlideRow("s", seed / "s.svs")], TILING, seed / "patches").counts == {"done": 1}
+    assert extract_features(find_stores(seed / "patches"), ENCODER, seed / "patches", seed / "features").counts
+    for name in ("slides", "patches/qc", "features"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["slide_id,path,patient_id,tumour"]
+    for number in range(slides):
+        slide_id = f"slide{number:06d}"
+        lines.append(f"{slide_id},slides/{slide_id}.svs,p{number},{'yes' if number % 2 else 'no'}")
+        path = folder / f"slides/{slide_id}.svs"
+        path.write_text(slide_id)
+        of_slide = {"slide_id": slide_id, "digest": f"{number:064x}", "fingerprint": slide_fingerprint(path)}
+        _stub_store(seed / "patches", folder / "patches", of_slide)
+        _stub_features(seed / "features/s.h5", folder / f"features/{slide_id}.h5", of_slide, rng)
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    shutil.rmtree(seed)
+
+
+def _stub_store(seed: Path, out: Path, of_slide: dict[str, str]) -> None:
+    """All files but `zarr.json` and the facts are links to those of the one true store."""
+    store = out / f"{of_slide['slide_id']}.zarr"
+    shutil.copytree(seed / "s.zarr", store, copy_function=os.link)
+    (store / "zarr.json").unlink()
+    root = json.loads((seed / "s.zarr/zarr.json").read_text())
+    root["attributes"] |= of_slide
+    (store / "zarr.json").write_text(json.dumps(root))
+    facts = json.loads((seed / "qc/s.json").read_text())
+    facts |= {key: of_slide[key] for key in ("slide_id", "digest")}
+    shutil.copy(seed / "qc/s.jpg", out / f"qc/{of_slide['slide_id']}.jpg")
+    (out / f"qc/{of_slide['slide_id']}.json").write_text(json.dumps(facts))
+
+
+def _stub_features(seed: Path, path: Path, of_slide: dict[str, str], rng: np.random.Generator) -> None:
+    shutil.copy(seed, path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["slide_id"], file.attrs["store_digest"] = of_slide["slide_id"], of_slide["digest"]
+        file.attrs["slide_fingerprint"] = of_slide["fingerprint"]
+        file["features"][...] = rng.normal(size=file["features"].shape)
+
+
+def part(name: str, folder: Path) -> None:
+    """Do one part, in this process, and print its seconds."""
+    patches, features, table = folder / "patches", folder / "features", folder / "slides.csv"
+    work = {
+        "make": lambda: make(folder, int(folder.name)),
+        "tile": lambda: _command("tiling.cli", table, "--out", patches, "--config", folder / "tile.json"),
+        "extract": lambda: _command("features.cli", patches, "--out", features, "--config", folder / "extract.json"),
+        "summary": lambda: _summary(patches, table),
+        "page": lambda: _page(patches),
+        "statistics": lambda: _statistics(features),
+        "cohort": lambda: _cohort(features, table),
+        "audit": lambda: _audit(features, table),
+    }[name]
+    for module in MODULES.get(name, ()):
+        importlib.import_module(module)
+    start = time.perf_counter()
+    work()
+    print("seconds", time.perf_counter() - start, flush=True)
+
+
+def _command(module: str, *arguments: object) -> None:
+    code = f"import sys; from {module} import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0 and "done" not in done.stdout.split("→")[0].split(":")[1], done.stdout + done.stderr
+
+
+def _summary(patches: Path, table: Path) -> None:
+    from tiling.jobs.outcomes import Outcome, write_outcomes
+    from tiling.manifest import load_table
+
+    rows = load_table(table, needs_path=False)
+    outcomes = [Outcome(row.slide_id, "failed", f"{row.path}: damaged") for row in rows]
+    folders = {row.slide_id: [row.path.parent] for row in rows if row.path}
+    write_outcomes(outcomes, patches.parent / "summary.json", patches.parent / "failures.csv", folders)
+
+
+def _page(patches: Path) -> None:
+    from tiling.qc.page import write_qc_page
+
+    write_qc_page(patches)
+
+
+def _statistics(features: Path) -> None:
+    from features.encoders import load_encoder
+    from features.statistics.cohort import write_cohort_statistics
+
+    write_cohort_statistics(features, load_encoder(ENCODER.encoder, ENCODER.weights, 0))
+
+
+def _cohort(features: Path, table: Path):
+    from mil.cohort.cohort import load_cohort
+
+    return load_cohort(features, table, "tumour")
+
+
+def _audit(features: Path, table: Path) -> None:
+    from mil.cohort.leakage import same_slides
+
+    assert not same_slides(_cohort(features, table))
+
+
+def measured(name: str, folder: Path) -> tuple[float, float]:
+    """Seconds, and the peak memory of a process and of those that it started, each alone, in GB."""
+    command = [sys.executable, __file__, "--part", name, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, name
+    return float(said.split()[-1]), usage.ru_maxrss * 1024 / 1e9
+
+
+def lock_ms(slides: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        stores = [Path(name, f"slide{number:06d}.zarr") for number in range(slides)]
+        for store in stores:
+            store.mkdir()
+        start = time.perf_counter()
+        for store in stores[:LOCKS]:
+            with lock(store):
+                pass
+        return (time.perf_counter() - start) / LOCKS * 1000
+
+
+def main(sizes: list[int]) -> None:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS.values()}
+    for slides in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, str(slides))
+            made_s, _ = measured("make", folder)
+            (folder / "tile.json").write_text(json.dumps({"mpp": 2.0, "patch_px": 64, "workers": 2}))
+            given = {key: getattr(ENCODER, key) for key in ("encoder", "weights", "device")}
+            (folder / "extract.json").write_text(json.dumps(given))
+            print(f"{slides} slides, made in {made_s:.0f} s", flush=True)
+            for text, short in PARTS.items():
+                found[short].append(measured(short, folder))
+                seconds, memory = found[short][-1]
+                slope = ""
+                if len(found[short]) > 1:
+                    before = found[short][-2][0]
+                    grown = math.log(seconds / before) / math.log(slides / sizes[sizes.index(slides) - 1])
+                    slope = f", exponent {grown:.2f}"
+                print(f"  {text:34} {seconds:8.2f} s {memory:6.2f} GB{slope}", flush=True)
+    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
+    print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    if sys.argv[1:2] == ["--part"]:
+        part(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main([int(size) for size in sys.argv[1:]] or [1000, 10_000])
