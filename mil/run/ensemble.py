@@ -103,7 +103,12 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
         shape = HeadShape(**checkpoint.shape)
         heads = [build_head(name, shape) for name in checkpoint.members]
     head = heads[0] if len(heads) == 1 else Committee(heads, shape.n_classes)
-    head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
+    try:
+        head.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()})
+    except (RuntimeError, KeyError) as error:
+        raise RequestError(
+            f"a model of --head {checkpoint.head} was trained by a recipe that this release no longer has; train again"
+        ) from error
     return head.to(device).eval()
 
 

@@ -12,8 +12,10 @@ from mil.heads.registry import build_head
 from mil.heads.search import refinement, starts
 from mil.heads.search.learners import Learners
 from mil.run.attention import attention_path, read_attention
-from mil.run.checkpoint import read_checkpoint
+from mil.run.checkpoint import Checkpoint, read_checkpoint
+from mil.run.ensemble import load_head
 from mil.run.predict import predict_folder
+from mil.tasks.classification import Classification
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -179,6 +181,18 @@ def test_what_it_cannot_do_is_said():
     broken[3][7, 2] = torch.nan
     with pytest.raises(RequestError, match=r"with slides s03;"):
         _fitted(TrainingSlides(tuple(broken), slides.labels, slides.patient_ids, slides.slide_ids))
+
+
+def test_a_model_of_an_earlier_recipe_is_refused_with_the_remedy():
+    shape = {"dim_in": 4, "n_classes": 2, "embed_dim": 8, "attention_dim": 4, "dropout": 0.0}
+    of_old = {
+        "mean": np.zeros(4, np.float32),
+        "std": np.ones(4, np.float32),
+        "prototypes": np.zeros((64, 4), np.float32),
+    }
+    checkpoint = Checkpoint("needle", shape, Classification(("a", "b"), 1), {}, of_old, ("needle",))
+    with pytest.raises(RequestError, match=r"--head needle was trained by a recipe that .* train again"):
+        load_head(checkpoint, torch.device("cpu"))
 
 
 def test_from_feature_files_to_predictions(tmp_path, write_features):
