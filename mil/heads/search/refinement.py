@@ -16,7 +16,7 @@ from torch import Tensor
 from mil.heads.search.learners import Floats, Learners
 from mil.heads.search.starts import Guess
 
-BEST = 3  # patches of a slide that a direction is learned from
+BEST = (3, 10)  # patches of a slide that a direction may be learned from
 TOPS = (1, 3, 10)  # whose mean may be a slide's score
 _ROUNDS = 2
 
@@ -36,28 +36,33 @@ class Refinement:
     def run(self, guesses: Sequence[Guess]) -> tuple[Tensor, Floats]:
         """Directions (C, Q, D) of the learners, and the mean of each slide's best patches (C, Q, S, TOPS).
 
+        A candidate is a guess with a number of best patches: C is guesses · BEST.
+
         What a learner says of a slide that it learns from comes of a direction without its patient.
         """
-        candidates, (learners, slides) = len(guesses), self._learners.learns.shape
+        candidates, (learners, slides) = len(guesses) * len(BEST), self._learners.learns.shape
+        counts = torch.tensor(BEST * len(guesses), device=self._means.device)  # (C,)
         dim = self._means.shape[1]
         best = torch.zeros(candidates, learners, slides, dim + 1, dtype=torch.float64, device=self._means.device)
         for c, guess in enumerate(guesses):
+            own = slice(c * len(BEST), (c + 1) * len(BEST))
             for i, scores in guess.items():
-                best[c, :, i] = _best(self._slide(i), torch.from_numpy(scores).to(self._means.device))
+                of_patches = torch.from_numpy(scores).to(self._means.device).expand(len(BEST), -1, -1)
+                best[own, :, i] = _best(self._slide(i), of_patches, counts[own])
         said = np.zeros((candidates, learners, slides, len(TOPS)))
         for number in range(_ROUNDS + 1):
             following, sums = torch.zeros_like(best), self._sums(best, self._learners.learns)
             for i in range(slides):
                 x = self._slide(i)
-                own = self._learners.patient == self._learners.patient[i]
-                of_patient = self._sums(best[:, :, own], self._learners.learns[:, own], own)
+                mates = self._learners.patient == self._learners.patient[i]
+                of_patient = self._sums(best[:, :, mates], self._learners.learns[:, mates], mates)
                 without = [a - b for a, b in zip(sums, of_patient, strict=True)]
                 directions = self._directions(*without).flatten(0, 1)  # (C · Q, D)
                 of_patches = directions.float() @ x.T  # (C · Q, N)
                 if number == _ROUNDS:
                     said[:, :, i] = _top_means(of_patches).view(candidates, learners, -1).cpu().numpy()
                 else:
-                    following[:, :, i] = _best(x, of_patches).view(candidates, learners, -1)
+                    following[:, :, i] = _best(x, of_patches.view(candidates, learners, -1), counts)
             if number < _ROUNDS:
                 best = following
         return self._directions(*self._sums(best, self._learners.learns)), said
@@ -82,11 +87,12 @@ class Refinement:
         return directions / variance.clamp_min(1e-12).sqrt()
 
 
-def _best(x: Tensor, scores: Tensor) -> Tensor:
-    """x (N, D), scores (…, N) -> (…, D + 1): sum and number of the best patches."""
-    chosen = scores.topk(min(BEST, len(x)), dim=-1).indices  # (…, BEST)
-    sums = x[chosen].double().sum(-2)
-    return torch.cat([sums, torch.full_like(sums[..., :1], chosen.shape[-1])], dim=-1)
+def _best(x: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
+    """x (N, D), scores (c, Q, N), counts (c,) -> (c, Q, D + 1): sum and number of the best patches."""
+    chosen = scores.topk(min(int(counts.max()), len(x)), dim=-1).indices  # (c, Q, most)
+    taken = torch.arange(chosen.shape[-1], device=x.device) < counts[:, None, None]  # (c, 1, most)
+    patches = torch.nn.functional.pad(x[chosen].double(), (0, 1), value=1.0)  # (c, Q, most, D + 1)
+    return (patches * taken.unsqueeze(-1)).sum(-2)
 
 
 def _mean(sums: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ nothing starts at random:
 2. Two first guesses say which patches are of a kind that negative slides do not have (mil.heads.search.starts): by
    nearest neighbours in other slides, which needs few slides, and by local discriminants, which finds kinds that
    overlap with normal ones and needs many patches.
-3. A linear discriminant of the best three patches of each positive slide against all of negative ones is learned from
-   each guess, three times over, each slide's patches always chosen without its patient (mil.heads.search.refinement).
+3. A linear discriminant of the best three or ten patches of each positive slide against negative ones is learned from
+   each guess, again and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
 4. All of this is done five times without a fifth of the patients, whose slides are scored then. On these scores stand
-   the choice of the guess and of how many top patches make a slide's score (one, three or ten), the calibration, and
-   the loss. Where it is not below log 2 nothing was found, and all slides get nearly the same probability.
+   the choice of the guess, of three or ten, and of how many top patches make a slide's score (one, three or ten), the
+   calibration, and the loss. Where it is not below log 2 nothing was found, and all slides get nearly the same
+   probability.
 
 A slide that is tumour all over has nothing left after its centring: what shows in a slide's mean is not for this head.
 All of this applies to two classes.
@@ -49,7 +50,7 @@ class _Choice(NamedTuple):
     """Log odds of a slide = slope * mean of the top patch scores + intercept."""
 
     loss: float
-    guess: int
+    candidate: int
     top: int
     slope: float
     intercept: float
@@ -114,14 +115,14 @@ class Needle(OwnRecipe):
         ]
         del projected
         directions, said = Refinement(slide, means, covariance, learners, _RIDGE).run(guesses)
-        held_out = np.empty((*said.shape[2:], len(guesses)))  # (S, TOPS, C)
+        held_out = np.empty((*said.shape[2:], len(said)))  # (S, TOPS, C)
         for q, part in enumerate(parts):
             held_out[part] = said[:, q, part].transpose(1, 2, 0)
         best = _choice(held_out, labels)
-        self.get_buffer("direction").copy_(directions[best.guess, -1])
+        self.get_buffer("direction").copy_(directions[best.candidate, -1])
         self.get_buffer("top").fill_(best.top)
         self.get_buffer("calibration").copy_(torch.tensor([best.slope, best.intercept]))
-        log_odds = best.slope * held_out[:, TOPS.index(best.top), best.guess] + best.intercept
+        log_odds = best.slope * held_out[:, TOPS.index(best.top), best.candidate] + best.intercept
         return Fitted(best.loss, self._two_classes(torch.from_numpy(log_odds)))
 
     def _centred(self, features: Tensor) -> Tensor:
@@ -138,19 +139,19 @@ class Needle(OwnRecipe):
 
 
 def _choice(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> _Choice:
-    """scores (S, TOPS, C): the guess and number of top patches with the lowest log loss, balanced between classes, of
-    a logistic regression."""
+    """scores (S, TOPS, C): the candidate and number of top patches with the lowest log loss of a logistic regression,
+    balanced between classes."""
     best = _Choice(math.log(2), 0, TOPS[0], _NO_EFFECT, 0.0)  # nothing was learned, whatever is put first
     weights = np.where(positive, 1 / positive.mean(), 1 / (1 - positive.mean()))
-    for guess in range(scores.shape[2]):
+    for candidate in range(scores.shape[2]):
         for at, top in enumerate(TOPS):
-            values = scores[:, at, guess]
+            values = scores[:, at, candidate]
             scale = values.std() or 1.0
             fitted = LogisticRegression(class_weight="balanced").fit((values / scale)[:, None], positive)
             odds = fitted.predict_proba((values / scale)[:, None])
             loss, slope = float(log_loss(positive, odds, sample_weight=weights)), float(fitted.coef_[0, 0])
             if slope > 0 and loss < best.loss - 1e-9:
-                best = _Choice(loss, guess, top, slope / scale, float(fitted.intercept_[0]))
+                best = _Choice(loss, candidate, top, slope / scale, float(fitted.intercept_[0]))
     return best
 
 

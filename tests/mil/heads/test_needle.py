@@ -88,6 +88,7 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
     guess = {i: np.tile(np.arange(60.0)[::-1], (2, 1)) for i in np.flatnonzero(positive).tolist()}  # the first are best
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refinement, "_ROUNDS", 0)
+        patch.setattr(refinement, "BEST", (3,))
         directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners, 1.0).run([guess])
     inverse = torch.linalg.inv(covariance + covariance.diagonal().mean() * torch.eye(16))
 
