@@ -87,6 +87,8 @@ def encoder_of(config: FeatureConfig) -> Encoder:
 
 def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
     """Raises SlideError where another slide's file was made differently: no folder holds two kinds of features."""
+    if not out.is_dir():
+        return
     with os.scandir(out) as entries:  # to the first that can be read: a listing for each slide would be quadratic
         for path in (Path(entry) for entry in entries if entry.name.endswith(".h5")):
             with suppress(SlideError):  # said when that slide itself is done

@@ -35,11 +35,11 @@ def heard(page):
 
 def until(page, condition):
     """Wait for JavaScript to be true. The pages forbid the evaluation that Playwright's own wait uses."""
-    for _ in range(200):
+    for _ in range(1200):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(50)
-    raise AssertionError(f"not within 10 s: {condition}")
+    raise AssertionError(f"not within 60 s: {condition}")
 
 
 def picture(page):

@@ -259,7 +259,7 @@ class Survival(Task):
 
 def _hazard_for(survival: float, relative: Floats) -> float:
     """The cumulative hazard for which slides with hazards (n,) relative to it survive with this mean probability."""
-    largest = -np.log(survival) / relative.min()
+    largest = -np.log(survival) / relative.min() * 1.001  # where all are alike, rounding would leave it short
     return float(brentq(lambda hazard: np.exp(-hazard * relative).mean() - survival, 0.0, largest))
 
 

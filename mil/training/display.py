@@ -70,8 +70,10 @@ class Display(Watcher):
             self._live.start()
         self._completed[fold.number, fold.member] = int(values["epoch"])
         self._trained += 1
+        models = len(self._folds[0].members)
+        model = f", model {fold.member + 1} of {models}" if models > 1 else ""
         text = (
-            f"{self._name(fold)}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
+            f"{self._name(fold)}{model}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
             f"{self._of_validation(values)}  {words.seconds(self._seconds_left())} left"
         )
         self._live.update(self._bar, description=text, completed=sum(self._completed.values()))

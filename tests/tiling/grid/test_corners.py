@@ -7,6 +7,7 @@ from tiling.grid.corners import covered_fraction, covered_share, padded_fraction
 from tiling.grid.scale import choose_scale
 
 
+@settings(deadline=None)
 @given(
     width=st.integers(1, 3000),
     height=st.integers(1, 3000),
