@@ -1,4 +1,4 @@
-"""Who learns from which slides, and what each learns without one patient: sums over slides, less that patient's."""
+"""Who learns from which slides: one learner of all, and one without each part of a cross-fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

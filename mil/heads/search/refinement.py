@@ -6,7 +6,7 @@ slide's patches are scored by a direction that was learned without its patient, 
 it was trained on them; leaving a patient out is a subtraction of sums.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mil.heads.search.starts import Guess
 BEST = (3, 10)  # patches of a slide that a direction may be learned from
 TOPS = (1, 3, 10)  # whose mean may be a slide's score
 _ROUNDS = 2
+_RIDGE = 1.0  # of the covariance, in mean variances of a feature
 
 Slide = Callable[[int], Tensor]  # the centred patches (N, D) float32 of a slide
 
@@ -26,10 +27,10 @@ Slide = Callable[[int], Tensor]  # the centred patches (N, D) float32 of a slide
 class Refinement:
     """Directions of C candidates, each for Q learners, over rounds through the slides."""
 
-    def __init__(self, slide: Slide, means: Tensor, covariance: Tensor, learners: Learners, ridge: float) -> None:
+    def __init__(self, slide: Slide, means: Tensor, covariance: Tensor, learners: Learners) -> None:
         """means (S, D) of the slides' centred patches, covariance (D, D) of all of them, both float64."""
         self._slide, self._learners = slide, learners
-        ridged = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        ridged = covariance + _RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
         self._covariance, self._means = covariance, means
 
@@ -49,23 +50,19 @@ class Refinement:
             for i, scores in guess.items():
                 of_patches = torch.from_numpy(scores).to(self._means.device).expand(len(BEST), -1, -1)
                 best[own, :, i] = _best(self._slide(i), of_patches, counts[own])
-        said = np.zeros((candidates, learners, slides, len(TOPS)))
-        for number in range(_ROUNDS + 1):
-            following, sums = torch.zeros_like(best), self._sums(best, self._learners.learns)
-            for i in range(slides):
-                x = self._slide(i)
-                mates = self._learners.patient == self._learners.patient[i]
-                of_patient = self._sums(best[:, :, mates], self._learners.learns[:, mates], mates)
-                without = [a - b for a, b in zip(sums, of_patient, strict=True)]
-                directions = self._directions(*without).flatten(0, 1)  # (C · Q, D)
-                of_patches = directions.float() @ x.T  # (C · Q, N)
-                if number == _ROUNDS:
-                    said[:, :, i] = _top_means(of_patches).view(candidates, learners, -1).cpu().numpy()
-                else:
-                    following[:, :, i] = _best(x, of_patches.view(candidates, learners, -1), counts)
-            if number < _ROUNDS:
-                best = following
-        return self._directions(*self._sums(best, self._learners.learns)), said
+        for _ in range(_ROUNDS):
+            best = torch.stack([_best(x, scores, counts) for x, scores in self._scored(best)], dim=2)
+        said = torch.stack([_top_means(scores) for _, scores in self._scored(best)], dim=2)
+        return self._directions(*self._sums(best, self._learners.learns)), said.double().cpu().numpy()
+
+    def _scored(self, best: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each slide's patches (N, D) and their scores (C, Q, N), by directions without its patient."""
+        sums = self._sums(best, self._learners.learns)
+        for i in range(best.shape[2]):
+            x, mates = self._slide(i), self._learners.patient == self._learners.patient[i]
+            of_patient = self._sums(best[:, :, mates], self._learners.learns[:, mates], mates)
+            directions = self._directions(*(a - b for a, b in zip(sums, of_patient, strict=True)))
+            yield x, directions.float() @ x.T
 
     def _sums(
         self, best: Tensor, learns: NDArray[np.bool_], own: NDArray[np.bool_] | slice = slice(None)

@@ -37,7 +37,7 @@ def neighbours(projected: Sequence[Tensor], learners: Learners, rng: np.random.G
     guess = {}
     for i in asked.tolist():
         others = references[references != i]
-        distance = torch.stack([1 - _largest(unit[i] @ unit[j].T) for j in others], dim=1)  # (N, R)
+        distance = torch.stack([1 - (unit[i] @ unit[j].T).amax(1) for j in others], dim=1)  # (N, R)
         distances = distance.clamp_min(1e-6).log().double().cpu().numpy()
         known = learners.without(i)[:, others]
         guess[i] = np.stack([_t(distances, own, learners.positive[others]) for own in known])
@@ -85,10 +85,6 @@ def _within_budget(sizes: Indices, positive: NDArray[np.bool_], rng: np.random.G
         fits = np.cumsum(sizes[order]) * sizes[references].sum() <= _PAIRS
         asked = np.sort(order[: max(4, int(fits.sum()))])
     return asked, references
-
-
-def _largest(similarity: Tensor) -> Tensor:
-    return similarity.max(dim=1).values
 
 
 def _t(distances: Floats, known: NDArray[np.bool_], positive: NDArray[np.bool_]) -> Floats:

@@ -20,7 +20,7 @@ All of this applies to two classes.
 
 import math
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ _PARTS = 5  # of the cross-fit
 _SHRINKAGE = 10  # patches; the mean and variance of a slide of N are its own by the part N / (N + this)
 _LIMIT = 8.0  # largest centred value, in standard deviations
 _PROJECTED = 64  # principal components on which first guesses are made
-_RIDGE = 1.0  # of the covariance, in mean variances of a feature
 _SMALLEST_STD = 1e-6
 _NO_EFFECT = 1e-3  # slope where nothing was found
 
@@ -93,7 +92,7 @@ class Needle(OwnRecipe):
         """
         broken = [str(i) for i, f in zip(slides.slide_ids, slides.features, strict=True) if not f.isfinite().all()]
         if broken:
-            _not_finite(broken)
+            raise RequestError(f"features are not numbers, with slides {', '.join(broken)}; look at them")
         positive = 1 if positive is None else positive
         self.get_buffer("positive").fill_(positive)
         labels: NDArray[np.bool_] = slides.labels == positive
@@ -114,7 +113,7 @@ class Needle(OwnRecipe):
             *(local_discriminants(projected, scale.sqrt(), count, learners, rng) for count in counts),
         ]
         del projected
-        directions, said = Refinement(slide, means, covariance, learners, _RIDGE).run(guesses)
+        directions, said = Refinement(slide, means, covariance, learners).run(guesses)
         held_out = np.empty((*said.shape[2:], len(said)))  # (S, TOPS, C)
         for q, part in enumerate(parts):
             held_out[part] = said[:, q, part].transpose(1, 2, 0)
@@ -171,17 +170,11 @@ def _parts(slides: TrainingSlides, labels: NDArray[np.bool_], rng: np.random.Gen
     fewest = min(len(set(slides.patient_ids[labels == c])) for c in (0, 1))
     if fewest < 2:
         raise RequestError(
-            f"the head needle scores slides by networks that have not seen their patient and needs 2 training patients "
+            f"the head needle scores slides by what it learned without their patient and needs 2 training patients "
             f"of each class, found {fewest}; add patients, use fewer folds, or take gated-abmil"
         )
     splitter = StratifiedGroupKFold(min(_PARTS, fewest), shuffle=True, random_state=int(rng.integers(1 << 31)))
     return [held_out for _, held_out in splitter.split(labels, labels, slides.patient_ids)]
-
-
-def _not_finite(slide_ids: list[str]) -> NoReturn:
-    raise RequestError(
-        f"features or patch scores are not numbers, with slides {', '.join(slide_ids)}; look at their features"
-    )
 
 
 def build(shape: HeadShape) -> Needle:

@@ -89,7 +89,7 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refinement, "_ROUNDS", 0)
         patch.setattr(refinement, "BEST", (3,))
-        directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners, 1.0).run([guess])
+        directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
     inverse = torch.linalg.inv(covariance + covariance.diagonal().mean() * torch.eye(16))
 
     def direction(known):
