@@ -110,7 +110,9 @@ def test_a_number_that_nothing_shows_is_not_predicted(tmp_path, write_features):
     table = _cohort(tmp_path / "f", write_features, 60, 1, slope=0.0)
     run = train(table.parent, table, "til", tmp_path / "run", task="regression", head="mean", **FAST)
     slide = run.metrics["slide"]
-    assert slide["r2"]["low"] < 0 and slide["spearman"]["low"] < 0
+    # Nearly a constant, and that of a fold is the lower the higher its test slides are: ranks may go against them.
+    assert -0.2 < slide["r2"]["low"] < slide["r2"]["high"] < 0.05
+    assert slide["spearman"]["low"] < 0 and slide["spearman"]["high"] < 0.3
     assert "does not show that the model is better than a constant" in run.report.read_text()
 
 
