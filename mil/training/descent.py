@@ -34,6 +34,7 @@ _WARM_UP = 0.05  # part of all steps
 _EARLIEST = 0.2  # part of all epochs before which none is kept
 _SMOOTHED = 0.05  # part of all epochs whose validation losses are averaged
 _EVALUATED_PATCHES = 8192  # in one pass of evaluation, as long as that is more than one slide
+_BLOCK_ROWS = 64  # a bfloat16 step has whole blocks of patches: a CPU compiles each new shape, for longer than it runs
 
 
 def epoch_order(seed: int, repeat: int, epoch: int, slides: int) -> Indices:
@@ -123,11 +124,16 @@ class Descent:
         if train and dropped:
             for at, (i, f) in enumerate(zip(slides.tolist(), features, strict=True)):
                 features[at] = f[self._noise.instances(i, len(f), dropped, epoch).to(f.device)]
+        bf16, count = self._bf16 and train, len(slides)
+        if bf16:
+            features.append(_filler(features))
+            slides = np.append(slides, slides[0])
         bags = pack(features).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         targets = self._targets[torch.from_numpy(slides)].to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16 and train):
-            return self._stack(bags, targets, self._terms, train)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            losses, logits = self._stack(bags, targets, self._terms, train)
+        return losses[:, :count], logits[:, :count]
 
     @torch.no_grad()
     def _judge_epoch(
@@ -218,3 +224,9 @@ class Descent:
                 f"the loss is no longer a number in epoch {epoch}, with slides {names}; "
                 "look at their features, or lower --learning-rate"
             )
+
+
+def _filler(features: Sequence[Tensor]) -> Tensor:
+    """One more bag, of zeros, with which the patches of all make whole blocks."""
+    patches = sum(map(len, features))
+    return features[0].new_zeros(_BLOCK_ROWS - patches % _BLOCK_ROWS, features[0].shape[1])

@@ -35,6 +35,7 @@ from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from mil.training.descent import epoch_order
 from mil.training.plan import _groups, can_stack, plan_training
+from mil.training.stack import Stack
 from mil.training.trainer import train_folds
 from tiling.jobs.errors import RequestError
 
@@ -341,15 +342,23 @@ def test_without_a_validation_part_all_slides_are_learnt_from_to_the_last_epoch(
     assert read_checkpoint(tmp_path / "r", 1).calibration["threshold"] == 0.5
 
 
-def test_bf16_follows_the_same_loss_curve_and_judges_in_float32(planted):
+def test_bf16_follows_the_same_loss_curve_in_whole_blocks_and_judges_in_float32(planted, monkeypatch):
     cohort, cpu = load_cohort(planted.parent, planted, "diagnosis"), torch.device("cpu")
-    histories = []
+    histories, patches, whole_pass = [], [], Stack.__call__
+
+    def recorded(stack, bags, targets, terms, train):
+        patches.extend([len(bags.features)] * train)
+        return whole_pass(stack, bags, targets, terms, train)
+
+    monkeypatch.setattr(Stack, "__call__", recorded)
     for precision in ("fp32", "bf16"):
         config = TrainConfig(**{**FAST, "epochs": 8, "precision": precision})
         folds = make_folds(cohort, config.split_plan())
         plan = plan_training(cohort, folds, config, cpu)
         assert plan.bf16 == (precision == "bf16")
+        patches.clear()
         histories += [train_folds(cohort, folds[:1], config, cpu, lambda *_: None, plan)[0][1]]
+        assert patches and all(count % 64 == 0 for count in patches) == plan.bf16
     losses = [history[["train_loss", "val_loss"]].to_numpy() for history in histories]
     gap = np.abs(losses[0] - losses[1])
     assert 0 < gap.max() < 0.02
