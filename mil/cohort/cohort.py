@@ -27,6 +27,7 @@ from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
 _SHOWN_IDS = 8
+_SHOWN_REASONS = 3  # of unreadable files; failures.csv has all
 _BLOCK_ROWS = 2048  # patches that are float64 at a time
 SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
 
@@ -133,8 +134,12 @@ def load_cohort(
     loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
     if not loaded:
         raise RequestError(
-            f"no slide of {name} has features in {folder}; is it the right folder, and do the ids agree? "
-            f"({'; '.join(warnings)})"
+            "\n  ".join(
+                [
+                    f"no slide of {name} has features in {folder}; is it the right folder, and do the ids agree?",
+                    *warnings,
+                ]
+            )
         )
     kept = [row for row in rows if row.slide_id in loaded]
     embeddings = [loaded[row.slide_id] for row in kept]
@@ -248,7 +253,9 @@ def _read_features(
             empty.append(row.slide_id)
     missing = [row.slide_id for row in rows if row.slide_id not in present]
     ignored = set(present) - {row.slide_id for row in rows}
-    warnings = [f"unreadable, left out: {message}" for message in unreadable.values()]
+    warnings = [f"unreadable, left out: {message}" for message in list(unreadable.values())[:_SHOWN_REASONS]]
+    if len(unreadable) > _SHOWN_REASONS:
+        warnings.append(f"unreadable as well, left out, {shown(list(unreadable)[_SHOWN_REASONS:])}")
     if missing:
         warnings.append(f"labelled slides without a feature file, left out: {shown(missing)}")
     if empty:

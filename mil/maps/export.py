@@ -14,7 +14,7 @@ from mil.maps import faithfulness, lesions
 from mil.maps.config import HeatmapConfig
 from mil.maps.drawn import Drawn
 from mil.maps.finer import make_finer
-from mil.maps.forms.registry import Form, load_form
+from mil.maps.forms.registry import FORMS, Form, load_form
 from mil.maps.index import write_index
 from mil.maps.measured import was_measured
 from mil.maps.scores import default_class, patch_scores, title
@@ -87,6 +87,7 @@ class _Export:
 
     def __call__(self, row: SlideRow) -> Outcome:
         assert row.path is not None
+        _require_name_of_its_own(row.slide_id)
         models = functools.cache(lambda: self._models(row, self.features))
         slide, expected = self._stored(row, models)
         fingerprint = slide_fingerprint(row.path)
@@ -180,6 +181,17 @@ class _Export:
 
     def _class(self, drawn: Drawn) -> str:
         return self.config.class_name or default_class(drawn.slide)
+
+
+def _require_name_of_its_own(slide_id: str) -> None:
+    """SlideError where `<slide_id>.png` could be what belongs to another slide, as the gallery of `S`."""
+    endings = {*(load_form(form).ENDING for form in FORMS), faithfulness.ENDING, faithfulness.PICTURE, lesions.ENDING}
+    taken = {ending.rpartition(".")[0] for ending in endings} - {""}
+    if slide_id.lower().endswith(tuple(taken)):
+        raise SlideError(
+            f"{slide_id}: the files of a slide with this id could be those of another; expected an id that does not "
+            f"end in {', '.join(sorted(taken))}: rename it in the slide table, and tile and extract it again"
+        )
 
 
 def require_same_slide(path: Path, source: Slide, slide: SlideAttention, found: str, expected: str) -> None:

@@ -61,6 +61,14 @@ def test_what_is_left_out_is_said(table, write_features):
     assert "different scales, from 0.5 to 1 µm per pixel" in text
 
 
+def test_many_damaged_files_are_a_few_lines(table):
+    for file in sorted(table.parent.glob("s*.h5"))[:7]:
+        file.write_bytes(b"not hdf5")
+    *reasons, others = _load(table).warnings
+    assert [reason.split(":")[0] for reason in reasons] == ["unreadable, left out"] * 3
+    assert others == "unreadable as well, left out, 4: s03, s04, s05, s06"
+
+
 def test_all_faults_are_named_at_once(table, write_features):
     write_features(table.parent, "s02", np.zeros((3, 8)), encoder="uni", weights_sha256="cd" * 32)
     write_features(table.parent, "s05", np.zeros((3, 9)), precision="bf16")

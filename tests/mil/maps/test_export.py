@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_a_new_form_is_one_file_and_one_line(trained, tmp_path, monkeypatch):
     assert ended("--score", "attention") == 1
     assert ended("--score", "attention", "--overwrite") == 0
     assert (tmp_path / "out" / "s00.toy.txt").read_text().split(" ", 1)[0] != digest
+
+
+@pytest.mark.parametrize("slide_id", ["s00.gallery", "s00.Contours", "a.faithfulness", "a.lesions", "a.ome"])
+def test_a_slide_whose_files_could_be_those_of_another_is_refused_alone(trained, tmp_path, slide_id):
+    run, features, row = trained
+    config = HeatmapConfig(formats="csv", workers=1)
+    outcomes = export_heatmaps(run, features, [row, replace(row, slide_id=slide_id)], config, tmp_path / "out")
+    states = {outcome.slide_id: outcome.status for outcome in outcomes.slides}
+    assert states == {"s00": "done", slide_id: "failed"}
+    assert "rename it in the slide table" in (tmp_path / "out" / "failures.csv").read_text()
 
 
 def test_a_head_that_says_nothing_of_a_patch_gets_neither_maps_nor_pictures(trained, tmp_path, monkeypatch):
