@@ -78,7 +78,8 @@ def extract_features(
         work = functools.partial(
             _extract_slide, each=each, together=Together([m.embedder for m in each]), patches=patches
         )
-    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
+    gpu = config.device.startswith("cuda")
+    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, gpu=gpu, part=config.part)
     with exact_arithmetic(each[0].embedder.lanes):
         outcomes = run_slides(own, work, out, execution, listener)
     for making in each:
