@@ -42,7 +42,7 @@ FLOORS = (  # from the ground up
     "mil.report",
     "mil.training",
     "mil.maps",
-    "mil.viewer mil.diagnosis mil.demo mil.line",
+    "mil.viewer mil.diagnosis mil.demo mil.line mil.machine",
     "mil.api",
     "mil.cli",
 )
