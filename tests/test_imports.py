@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up
     "tiling.config",
     "tiling.store",
     "tiling.qc",
-    "tiling.finished",
+    "tiling.finished tiling.seen",
     "tiling.staging",
     "tiling.pipeline tiling.verify",
     "tiling.all_slides",

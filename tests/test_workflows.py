@@ -56,7 +56,7 @@ def test_the_container_file_copies_what_is_there_and_makes_what_can_be_made():
 def slides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
     lines = ["slide_id,path,patient_id,tumour"]
-    for number in range(6):
+    for number in range(8):
         write_phantom(PhantomSpec(1504, 1504, seed=number, tumour=False), folder / f"s{number}.svs")
         lines.append(f"s{number},s{number}.svs,p{number},{'yes' if number % 2 else 'no'}")
     (folder / "slides.csv").write_text("\n".join(lines) + "\n")
@@ -83,10 +83,10 @@ def test_slurm_jobs_run_in_turn(slides, tmp_path, monkeypatch):
         submit("tile.sh", slides, study, "--mpp", "1.0", "--patch-px", "128", task=task)
     for task in (1, 2):
         submit("extract.sh", slides, study, *random, task=task)
-    assert len(list(study.glob("patches/*.zarr"))) == len(list(study.glob("features/*.h5"))) == 6
+    assert len(list(study.glob("patches/*.zarr"))) == len(list(study.glob("features/*.h5"))) == 8
     fast = ("--folds", "2", "--inner-folds", "0", "--val-fraction", "0", "--epochs", "2", "--device", "cpu")
     submit("train.sh", slides, "tumour", study, *fast)
-    assert (study / "run/metrics.json").exists() and len(list(study.glob("heatmaps/*.png"))) == 6
+    assert (study / "run/metrics.json").exists() and len(list(study.glob("heatmaps/*.png"))) == 8
     there = ("train-mil", study / "features", "--labels", slides, "--target", "tumour", "--out", tmp_path / "again")
     submit("on-dask.sh", *there, *fast)
     kept = "fold-0/checkpoint.safetensors"
