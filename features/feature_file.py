@@ -177,11 +177,10 @@ def read_info(path: Path) -> EmbeddingInfo:
         return _info(file, path)
 
 
-def stored_dtype(path: Path) -> str:
-    """Type of the stored features, "float16" or "float32". Raises SlideError like `read_info`."""
+def read_info_and_dtype(path: Path) -> tuple[EmbeddingInfo, str]:
+    """With the type of the stored features, "float16" or "float32". Raises SlideError like `read_info`."""
     with opened(path) as file:
-        _info(file, path)
-        return str(file["features"].dtype)
+        return _info(file, path), str(file["features"].dtype)
 
 
 def read_embeddings(path: Path) -> Embeddings:

@@ -11,11 +11,11 @@ from features.config import FeatureConfig
 from features.embed.pipe import Embedder
 from features.embed.scale import require_trained_scale
 from features.encoders import Encoder, load_encoder
-from features.feature_file import EmbeddingInfo, read_info, stored_dtype
+from features.feature_file import EmbeddingInfo, read_info, read_info_and_dtype
 from features.statistics.adapted_norms import adapt, read_norms
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import require_same
-from tiling.store.patches import PatchStore
+from tiling.store.patches import PatchStore, StoreHead
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class Making:
             return False
         path, dtype = self.path(slide_id), self.config.features_dtype
         if path.exists():
-            found = {**read_info(path).provenance(), "features_dtype": stored_dtype(path)}
-            require_same(found, {**info.provenance(), "features_dtype": dtype}, path)
+            found, stored = read_info_and_dtype(path)
+            wanted = {**info.provenance(), "features_dtype": dtype}
+            require_same({**found.provenance(), "features_dtype": stored}, wanted, path)
             return True
         _require_one_making(self.out, info)
         return False
 
-    def info(self, store: PatchStore, slide_id: str) -> EmbeddingInfo:
+    def info(self, store: PatchStore | StoreHead, slide_id: str) -> EmbeddingInfo:
         """What the slide's file will say. Raises SlideError where the network cannot or should not see its patches."""
         embedder, of = self.embedder, store.info
         encoder = embedder.encoder
@@ -99,7 +100,7 @@ def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
     require_same(found.making(), info.making(), path)
 
 
-def decoder_of(store: PatchStore) -> str:
+def decoder_of(store: PatchStore | StoreHead) -> str:
     """What makes pixels of the store's patches, and its version."""
     decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
     return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")

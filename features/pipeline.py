@@ -27,11 +27,11 @@ from features.statistics.norm_moments import NormMoments
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
-from tiling.jobs.locks import lock
+from tiling.jobs.locks import is_held, lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, largest_first, select_part
-from tiling.store.patches import PatchStore
+from tiling.store.patches import PatchStore, read_head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,9 +78,12 @@ def extract_features(
         work = functools.partial(
             _extract_slide, each=each, together=Together([m.embedder for m in each]), patches=patches
         )
-    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, part=config.part)
+    gpu = config.device.startswith("cuda")
+    known = _finished(own, each, patches)
+    left = [row for row in own if row.slide_id not in known]
+    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, gpu=gpu, part=config.part)
     with exact_arithmetic(each[0].embedder.lanes):
-        outcomes = run_slides(own, work, out, execution, listener)
+        outcomes = run_slides(left, work, out, execution, listener, tuple(known.values()))
     for making in each:
         write_cohort_statistics(making.out, making.embedder.encoder)
     return outcomes
@@ -94,6 +97,20 @@ def _resized(rows: Sequence[SlideRow], embedder: Embedder, patches: Path) -> str
             side = embedder.input_px(of.patch_size_px)
             return seen_as(of, side) if side != of.patch_size_px else ""
     return ""
+
+
+def _finished(rows: Sequence[SlideRow], each: Sequence[Making], patches: Path) -> dict[str, Outcome]:
+    """Outcomes of slides that a look shows to be finished; no lock is taken, for a file is whole wherever it is."""
+    found = {}
+    for row in rows:
+        with suppress(SlideError):
+            store = read_head(patches / f"{row.slide_id}.zarr")
+            files = [(making, making.path(row.slide_id)) for making in each]
+            if all(path.exists() and not is_held(path) for _, path in files) and all(
+                making.is_done(row.slide_id, making.info(store, row.slide_id)) for making, _ in files
+            ):
+                found[row.slide_id] = Outcome(row.slide_id, "skipped", "already done", len(store))
+    return found
 
 
 def _extract_slide(row: SlideRow, each: Sequence[Making], together: Together, patches: Path) -> Outcome:

@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up
     "tiling.config",
     "tiling.store",
     "tiling.qc",
-    "tiling.finished",
+    "tiling.finished tiling.seen",
     "tiling.staging",
     "tiling.pipeline tiling.verify",
     "tiling.all_slides",
@@ -42,7 +42,7 @@ FLOORS = (  # from the ground up
     "mil.report",
     "mil.training",
     "mil.maps",
-    "mil.viewer mil.diagnosis mil.demo mil.line",
+    "mil.viewer mil.diagnosis mil.demo mil.line mil.machine",
     "mil.api",
     "mil.cli",
 )

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
 COMMANDS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-OTHERS = {"pip", "ssh"}  # programs whose flags are not ours
+OTHERS = {"pip", "ssh", "dask", "nextflow", "podman", "sbatch", "snakemake"}  # programs whose flags are not ours
 
 
 def code_lines(text: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ What tiles a slide is loaded by the workers alone, so that a run in which nothin
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tiling.finished import ended, finished_store
 from tiling.jobs.errors import SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
-from tiling.jobs.locks import Locked, lock
+from tiling.jobs.locks import is_held
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
 from tiling.jobs.threads import ordered_map
@@ -24,8 +24,9 @@ from tiling.manifest import SlideRow, largest_first
 from tiling.qc.facts import is_current
 from tiling.qc.fault import fault_of
 from tiling.qc.page import write_qc_page
+from tiling.seen import Seen, stamps_of
 from tiling.staging import Stage, require_stage, staged, with_remote_version
-from tiling.store.patches import store_path
+from tiling.store.patches import read_head, store_path
 
 _LOOK_S = 0.5  # for finished slides; beyond this, looking is work for all cores
 _ASKED_AT_ONCE = 32  # stores for the versions of their slides
@@ -37,43 +38,56 @@ def tile_slides(rows: Sequence[SlideRow], config: TilingConfig, out: Path, liste
     workers = config.workers or len(os.sched_getaffinity(0))
     ahead = Stage(config, out, workers) if config.stage and not config.scheduler else None
     execution = Execution(workers, scheduler=config.scheduler, part=config.part, ahead=ahead)
-    finished = {} if config.scheduler else _finished(rows, config, out)
+    seen = Seen(out, config.part)
+    finished = {} if config.scheduler else _finished(rows, config, out, seen)
     left = [row for row in largest_first(rows) if row.slide_id not in finished]
     tile = _tile_copy if config.stage and config.scheduler else _tile_slide
     work = functools.partial(tile, config=config, out=out)
     if left and not config.scheduler:
         load_ahead("tiling.pipeline")
+    stamps = stamps_of(left)
     outcomes = run_slides(left, work, out, execution, listener, tuple(finished.values()))
+    if fault := fault_of(lambda: _note(outcomes, stamps, out, seen), "seen.json"):
+        listener.warn(fault)
     if fault := fault_of(lambda: write_qc_page(out), "qc.html"):
         listener.warn(fault)
     return outcomes
 
 
-def _finished(rows: Sequence[SlideRow], config: TilingConfig, out: Path) -> dict[str, Outcome]:
+def _finished(rows: Sequence[SlideRow], config: TilingConfig, out: Path, seen: Seen) -> dict[str, Outcome]:
     """Outcomes of slides that a look shows to be finished; all others, damaged ones too, are for workers."""
     there = [row for row in rows if store_path(out, row.slide_id).exists()]
     here, elsewhere = [row for row in there if not row.url], [row for row in there if row.url]
     found: dict[str, Outcome | None] = {}
+    look = functools.partial(_finished_slide, config=config, out=out, seen=seen)
     end = time.monotonic() + _LOOK_S
     for row in here:
-        if time.monotonic() > end:
-            break
-        found[row.slide_id] = _finished_slide(row, config, out)
-    look = functools.partial(_finished_slide, config=config, out=out)
+        if seen.knows(row) or time.monotonic() < end:
+            found[row.slide_id] = look(row)
     with closing(ordered_map(look, elsewhere, _ASKED_AT_ONCE)) as looks:
         found |= {row.slide_id: outcome for row, outcome in zip(elsewhere, looks, strict=True)}
     return {slide_id: outcome for slide_id, outcome in found.items() if outcome is not None}
 
 
-def _finished_slide(row: SlideRow, config: TilingConfig, out: Path) -> Outcome | None:
+def _finished_slide(row: SlideRow, config: TilingConfig, out: Path, seen: Seen) -> Outcome | None:
+    """No lock is taken: a store is whole wherever it is, and one that is held is for workers."""
     path = store_path(out, row.slide_id)
-    with suppress(SlideError, Locked, OSError):
+    with suppress(SlideError, OSError):
         row = with_remote_version(row) if row.url else row
-        with lock(path):
-            store = finished_store(row, config, path)
+        if not is_held(path):
+            store = finished_store(row, config, path, lambda _: seen.fingerprint(row))
             if store is not None and is_current(store, out):
                 return ended(store, "skipped", "already done")
     return None
+
+
+def _note(outcomes: Outcomes, stamps: Mapping[str, str], out: Path, seen: Seen) -> None:
+    """What the files of this run's slides were. stamps: from before; where they have changed, that is seen again."""
+    for outcome in outcomes:
+        if outcome.status in ("done", "skipped", "empty") and (stamp := stamps.get(outcome.slide_id)):
+            with suppress(SlideError):
+                seen.note(outcome.slide_id, stamp, read_head(store_path(out, outcome.slide_id)).info.fingerprint)
+    seen.write()
 
 
 def _tile_copy(row: SlideRow, config: TilingConfig, out: Path) -> Outcome:

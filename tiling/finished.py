@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,20 +11,22 @@ from tiling.jobs.outcomes import Outcome
 from tiling.manifest import SlideRow
 from tiling.rules import RULES
 from tiling.slides.files import slide_fingerprint
-from tiling.store.patches import PatchStore, provenance
+from tiling.store.patches import StoreHead, provenance, read_head
 
 
-def finished_store(row: SlideRow, config: TilingConfig, path: Path) -> PatchStore | None:
+def finished_store(
+    row: SlideRow, config: TilingConfig, path: Path, fingerprint_of: Callable[[Path], str] = slide_fingerprint
+) -> StoreHead | None:
     """The finished store at `path`; None if there is none, or another, or a new one is wanted.
 
     Of a slide that a URL names, the store says the version that it was made from; any other has to be copied first.
-    The store's lock must be held. Raises SlideError for a store that is damaged.
+    Only what the store says of itself is read. Raises SlideError where that is damaged.
     """
     if config.overwrite or not path.exists():
         return None
-    store = PatchStore(path)
+    store = read_head(path)
     if row.path is not None:
-        fingerprint = slide_fingerprint(row.path)
+        fingerprint = fingerprint_of(row.path)
     elif row.remote_version and row.remote_version == store.info.remote_version:
         fingerprint = store.info.fingerprint
     else:
@@ -32,7 +35,7 @@ def finished_store(row: SlideRow, config: TilingConfig, path: Path) -> PatchStor
     return store if store.info.provenance() == wanted else None
 
 
-def ended(store: PatchStore, status: Literal["done", "skipped"], reason: str = "") -> Outcome:
+def ended(store: StoreHead, status: Literal["done", "skipped"], reason: str = "") -> Outcome:
     """The outcome of a slide whose store this is: how many patches it holds, and how much of the tissue they cover."""
     covered = store.info.tissue_covered
     figures = {} if math.isnan(covered) else {"tissue_covered": round(covered, 4)}

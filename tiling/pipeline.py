@@ -34,6 +34,7 @@ from tiling.store.patches import (
     PatchStore,
     PatchStoreInfo,
     encode,
+    read_head,
     store_path,
     write_store,
 )
@@ -81,7 +82,7 @@ def _tile(slide: Slide, row: SlideRow, config: TilingConfig, path: Path) -> Outc
         count = write_store(path, info, candidates, tissue, thumbnail.pixels, patches)
     if count == 0:
         return Outcome(row.slide_id, "empty", _why_empty(slide, scale, tissue, len(candidates.coords_l0), config))
-    return ended(PatchStore(path), "done")
+    return ended(read_head(path), "done")
 
 
 def _user_mask(slide: Slide, row: SlideRow, thumbnail: Thumbnail) -> NDArray[np.bool_] | None:

@@ -15,6 +15,8 @@ distributions in units of the training's standard deviation: sqrt((m - µ)² + (
 of the layer's input on this cohort and µ, σ on ImageNet. It is written whole or not at all, at the end of each run.
 """
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,27 @@ EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant 
 
 
 def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
-    """Of all feature files in `out` that this encoder made; nothing where none has statistics."""
+    """Of all feature files in `out` that this encoder made; nothing where none has statistics, or none is new."""
+    if _is_current(out, encoder):
+        return
     slides = (_statistics(path, encoder) for path in sorted(out.glob("*.h5")))
     found = [slide for slide in slides if slide is not None and slide.tissue_pixels]
     if found:
         write_json(out / "statistics.json", cohort_statistics(found, encoder))
+
+
+def _is_current(out: Path, encoder: Encoder) -> bool:
+    """Whether what stands there counts all files, each older than it."""
+    try:
+        made = (out / "statistics.json").stat().st_mtime_ns
+        said = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
+        with os.scandir(out) as entries:
+            times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".h5")]
+        counted = {key: said[key] for key in ("format", "version", "weights_sha256", "slides")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    same = {"format": FORMAT, "version": VERSION, "weights_sha256": encoder.weights_sha256, "slides": len(times)}
+    return counted == same and max(times, default=0) < made
 
 
 def _statistics(path: Path, encoder: Encoder) -> SlideStatistics | None:

@@ -36,4 +36,5 @@ def _run() -> int:
     if arguments.slide_id:
         rows = [row for row in rows if row.slide_id in set(arguments.slide_id)]
     listener = Terminal("export-heatmaps")
-    return exit_code(export_heatmaps(arguments.run, arguments.features, rows, config, arguments.out, listener))
+    run, features, out = (path.absolute() for path in (arguments.run, arguments.features, arguments.out))
+    return exit_code(export_heatmaps(run, features, rows, config, out, listener))  # Dask's workers have other folders

@@ -22,6 +22,7 @@ class PredictConfig:
     """Settings of `predict-mil`."""
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     prevalence: float = setting(
         0.0, "share of the positive class among slides of their kind, above 0 and below 1; 0: as in training"
     )
@@ -62,7 +63,7 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
     if (out.parent / "provenance.json").exists():
         raise RequestError(f"{out}: lies in a run directory, whose files it could replace; choose another --out")
     patients = {row.slide_id: row.patient_id for row in load_table(Path(slides), needs_path=False)} if slides else {}
-    found = predict_folder(run, features, patients, config.device, config.prevalence)
+    found = predict_folder(run, features, patients, config.device, config.prevalence, config.scheduler)
     if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):
         raise RequestError(f"{out} exists and says something else; choose another --out, or use --overwrite")
     _warn(found)

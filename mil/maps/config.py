@@ -30,6 +30,7 @@ class HeatmapConfig:
     )
     device: str = setting("auto", "device where a model runs again: auto, cpu, cuda")
     workers: int = setting(0, "slides drawn at the same time; 0: one per core")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     overwrite: bool = setting(False, "replace heatmaps that were made differently")
 
     def __post_init__(self) -> None:

@@ -65,7 +65,8 @@ def export_heatmaps(
     finer = make_finer(features, rows, config, out / "finer", listener) if config.finer > 1 else None
     work = _Export(run, features, finer, config, out, read_training_slides(run)[1])
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
-    outcomes = run_slides(largest_first(rows), work, out, Execution(workers), listener)
+    execution = Execution(workers, scheduler=config.scheduler, gpu=config.device.startswith("cuda"))
+    outcomes = run_slides(largest_first(rows), work, out, execution, listener)
     if config.faithfulness:
         faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
     if config.lesions:

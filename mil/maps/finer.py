@@ -50,12 +50,18 @@ def make_finer(
     overlap_px, least = patch_px - patch_px // steps, 1 - 1 / steps  # none reaches out by more than a step
     for mpp in dict.fromkeys(_scale(info) for info in infos.values()):
         tiling = TilingConfig(
-            mpp=mpp, patch_px=patch_px, overlap_px=overlap_px, min_tissue=least, workers=config.workers
+            mpp=mpp,
+            patch_px=patch_px,
+            overlap_px=overlap_px,
+            min_tissue=least,
+            workers=config.workers,
+            scheduler=config.scheduler,
         )
         of_scale = [row for row in masked if _scale(infos[row.slide_id]) == mpp]
         tile_slides(of_scale, tiling, out / "patches", listener.stage("tile-slides"))
     settings: dict[str, Any] = {"encoder": encoder, "weights": config.weights or made_with, "input_px": input_px}
-    extraction = FeatureConfig(**settings, precision=cast(Any, precision), device=config.device)
+    settings |= {"device": config.device, "scheduler": config.scheduler}
+    extraction = FeatureConfig(**settings, precision=cast(Any, precision))
     stores = [row for row in find_stores(out / "patches") if row.slide_id in infos]
     to_hear = listener.stage("extract-features")
     extract_features(stores, extraction, out / "patches", out / "features", listener=to_hear)

@@ -4,20 +4,25 @@ A slide or patient that the run was trained on is judged by those models alone t
 out-of-fold predictions; where all of them did, it is refused. Nobody gets a flattering prediction by mistake.
 """
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
-from features.interop.reader import open_features
+from features.interop.reader import FeatureFolder, open_features
 from mil.run.ensemble import Ensemble, load_ensemble
 from mil.run.novelty import TrainingSlides, read_training_slides
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Lost, map_cluster
 
 
 @dataclass(frozen=True)
@@ -40,30 +45,88 @@ class _Judge:
     patients: Mapping[str, str] = field(default_factory=dict)  # patient of each slide id, as far as the caller knows
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What makes a judge of slides, on any machine; equal where `token` is."""
+
+    run: Path
+    features: Path
+    patients: Mapping[str, str] = field(compare=False)
+    device: str
+    prevalence: float
+    threads: int  # of torch, on which rounding depends
+    token: str  # a later request may find another run in the same folder
+
+    def judge(self) -> _Judge:
+        ensemble = load_ensemble(self.run, self.device)
+        if self.prevalence:
+            ensemble = _for_prevalence(ensemble, self.prevalence)
+        return _Judge(ensemble, read_trained_on(self.run), read_training_slides(self.run)[0], self.patients)
+
+
 def predict_folder(
-    run: Path, features: Path, patients: Mapping[str, str], device: str = "auto", prevalence: float = 0.0
+    run: Path,
+    features: Path,
+    patients: Mapping[str, str],
+    device: str = "auto",
+    prevalence: float = 0.0,
+    scheduler: str = "",
 ) -> Predictions:
     """Predictions of every feature file in `features`.
 
     patients: patient of each slide id, by which slides of the run's own patients are known too; may be empty.
     prevalence: share of the positive class where the slides come from; 0: as in training.
+    scheduler: address of a Dask scheduler, whose workers do the slides.
     RequestError before any prediction for an unfinished run, a folder without feature files, or another encoder's.
     """
-    ensemble = _for_prevalence(load_ensemble(run, device), prevalence) if prevalence else load_ensemble(run, device)
-    judge = _Judge(ensemble, read_trained_on(run), read_training_slides(run)[0], patients)
-    source = open_features(features)
+    token, threads = uuid.uuid4().hex, torch.get_num_threads()
+    request = _Request(run.absolute(), features.absolute(), patients, device, prevalence, threads, token)
+    judge, source = request.judge(), open_features(features)
     if not source.paths:
         raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
-    rows, failures = [], {}
-    for slide_id in source.paths:
-        try:
-            rows.append(_row(judge, slide_id, source.read(slide_id)))
-        except SlideError as error:
-            failures[slide_id] = str(error)
+    if scheduler:
+        found = _on_cluster(list(source.paths), request, judge, scheduler)
+    else:
+        found = {slide_id: _row_or_fault(judge, slide_id, source) for slide_id in source.paths}
     task = judge.ensemble.task
     columns = ["slide_id", "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
+    rows = [found[slide_id] for slide_id in source.paths if not isinstance(found[slide_id], str)]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
+    failures = {slide_id: fault for slide_id in source.paths if isinstance(fault := found[slide_id], str)}
     return Predictions(table, failures, len(judge.ensemble.heads))
+
+
+def _on_cluster(
+    slide_ids: Sequence[str], request: _Request, judge: _Judge, scheduler: str
+) -> dict[str, dict[str, Any] | str]:
+    """By slide id, the rows or why there is none."""
+    gpu = judge.ensemble.device.type == "cuda"
+    work = partial(_on_worker, request=replace(request, device=judge.ensemble.device.type))
+    found: dict[str, dict[str, Any] | str] = {}
+    with closing(map_cluster(work, slide_ids, scheduler, gpu)) as results:
+        for slide_id, row in results:
+            if isinstance(row, Lost) and row.stops:
+                raise RequestError(row.reason)
+            found[slide_id] = f"{slide_id}: {row.reason}" if isinstance(row, Lost) else row
+    return found
+
+
+def _on_worker(slide_id: str, request: _Request) -> dict[str, Any] | str:
+    judge, source = _judge_of(request)
+    return _row_or_fault(judge, slide_id, source)
+
+
+@lru_cache(maxsize=1)
+def _judge_of(request: _Request) -> tuple[_Judge, FeatureFolder]:
+    torch.set_num_threads(request.threads)
+    return request.judge(), open_features(request.features)
+
+
+def _row_or_fault(judge: _Judge, slide_id: str, source: FeatureFolder) -> dict[str, Any] | str:
+    try:
+        return _row(judge, slide_id, source.read(slide_id))
+    except SlideError as error:
+        return str(error)
 
 
 def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:

@@ -5,8 +5,9 @@ not finished and ends with the same bytes (TensorBoard's events excepted, which 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mil.heads.registry import judges_patches
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.report import write_report
-from mil.run.checkpoint import fold_numbers, write_fold
+from mil.run.checkpoint import Checkpoint, fold_numbers, write_fold
 from mil.run.layout import (
     LOCK,
     clear,
@@ -38,8 +39,10 @@ from mil.run.layout import (
 from mil.run.tables import by_member, read_history, read_metrics, write_failures, write_splits
 from mil.tasks.registry import named
 from mil.tasks.task import Target, Task
+from mil.training.cluster import train_on_cluster
 from mil.training.config import TrainConfig
-from mil.training.plan import plan_training
+from mil.training.descent import OnEpoch
+from mil.training.plan import Plan, plan_training
 from mil.training.repeatable import repeatable
 from mil.training.tracking import TensorBoard, tracker
 from mil.training.trainer import train_folds
@@ -50,7 +53,7 @@ from tiling.jobs.provenance import differences, package_versions
 
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
-_OF_THE_CALL = ("overwrite", "compare", "patches")  # settings that say nothing of the run
+_OF_THE_CALL = ("overwrite", "compare", "patches", "scheduler")  # settings that say nothing of the run
 _ELSEWHERE = (  # noted elsewhere, or no say
     *_OF_THE_CALL,
     *("device", "task", "positive", "event", "order", "track", "memory", "scratch"),
@@ -96,7 +99,10 @@ def train_mil(
     folds, notices = _audited_folds(cohort, config)
     if config.compare:
         notices += require_comparable(Path(config.compare), cohort, folds)
-    session = Session(cohort, folds, target, config, device, out)
+    memory = "mapped" if config.memory == "auto" else config.memory  # a machine may have several workers
+    table = labels.absolute() if isinstance(labels, Path) else labels
+    load = partial(load_cohort, features.absolute(), table, asked, memory, scratch.absolute())
+    session = Session(cohort, folds, target, config, device, out, load)
     watcher.start(session, notices)
     try:
         with lock(out / LOCK), repeatable(_threads(cohort, config)):
@@ -250,21 +256,37 @@ def _train_and_evaluate(session: Session, tracked: Watcher, watcher: Watcher) ->
 def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> None:
     cohort, out, done = session.cohort, session.out, set(fold_numbers(session.out))
     plan = plan_training(cohort, session.folds, session.config, session.device)
+    missing = []
     for group in plan.groups:
         for fold in group:
             if fold.number in done:
                 watchers.skipped(fold)
         if done.issuperset(fold.number for fold in group):
-            for fold in group:
-                histories = by_member(read_history(out, fold.number).drop(columns="worst_step", errors="ignore"))
-                for member, history in enumerate(histories):
-                    for values in history.to_dict("records"):
-                        tracked.epoch(
-                            replace(fold, member=member), {str(name): value for name, value in values.items()}
-                        )
-            continue
-        trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
-        for fold, (checkpoint, history) in zip(group, trained, strict=True):
+            _replay(group, out, tracked)
+        else:
+            missing.append(group)
+    for folds, trained in _trained(session, missing, plan, watchers.epoch):
+        for fold, (checkpoint, history) in zip(folds, trained, strict=True):
             if fold.number not in done:
                 write_fold(out, fold.number, checkpoint, history)
                 watchers.ended(fold, history, checkpoint)
+
+
+def _trained(
+    session: Session, groups: Sequence[Sequence[Fold]], plan: Plan, on_epoch: OnEpoch
+) -> Iterator[tuple[Sequence[Fold], list[tuple[Checkpoint, pd.DataFrame]]]]:
+    """Each group with the checkpoints and histories of its folds."""
+    if session.config.scheduler:
+        yield from train_on_cluster(session, groups, plan, on_epoch)
+        return
+    for group in groups:
+        yield group, train_folds(session.cohort, group, session.config, session.device, on_epoch, plan)
+
+
+def _replay(folds: Sequence[Fold], out: Path, tracked: Watcher) -> None:
+    """Tell of the epochs of an earlier call."""
+    for fold in folds:
+        histories = by_member(read_history(out, fold.number).drop(columns="worst_step", errors="ignore"))
+        for member, history in enumerate(histories):
+            for values in history.to_dict("records"):
+                tracked.epoch(replace(fold, member=member), {str(name): value for name, value in values.items()})

@@ -60,6 +60,7 @@ class TrainConfig:
     memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers train the models, to the same bytes")
     overwrite: bool = setting(False, "replace an existing run in --out")
     compare: str = setting("", "run on the same slides to compare the AUROC, or the task's own first figure, with")
     patches: str = setting(

@@ -10,7 +10,7 @@ weighs them by what they say of what they held out, see mil.training.stacking.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,58 @@ from mil.training.stacking import log_probabilities, stack
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Team:
+    """Models of one head that are trained together, each on its member of a fold; the unit of work of a training.
+
+    Rounding depends on who is in a team, so the plan says it, wherever teams are trained.
+    """
+
+    head: str
+    members: tuple[Fold, ...]
+
+
+def teams_of(folds: Sequence[Fold], config: TrainConfig, plan: Plan) -> list[Team]:
+    """All that has to be trained for these folds, which are of one repeat."""
+    teams = []
+    for number, name in enumerate(heads_of(config.head)):
+        every = [member for fold in folds for member in _members(fold, name, number, plan.shape)]
+        teams += [
+            Team(name, tuple(every[start : start + plan.together])) for start in range(0, len(every), plan.together)
+        ]
+    return teams
+
+
+def train_team(
+    cohort: Cohort, team: Team, config: TrainConfig, device: torch.device, on_epoch: OnEpoch, plan: Plan
+) -> list[Model]:
+    """on_epoch is told the member's fold. RequestError when a loss is no longer a number."""
+    config, models = replace(config, head=team.head), [Model(member) for member in team.members]
+    heads = [_fresh_head(cohort, model.fold, config, plan.shape).to(device) for model in models]
+    if not isinstance(heads[0], OwnRecipe):
+        Descent(cohort, models, heads, config, device, plan).run(on_epoch)
+        return models
+    for head, model in zip(heads, models, strict=True):
+        assert isinstance(head, OwnRecipe)
+        fit_at_once(head, cohort, model, config)
+        on_epoch(model.fold, model.history[-1].columns(cohort.task))
+    return models
+
+
+def folds_trained(
+    cohort: Cohort, folds: Sequence[Fold], trained: Sequence[Sequence[Model]], config: TrainConfig, plan: Plan
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    """The checkpoint and the history of each fold. trained: the models of each of `teams_of` these folds."""
+    by_fold: dict[int, dict[str, list[Model]]] = {fold.number: {} for fold in folds}
+    for team, models in zip(teams_of(folds, config, plan), trained, strict=True):
+        for model in models:
+            by_fold[model.fold.number].setdefault(team.head, []).append(model)
+    return [
+        (_checkpoint(fold, by_fold[fold.number], cohort, config, plan.shape), _table(by_fold[fold.number], cohort))
+        for fold in folds
+    ]
+
+
 def train_folds(
     cohort: Cohort,
     folds: Sequence[Fold],
@@ -42,22 +94,11 @@ def train_folds(
     on_epoch: OnEpoch,
     plan: Plan,
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
-    """The checkpoint and the history of each fold, which are of one repeat.
-
-    on_epoch is told the member's fold. RequestError when a loss is no longer a number.
-    """
-    trained: list[dict[str, list[Model]]] = [{} for _ in folds]  # of each fold, by head
-    for number, name in enumerate(heads_of(config.head)):
-        models = [[Model(member) for member in _members(fold, name, number, plan.shape)] for fold in folds]
-        every = [model for of_fold in models for model in of_fold]
-        for start in range(0, len(every), plan.together):
-            _train(cohort, every[start : start + plan.together], replace(config, head=name), device, on_epoch, plan)
-        for of_fold, own in zip(trained, models, strict=True):
-            of_fold[name] = own
-    return [
-        (_checkpoint(fold, of_fold, cohort, config, plan.shape), _table(of_fold, cohort))
-        for fold, of_fold in zip(folds, trained, strict=True)
-    ]
+    """The checkpoint and the history of each fold, which are of one repeat, trained in this process."""
+    teams = teams_of(folds, config, plan)
+    return folds_trained(
+        cohort, folds, [train_team(cohort, team, config, device, on_epoch, plan) for team in teams], config, plan
+    )
 
 
 def _members(fold: Fold, head: str, number: int, shape: HeadShape) -> list[Fold]:
@@ -66,24 +107,6 @@ def _members(fold: Fold, head: str, number: int, shape: HeadShape) -> list[Fold]
     if isinstance(build_head(head, shape), OwnRecipe):
         return [replace(fold, member=first)]
     return [replace(member, member=first + member.member) for member in fold.members]
-
-
-def _train(
-    cohort: Cohort,
-    models: Sequence[Model],
-    config: TrainConfig,
-    device: torch.device,
-    on_epoch: OnEpoch,
-    plan: Plan,
-) -> None:
-    heads = [_fresh_head(cohort, model.fold, config, plan.shape).to(device) for model in models]
-    if not isinstance(heads[0], OwnRecipe):
-        Descent(cohort, models, heads, config, device, plan).run(on_epoch)
-        return
-    for head, model in zip(heads, models, strict=True):
-        assert isinstance(head, OwnRecipe)
-        fit_at_once(head, cohort, model, config)
-        on_epoch(model.fold, model.history[-1].columns(cohort.task))
 
 
 def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShape) -> Head:

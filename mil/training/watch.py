@@ -1,6 +1,6 @@
 """How training is followed: what a session is, and who is told how it goes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Session:
     config: TrainConfig
     device: torch.device
     out: Path
+    load: Callable[[], Cohort]  # the same cohort, in another process
 
 
 class Watcher:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -32,9 +33,11 @@ ROOT = Path(__file__).parents[2]
 TILING = TilingConfig(mpp=2.0, patch_px=64, workers=2)
 ENCODER = FeatureConfig(encoder="mobilenet-v3-small", weights="random", device="cpu")
 PARTS = {
+    "tile-slides, all finished, first": "tile-first",
     "tile-slides, all finished": "tile",
     "  of which summary.json": "summary",
     "  of which qc.html": "page",
+    "extract-features, all finished, first": "extract-first",
     "extract-features, all finished": "extract",
     "  of which statistics.json": "statistics",
     "train-mil: cohort loading": "cohort",
@@ -103,10 +106,14 @@ def _stub_features(seed: Path, path: Path, of_slide: dict[str, str], rng: np.ran
 def part(name: str, folder: Path) -> None:
     """Do one part, in this process, and print its seconds."""
     patches, features, table = folder / "patches", folder / "features", folder / "slides.csv"
+    tile = partial(_command, "tiling.cli", table, "--out", patches, "--config", folder / "tile.json")
+    extract = partial(_command, "features.cli", patches, "--out", features, "--config", folder / "extract.json")
     work = {
         "make": lambda: make(folder, int(folder.name)),
-        "tile": lambda: _command("tiling.cli", table, "--out", patches, "--config", folder / "tile.json"),
-        "extract": lambda: _command("features.cli", patches, "--out", features, "--config", folder / "extract.json"),
+        "tile-first": tile,  # slide files are read
+        "tile": tile,  # they are known
+        "extract-first": extract,  # statistics.json is made
+        "extract": extract,
         "summary": lambda: _summary(patches, table),
         "page": lambda: _page(patches),
         "statistics": lambda: _statistics(features),
@@ -146,6 +153,7 @@ def _statistics(features: Path) -> None:
     from features.encoders import load_encoder
     from features.statistics.cohort import write_cohort_statistics
 
+    (features / "statistics.json").unlink(missing_ok=True)
     write_cohort_statistics(features, load_encoder(ENCODER.encoder, ENCODER.weights, 0))
 
 

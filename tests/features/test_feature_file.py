@@ -15,7 +15,7 @@ from features.feature_file import (
     SlideStatistics,
     read_embeddings,
     read_info,
-    stored_dtype,
+    read_info_and_dtype,
     write_embeddings,
 )
 from tiling.jobs.errors import SlideError
@@ -53,7 +53,7 @@ def test_each_version_is_read_with_exact_values(version):
     assert found.info == info == read_info(file)
     assert (found.features == FEATURES).all() and found.features.dtype == np.float16
     assert (found.coords_l0 == COORDS).all() and found.coords_l0.dtype == np.int64
-    assert stored_dtype(file) == "float16"
+    assert read_info_and_dtype(file)[1] == "float16"
 
 
 def test_what_is_written_today_is_version_2(tmp_path):

@@ -1,5 +1,6 @@
 """Finished slides are seen at a quick look; whatever is not surely finished goes to the workers."""
 
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from tiling.config import TilingConfig
 from tiling.finished import finished_store
 from tiling.jobs.locks import lock
 from tiling.manifest import SlideRow
+from tiling.slides.files import slide_fingerprint
 
 CONFIG = TilingConfig(mpp=1.0, patch_px=128, workers=1)
 
@@ -75,3 +77,40 @@ def test_what_is_asked_of_a_store_is_what_it_was_made_with(tiled):
     assert len(finished_store(row, CONFIG, out / "s.zarr")) > 5
     assert finished_store(row, TilingConfig(mpp=1.0, patch_px=128, min_tissue=0.4), out / "s.zarr") is None
     assert finished_store(row, CONFIG, out / "other.zarr") is None
+
+
+def test_a_slide_file_is_read_once_and_again_when_it_changes(tiled, tmp_path, monkeypatch):
+    """The look knows it by name, size and time of change, unless it was changed just now."""
+    old, read = tiled[0].path, []
+    path = shutil.copy(old, tmp_path / "s.svs")
+    row, out = SlideRow("s", path), tmp_path / "out"
+
+    def noted(slide):
+        read.append(slide)
+        return slide_fingerprint(slide)
+
+    monkeypatch.setattr("tiling.seen.slide_fingerprint", noted)
+    assert tile_slides([row], CONFIG, out).counts == {"done": 1}
+    assert tile_slides([row], CONFIG, out).counts == {"skipped": 1} and read == [path]  # too new to be trusted
+    os.utime(path, (1e9, 1e9))
+    for _ in range(3):
+        assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
+    assert read == [path] * 2
+    assert str(tmp_path) not in (out / "seen.json").read_text() and "svs" not in (out / "seen.json").read_text()
+    assert tile_slides([row], TilingConfig(mpp=1.0, patch_px=64, workers=1), out).failed  # other options
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, (1e9 + 1, 1e9 + 1))
+    assert "made differently" in tile_slides([row], CONFIG, out).failed[0].reason
+    path.write_bytes(content)
+    (out / "seen.json").write_text("{ half")
+    assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
+
+
+def test_what_was_just_tiled_is_known_at_the_next_start(tiled, tmp_path, monkeypatch):
+    path = shutil.copy(tiled[0].path, tmp_path / "s.svs")
+    os.utime(path, (1e9, 1e9))
+    row, out = SlideRow("s", path), tmp_path / "out"
+    assert tile_slides([row], CONFIG, out).counts == {"done": 1}
+    monkeypatch.setattr("tiling.seen.slide_fingerprint", lambda slide: pytest.fail("read again"))
+    assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}

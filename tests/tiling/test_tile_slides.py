@@ -23,8 +23,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def tree(folder):
-    """Relative path to bytes of every file below `folder`, the run's own summary left out."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "summary.json")
+    """Relative path to bytes of every file below `folder`, but what a run says of itself and of times."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("summary.json", "seen.json"))
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 

@@ -85,16 +85,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _exchange(temporary: Path, path: Path) -> None:
     """Swap two folders at one stroke, so that a kill leaves the old one or the new one, and never none."""
-    names = (_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE)
-    try:
-        swapped = ctypes.CDLL(None, use_errno=True).renameat2(*names) == 0
-    except AttributeError:  # a C library without renameat2
-        swapped = False
-    if not swapped:  # NFS cannot: for a moment there is none, and a kill then costs making it again
+    if not _swapped(temporary, path):  # NFS cannot: for a moment there is none, and a kill costs making it again
         old = temporary_beside(path)
         os.rename(path, old)
         os.rename(temporary, path)
         remove(old)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    try:
+        return bool(ctypes.CDLL(None, use_errno=True).renameat2(*names) == 0)
+    except AttributeError:  # a C library without renameat2
+        return False
+
+
+def exchanges_folders(folder: Path) -> bool:
+    """Whether two folders in it can be swapped at one stroke."""
+    pair = [temporary_beside(folder / name) for name in ("one", "other")]
+    for each in pair:
+        each.mkdir()
+    try:
+        return _swapped(*pair)
+    finally:
+        for each in pair:
+            each.rmdir()
 
 
 def no_room(error: BaseException | None) -> OSError | None:

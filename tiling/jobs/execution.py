@@ -18,7 +18,17 @@ class HasSlideId(Protocol):
 
 
 Job = TypeVar("Job", bound=HasSlideId)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 Executor: TypeAlias = Callable[[Sequence[Job]], Generator[Outcome, None, None]]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In the place of a result that a cluster did not give."""
+
+    reason: str
+    stops: bool = False  # nothing else will be done either
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Execution:
     workers: int = 0  # cores in use, each slide in a process of its own; 0: in this process
     threads: int = 1  # slides at once in this process
     scheduler: str = ""  # address of a Dask scheduler, whose workers do them instead
+    gpu: bool = False  # of a scheduler's workers, those alone that have one
     part: str = ""  # i/n of an array job, for the names of summary and failures
     prefix: str = ""  # of these names
     ahead: Ahead | None = None  # makes jobs ready, for workers of this machine
@@ -61,7 +72,7 @@ IN_THIS_PROCESS = Execution()
 def executor(work: Callable[[Job], Outcome], execution: Execution) -> Executor[Job]:
     """Does jobs in the order given and yields their outcomes as they end; closed, it stops."""
     if execution.scheduler:
-        return functools.partial(_over_dask, work=work, scheduler=execution.scheduler)
+        return functools.partial(_over_dask, work=work, scheduler=execution.scheduler, gpu=execution.gpu)
     if execution.workers == 0:
         return functools.partial(_over_threads, work=work, threads=execution.threads)
     if execution.ahead:
@@ -104,7 +115,25 @@ def _over_threads(jobs: Sequence[Job], work: Callable[[Job], Outcome], threads: 
             yield from outcomes
 
 
-def _over_dask(jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: str) -> Generator[Outcome, None, None]:
+def _over_dask(
+    jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: str, gpu: bool
+) -> Generator[Outcome, None, None]:
+    with closing(map_cluster(work, jobs, scheduler, gpu)) as results:
+        for job, result in results:
+            if isinstance(result, Lost):
+                yield Outcome(job.slide_id, "failed", result.reason, stops=result.stops)
+            else:
+                yield result
+
+
+def map_cluster(
+    work: Callable[[Task], Result], jobs: Sequence[Task], scheduler: str, gpu: bool = False
+) -> Generator[tuple[Task, Result | Lost], None, None]:
+    """Yield (job, result) as they end on the workers of a Dask scheduler, begun in the order given; or what was lost.
+
+    A job whose worker dies is done again by another one. gpu: by workers alone that offer the Dask resource GPU, each
+    job taking one. RequestError where `work` raises it, no scheduler answers, or none of its workers has a GPU.
+    """
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -114,19 +143,31 @@ def _over_dask(jobs: Sequence[Job], work: Callable[[Job], Outcome], scheduler: s
     except (OSError, ValueError) as error:
         raise RequestError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
     with client:
-        futures = {client.submit(OnOneCore(work), job, pure=False): job for job in jobs}
+        if gpu and client.run_on_scheduler(_has_no_gpu):
+            raise RequestError(
+                f"--scheduler {scheduler}: none of its workers offers the resource GPU, which --device cuda needs; "
+                'start those with a GPU by `dask worker --resources "GPU=1"`'
+            )
+        resources = {"GPU": 1} if gpu else None
+        futures = {client.submit(OnOneCore(work), job, pure=False, resources=resources): job for job in jobs}
         for future in as_completed(futures):
-            slide_id = futures.pop(future).slide_id  # kept, it would be done again if its worker died later
+            job = futures.pop(future)  # kept, it would be done again if its worker died later
             fault = future.exception()
             if isinstance(fault, RequestError):
                 raise fault
             if future.cancelled():
-                yield Outcome(slide_id, "failed", f"the Dask scheduler {scheduler} was lost; run again", stops=True)
+                yield job, Lost(f"the Dask scheduler {scheduler} was lost; run again", stops=True)
             else:
-                yield future.result() if fault is None else Outcome(slide_id, "failed", _why_lost(fault))
+                yield job, future.result() if fault is None else Lost(_why_lost(fault))
+
+
+def _has_no_gpu(dask_scheduler: Any) -> bool:
+    """Whether there are workers, and none has one; told on the scheduler."""
+    workers = dask_scheduler.workers.values()
+    return bool(workers) and not any(worker.resources.get("GPU") for worker in workers)
 
 
 def _why_lost(fault: BaseException) -> str:
     if type(fault).__name__ == "KilledWorker":
-        return "the Dask workers that read it died one after the other (is the file damaged, or memory full?)"
+        return "the Dask workers that did it died one after the other (is a file damaged, or memory full?)"
     return f"{type(fault).__name__}: {fault}"

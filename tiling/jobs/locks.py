@@ -63,6 +63,11 @@ def lock(path: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a lock of `path` is there, be its owner alive or dead."""
+    return path.with_name(f"{path.name}.lock").exists()
+
+
 def clear_left(path: Path, taken_over: bool = False) -> None:
     """Remove what killed jobs left half written of `path`, whose lock is held, and of that lock.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tiling.jobs.atomic import write_json
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
-from tiling.store.patches import PatchStore
+from tiling.store.patches import PatchStore, StoreHead
 
 FORMAT, VERSION = "slidemil-qc", 2
 FOLDER = "qc"
@@ -107,7 +107,7 @@ def read_facts(path: Path) -> SlideFacts:
         raise SlideError(f"{path}: no facts there, or damaged ({error}); run tile-slides again") from error
 
 
-def is_current(store: PatchStore, out: Path) -> bool:
+def is_current(store: PatchStore | StoreHead, out: Path) -> bool:
     """Whether picture and facts are there and belong to this very store."""
     written, picture = facts_path(out, store.info.slide_id), picture_path(out, store.info.slide_id)
     try:

@@ -224,21 +224,42 @@ def _to_json(info: PatchStoreInfo) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in said.items()}
 
 
+@dataclass(frozen=True)
+class StoreHead:
+    """What a store says of itself, and how many patches it holds; read from two small files, without its arrays."""
+
+    path: Path
+    info: PatchStoreInfo
+    digest: str
+    version: int
+    patches: int
+
+    def __len__(self) -> int:
+        return self.patches
+
+
+def read_head(path: Path) -> StoreHead:
+    """Raises SlideError where the store is absent, of another version, or has no list of its patches."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no patch store there; make it with tile-slides") from None
+    except (ValueError, KeyError) as error:
+        raise SlideError(f"{path}: damaged zarr.json ({error}); tile the slide again") from error
+    check_format(attributes, FORMAT, VERSION, path, still_read=_OLD)
+    try:
+        count = int(json.loads((path / "coords_l0/zarr.json").read_text())["shape"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise SlideError(f"{path}: array 'coords_l0' is missing or damaged ({error})") from error
+    return StoreHead(path, _from_json(attributes, path), attributes["digest"], attributes["version"], count)
+
+
 class PatchStore:
     """A store opened for reading. Raises SlideError if it is absent, damaged or of another version."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-        except FileNotFoundError:
-            raise SlideError(f"{path}: no patch store there; make it with tile-slides") from None
-        except (ValueError, KeyError) as error:
-            raise SlideError(f"{path}: damaged zarr.json ({error}); tile the slide again") from error
-        check_format(attributes, FORMAT, VERSION, path, still_read=_OLD)
-        self.info = _from_json(attributes, path)
-        self.digest: str = attributes["digest"]
-        self.version: int = attributes["version"]
+        head = read_head(path)
+        self.path, self.info, self.digest, self.version = path, head.info, head.digest, head.version
         self._group = zarr.open_group(path, mode="r")
         self.coords_l0: NDArray[np.int64] = self._load("coords_l0")
         self._shards = ShardReader(path / "patches")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from dask_processes import DaskProcesses
 
 from features.feature_file import read_embeddings
 from mil.cli import predict, train
@@ -190,6 +191,23 @@ def test_predictions_for_a_clinic_of_another_prevalence(trained, strangers, call
         assert found == pytest.approx((odds / (1 + odds)).mean())
     code, _, error = call(predict.main, out, strangers, "--out", tmp_path / "x.csv", "--prevalence", "2")
     assert code == 2 and "--prevalence is 2, expected a share above 0 and below 1" in error
+
+
+def test_workers_of_dask_predict_the_same(trained, strangers, call, tmp_path, write_features):
+    _, out = trained
+    for path in strangers.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "damaged.h5").write_bytes(b"half a file")
+    here, there, cpu = tmp_path / "here.csv", tmp_path / "there.csv", ("--device", "cpu")
+    assert call(predict.main, out, tmp_path, "--out", here, *cpu)[0] == 1
+    with DaskProcesses(tmp_path) as cluster:
+        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", cluster.address)
+        assert code == 1 and "damaged" in error
+        write_features(tmp_path, "other", np.zeros((20, 5)))  # of another encoder
+        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", cluster.address)
+        assert code == 2 and "extract them with the same encoder" in error
+    assert there.read_bytes() == here.read_bytes()
+    assert (tmp_path / "there.failures.csv").read_bytes() == (tmp_path / "here.failures.csv").read_bytes()
 
 
 def test_slides_of_the_training_get_their_out_of_fold_prediction(trained, call, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from dask_processes import DaskProcesses
 
 from mil.cli.heatmaps import main
 from mil.maps.config import HeatmapConfig
@@ -75,6 +76,18 @@ def test_every_form_from_a_run(trained, tmp_path):
         [refused] = export_heatmaps(run, features, [row], other, tmp_path)
         assert refused.status == "failed" and "was made differently" in refused.reason
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("s00.*")}
+
+
+def test_workers_of_dask_draw_the_same(trained, tmp_path):
+    run, features, row = trained
+    chosen = {"formats": "png,geojson,csv", "score": "gradient", "device": "cpu"}
+    assert export_heatmaps(run, features, [row], HeatmapConfig(**chosen), tmp_path / "here").counts == {"done": 1}
+    with DaskProcesses(tmp_path, workers=1) as cluster:
+        there = HeatmapConfig(**chosen, scheduler=cluster.address)
+        assert export_heatmaps(run, features, [row], there, tmp_path / "there").counts == {"done": 1}
+    here = {path.name: path.read_bytes() for path in (tmp_path / "here").glob("s00*")}
+    assert len(here) == 3
+    assert here == {path.name: path.read_bytes() for path in (tmp_path / "there").glob("s00*")}
 
 
 def test_one_fold_shows_the_slides_that_it_did_not_see(trained, tmp_path):

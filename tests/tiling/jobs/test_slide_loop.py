@@ -10,11 +10,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
+import distributed
 import pytest
+from dask_processes import DaskProcesses, wait_for
 
 from tiling.jobs.atomic import atomic_file, write_text
-from tiling.jobs.errors import SlideError
-from tiling.jobs.execution import Execution
+from tiling.jobs.errors import RequestError, SlideError
+from tiling.jobs.execution import Execution, map_cluster
 from tiling.jobs.listener import Callback
 from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome
@@ -292,7 +295,6 @@ def noted_work(job, out):
 
 
 def test_a_killed_dask_worker_costs_nothing_and_each_slide_is_done_once(tmp_path):
-    distributed = pytest.importorskip("distributed")
     jobs, results = [Job(str(n)) for n in range(12)], []
     work = functools.partial(noted_work, out=tmp_path)
     with distributed.LocalCluster(
@@ -318,7 +320,6 @@ def test_a_killed_dask_worker_costs_nothing_and_each_slide_is_done_once(tmp_path
 
 
 def test_over_dask(tmp_path):
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, processes=False
     ) as cluster:
@@ -326,3 +327,31 @@ def test_over_dask(tmp_path):
     assert exit_code(outcomes) == 1
     counts = json.loads((tmp_path / "summary.json").read_text())["counts"]
     assert counts == {"done": 3, "failed": 2, "empty": 1}
+
+
+def pid(job):
+    return os.getpid()
+
+
+def test_work_for_a_gpu_goes_to_workers_that_offer_one(tmp_path):
+    with DaskProcesses(tmp_path, workers=1) as cluster, distributed.Client(cluster.address) as client:
+        client.wait_for_workers(1)
+        with pytest.raises(RequestError, match="none of its workers offers the resource GPU"):
+            list(map_cluster(pid, JOBS, cluster.address, gpu=True))
+        with_gpu = cluster.add_worker("--resources", "GPU=1")
+        client.wait_for_workers(2)
+        assert {found for _, found in map_cluster(pid, JOBS * 4, cluster.address, gpu=True)} == {with_gpu.pid}
+
+
+def test_a_lost_scheduler_ends_the_run(tmp_path):
+    with DaskProcesses(tmp_path) as cluster, dask.config.set({"distributed.comm.timeouts.connect": "3s"}):
+        results = []
+        work = functools.partial(noted_work, out=tmp_path)
+        jobs, execution = [Job(str(n)) for n in range(40)], Execution(scheduler=cluster.address)
+        run = threading.Thread(target=lambda: results.append(run_slides(jobs, work, tmp_path, execution)))
+        run.start()
+        wait_for((tmp_path / "victim").exists)
+        cluster.kill(cluster.scheduler)
+        run.join()
+    counts = json.loads((tmp_path / "summary.json").read_text())["counts"]
+    assert "was lost; run again" in results[0].stopped and counts["failed"] == 1 and counts["not done"] > 0
