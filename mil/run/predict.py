@@ -4,8 +4,8 @@ A slide or patient that the run was trained on is judged by those models alone t
 out-of-fold predictions; where all of them did, it is refused. Nobody gets a flattering prediction by mistake.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,23 @@ import pandas as pd
 
 from features.feature_file import EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
-from mil.run.ensemble import Ensemble, load_ensemble
+from mil.run.ensemble import Ensemble, Values, load_ensemble
 from mil.run.novelty import TrainingSlides, read_training_slides
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.manifest import SlideRow
 
 
 @dataclass(frozen=True)
 class Predictions:
     """`table`: slide_id, prediction, the task's value columns, fold_spread, models, in_training, distance,
-    unlike_training; one row a slide. `failures`: why other slides have none, by slide id."""
+    unlike_training; one row a slide. `failures`: why other slides have none, by slide id. `warnings`: what to know of
+    the slides' columns, one sentence each."""
 
     table: pd.DataFrame
     failures: Mapping[str, str]
     models: int  # of the run
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,25 @@ class _Judge:
     ensemble: Ensemble
     trained_on: TrainedOn
     training: TrainingSlides | None
-    patients: Mapping[str, str] = field(default_factory=dict)  # patient of each slide id, as far as the caller knows
+    rows: Mapping[str, SlideRow]  # by slide id, as far as the caller knows
+    covariates: Mapping[str, Values]  # (K,) of each slide id, for models that are told of columns
 
 
 def predict_folder(
-    run: Path, features: Path, patients: Mapping[str, str], device: str = "auto", prevalence: float = 0.0
+    run: Path, features: Path, slides: Sequence[SlideRow], device: str = "auto", prevalence: float = 0.0
 ) -> Predictions:
     """Predictions of every feature file in `features`.
 
-    patients: patient of each slide id, by which slides of the run's own patients are known too; may be empty.
+    slides: rows of a slide table, by whose patients slides of the run's own patients are known too, and with the
+        columns that the run was told of; may be empty for a run that was told of none.
     prevalence: share of the positive class where the slides come from; 0: as in training.
-    RequestError before any prediction for an unfinished run, a folder without feature files, or another encoder's.
+    RequestError before any prediction for an unfinished run, a folder without feature files, another encoder's, or
+    a table without the columns.
     """
     ensemble = _for_prevalence(load_ensemble(run, device), prevalence) if prevalence else load_ensemble(run, device)
-    judge = _Judge(ensemble, read_trained_on(run), read_training_slides(run)[0], patients)
+    covariates, warnings = _told(ensemble, slides)
+    rows_of = {row.slide_id: row for row in slides}
+    judge = _Judge(ensemble, read_trained_on(run), read_training_slides(run)[0], rows_of, covariates)
     source = open_features(features)
     if not source.paths:
         raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
@@ -63,7 +71,20 @@ def predict_folder(
     task = judge.ensemble.task
     columns = ["slide_id", "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
-    return Predictions(table, failures, len(judge.ensemble.heads))
+    return Predictions(table, failures, len(judge.ensemble.heads), tuple(warnings))
+
+
+def _told(ensemble: Ensemble, slides: Sequence[SlideRow]) -> tuple[dict[str, Values], list[str]]:
+    """What models that are told of columns are told, by slide id, and what to know of it."""
+    if (columns := ensemble.columns_told) is None:
+        return {}, []
+    if not slides:
+        raise RequestError(
+            f"the run was trained with the columns {', '.join(columns.names)}; give the slide table that has them "
+            "(--slides TABLE)"
+        )
+    values, warnings = columns.read(slides)
+    return dict(zip((row.slide_id for row in slides), values, strict=True)), warnings
 
 
 def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
@@ -75,8 +96,11 @@ def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
 
 
 def _row(judge: _Judge, slide_id: str, embeddings: Embeddings) -> dict[str, Any]:
-    known, models = _allowed(judge, embeddings.info, judge.patients.get(slide_id, ""))
-    prediction = judge.ensemble.predict(embeddings, models)
+    row = judge.rows.get(slide_id)
+    known, models = _allowed(judge, embeddings.info, row.patient_id if row else "")
+    if judge.covariates and not row:
+        raise SlideError(f"{slide_id}: not in the slide table, so its columns are not known; add a row")
+    prediction = judge.ensemble.predict(embeddings, models, judge.covariates.get(slide_id))
     return {
         "slide_id": slide_id,
         **judge.ensemble.columns(prediction.answer, models),

@@ -25,7 +25,7 @@ from mil.heads.registry import judges_patches
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.report import write_report
-from mil.run.checkpoint import fold_numbers, write_fold
+from mil.run.checkpoint import Checkpoint, fold_numbers, write_fold
 from mil.run.layout import (
     LOCK,
     clear,
@@ -39,7 +39,7 @@ from mil.run.tables import by_member, read_history, read_metrics, write_failures
 from mil.tasks.registry import named
 from mil.tasks.task import Target, Task
 from mil.training.config import TrainConfig
-from mil.training.plan import plan_training
+from mil.training.plan import Plan, plan_training
 from mil.training.repeatable import repeatable
 from mil.training.tracking import TensorBoard, tracker
 from mil.training.trainer import train_folds
@@ -53,7 +53,7 @@ _PATCHES_WORTH_THREADS = 1000
 _OF_THE_CALL = ("overwrite", "compare", "patches")  # settings that say nothing of the run
 _ELSEWHERE = (  # noted elsewhere, or no say
     *_OF_THE_CALL,
-    *("device", "task", "positive", "event", "order", "track", "memory", "scratch"),
+    *("device", "task", "positive", "event", "entry", "order", "covariates", "track", "memory", "scratch"),
 )
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
@@ -90,8 +90,8 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    asked = Target(target, config.positive, config.task, config.event, config.order)
-    cohort = load_cohort(features, labels, asked, config.memory, scratch)
+    asked = Target(target, config.positive, config.task, config.event, config.order, config.entry)
+    cohort = load_cohort(features, labels, asked, config.memory, scratch, config.covariate_names())
     config = _with_loss(config, cohort)
     folds, notices = _audited_folds(cohort, config)
     if config.compare:
@@ -203,6 +203,7 @@ def _provenance(session: Session) -> dict[str, Any]:
         "features": {**cohort.encoder, "mpp": cohort.mpp},
         "features_sha256": cohort.features_sha256,
         "labels_sha256": cohort.labels_sha256,
+        **({"covariates": cohort.covariates.columns.described()} if cohort.covariates else {}),
         "settings": settings,
         "device": session.device.type,
         "packages": {
@@ -264,7 +265,17 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
                         )
             continue
         trained = train_folds(cohort, group, session.config, session.device, watchers.epoch, plan)
-        for fold, (checkpoint, history) in zip(group, trained, strict=True):
+        alone = _trained_alone(session, group, plan, watchers) if cohort.covariates else [None] * len(group)
+        for fold, (checkpoint, history), other in zip(group, trained, alone, strict=True):
             if fold.number not in done:
-                write_fold(out, fold.number, checkpoint, history)
+                write_fold(out, fold.number, checkpoint, history, other)
                 watchers.ended(fold, history, checkpoint)
+
+
+def _trained_alone(
+    session: Session, group: Sequence[Fold], plan: Plan, watcher: Watcher
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    """The same models without being told of columns, to be compared with; their epochs are not shown."""
+    watcher.note(f"fold(s) {', '.join(str(fold.number + 1) for fold in group)} again, of the slide alone")
+    plan = replace(plan, shape=replace(plan.shape, covariates=0))
+    return train_folds(session.cohort, group, session.config, session.device, lambda fold, values: None, plan)
