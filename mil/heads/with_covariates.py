@@ -31,7 +31,7 @@ class WithCovariates(Head):
         self.register_buffer("into", torch.zeros(shape.covariates, shape.covariates))
         self.register_buffer("shift", torch.zeros(shape.covariates))
         self.weights = nn.Parameter(torch.zeros(shape.covariates, shape.n_classes))
-        self._speed = shape.embed_dim**0.5  # a step moves a logit by so many of the embedding's weights at once
+        self._speed = shape.embed_dim**0.5  # a column's one weight has to go as far as an embedding's many do together
 
     @property
     def of_slide(self) -> Head:
@@ -44,8 +44,10 @@ class WithCovariates(Head):
 
     def forward(self, bags: Bags) -> MilOutput:
         assert bags.covariates is not None
-        encoded = bags.covariates.to(self.weights.dtype) @ self.get_buffer("into") + self.get_buffer("shift")
-        output, term = self.head(bags), self._speed * encoded @ self.weights
+        output = self.head(bags)
+        with torch.autocast(bags.covariates.device.type, enabled=False):  # bfloat16 has two digits of an age
+            given = bags.covariates.to(self.weights.dtype)
+            term = self._speed * (given @ self.get_buffer("into") + self.get_buffer("shift")) @ self.weights
         shown = output.attention, output.patch_logits, output.class_attention, output.contributions
         return _Told(output.logits + term, *shown, of_slide=output, term=term)
 

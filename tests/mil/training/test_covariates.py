@@ -127,6 +127,8 @@ def test_a_term_is_added_to_the_logits_of_every_head_and_to_nothing_else(name):
     torch.testing.assert_close(output.logits, of_slide.logits + term)
     for shown in ("attention", "patch_logits", "class_attention", "contributions"):
         torch.testing.assert_close(getattr(output, shown), getattr(of_slide, shown))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(head(pack(features, told)).term, output.term, rtol=0, atol=0)
     labels = torch.tensor([0, 2])
     losses = head.bag_losses(output, pack(features, told), labels, criterion("cross-entropy", torch.ones(3)))
     gradient = torch.autograd.grad(losses.sum(), head.weights)[0]
@@ -134,11 +136,13 @@ def test_a_term_is_added_to_the_logits_of_every_head_and_to_nothing_else(name):
 
 
 def test_models_that_are_trained_together_end_like_one_after_another(cohort, tmp_path):
-    runs = [
-        _train(cohort, "plain", tmp_path / f"{n}", covariates="age,noise", epochs=6, parallel_models=n) for n in (1, 6)
-    ]
-    first, second = (run.predictions["prob_yes"].to_numpy() for run in runs)
-    assert first == pytest.approx(second, abs=1e-4)
+    ways = (dict(parallel_models=1), dict(parallel_models=6), dict(precision="bf16"))
+    first, second, rounded = (
+        _train(cohort, "plain", tmp_path / str(i), covariates="age,noise", epochs=6, **way).predictions["prob_yes"]
+        for i, way in enumerate(ways)
+    )
+    assert first.to_numpy() == pytest.approx(second.to_numpy(), abs=1e-4)
+    assert first.to_numpy() == pytest.approx(rounded.to_numpy(), abs=0.1)
 
 
 def test_new_slides_need_the_columns(survived, cohort, tmp_path):
