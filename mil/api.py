@@ -133,14 +133,14 @@ def predict(
 ) -> Predictions:
     """What the run's models say of the slides in a folder of feature files, as a table.
 
-    slides: slide table that says whose the slides are; those of the run's own patients are judged by the models that
-    did not see them. prevalence: share of the positive class where the slides come from; 0: as in training.
+    slides: slide table that says whose the slides are, by which those of the run's own patients are judged by the
+    models that did not see them; a run that was told of columns needs it. prevalence: share of the positive class where
+    the slides come from; 0: as in training.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     table = Path(slides) if isinstance(slides, str) else slides
     rows = [] if table is None else load_table(table, needs_path=False)
-    patients = {row.slide_id: row.patient_id for row in rows}
-    return predict_folder(path, Path(features), patients, device, prevalence)
+    return predict_folder(path, Path(features), rows, device, prevalence)
 
 
 class _Callback(Watcher):

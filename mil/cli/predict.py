@@ -37,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=str, help="run directory of train-mil")
     parser.add_argument("features", type=str, help="folder of feature files <slide_id>.h5 of the same encoder")
     parser.add_argument("--out", type=str, required=True, help="CSV file to write")
-    parser.add_argument("--slides", type=str, default="", help="slide table (CSV) that says whose the slides are")
+    parser.add_argument(
+        "--slides",
+        type=str,
+        default="",
+        help="slide table (CSV) that says whose the slides are, with the columns of --covariates",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file that says something else")
     arguments = parser.parse_args(argv)
 
@@ -62,8 +67,8 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
 
     if (out.parent / "provenance.json").exists():
         raise RequestError(f"{out}: lies in a run directory, whose files it could replace; choose another --out")
-    patients = {row.slide_id: row.patient_id for row in load_table(Path(slides), needs_path=False)} if slides else {}
-    found = predict_folder(run, features, patients, config.device, config.prevalence, config.scheduler)
+    rows = load_table(Path(slides), needs_path=False) if slides else []
+    found = predict_folder(run, features, rows, config.device, config.prevalence, config.scheduler)
     if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):
         raise RequestError(f"{out} exists and says something else; choose another --out, or use --overwrite")
     _warn(found)
@@ -71,6 +76,8 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
 
 
 def _warn(found: "Predictions") -> None:
+    for line in found.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     if found.table["in_training"].any():
         print(
             f"warning: {found.table['in_training'].sum()} of these slides are of patients that the run was trained on; "

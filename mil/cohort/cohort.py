@@ -19,6 +19,7 @@ from torch import Tensor
 
 from features.feature_file import UNKNOWN, EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
+from mil.cohort.covariates import Covariates, read_covariates
 from mil.cohort.memory import FeatureIntake
 from mil.tasks.classification import Classification
 from mil.tasks.registry import task_kind
@@ -50,6 +51,7 @@ class Cohort:
     warnings: tuple[str, ...]  # what the user should know, one sentence each
     left_out: dict[str, str]  # labelled slides that are not used: slide id to reason
     unreadable: tuple[str, ...]  # those among them whose feature file is damaged
+    covariates: Covariates | None = None  # columns that models are told of
 
     @cached_property
     def strata(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -115,13 +117,19 @@ def encoder_identity(info: EmbeddingInfo, dim: int) -> dict[str, Any]:
 
 
 def load_cohort(
-    folder: Path, table: Path | pd.DataFrame, target: Target | str, memory: str = "ram", scratch: Path = Path()
+    folder: Path,
+    table: Path | pd.DataFrame,
+    target: Target | str,
+    memory: str = "ram",
+    scratch: Path = Path(),
+    covariates: Sequence[str] = (),
 ) -> Cohort:
     """Join feature files and label table. Raises RequestError with all faults that make training impossible.
 
     table: a CSV file, or a data frame with its columns.
     target: a column's name stands for a classification by it.
     memory and scratch say where the features are held, see mil.cohort.memory.
+    covariates: columns that models are told of.
     """
     target = Target(target) if isinstance(target, str) else target
     kind = task_kind(target.task)
@@ -143,15 +151,23 @@ def load_cohort(
         )
     kept = [row for row in rows if row.slide_id in loaded]
     embeddings = [loaded[row.slide_id] for row in kept]
-    faults = _encoder_faults(embeddings)
+    faults = _encoder_faults(embeddings) + [
+        f"--covariates: {name} is what is to be predicted" for name in covariates if name in target.columns
+    ]
     try:
         task, targets = kind.read(kept, target, name)
+    except ValueError as error:
+        faults += str(error).splitlines()
+    try:
+        told = read_covariates(kept, covariates)
     except ValueError as error:
         faults += str(error).splitlines()
     if faults:
         raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
     keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
     keys += [(r.labels[target.event],) for r in kept if target.event]
+    further = [name for name in (target.entry, *covariates) if name]
+    keys += [tuple(r.labels[name] for name in further) for r in kept if further]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
         patient_ids=np.array([row.patient_id for row in kept]),
@@ -173,6 +189,7 @@ def load_cohort(
         ),
         left_out=left_out,
         unreadable=tuple(unreadable),
+        covariates=told,
     )
 
 

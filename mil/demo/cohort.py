@@ -1,12 +1,15 @@
-"""The demo's cohort: phantom slides of patients with one label each, and the slide table."""
+"""The demo's cohort: phantom slides of patients with one label each, a time to an event, and the slide table."""
 
 import functools
+import itertools
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from shapely.geometry import shape
 
 from mil.demo.config import DemoConfig
 from tiling.jobs.atomic import write_csv, write_text
@@ -18,6 +21,8 @@ from tiling.jobs.slide_loop import run_slides
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
 POSITIVE, NEGATIVE = "tumour", "normal"
+_MONTHS, _LONGEST = 40.0, 60.0  # of a patient without lesion on average, and that anybody is followed
+_STEEPNESS = 3.0  # log hazard of the largest lesion area
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,42 @@ def make_cohort(config: DemoConfig, out: Path, listener: Listener = SILENT) -> t
     work = functools.partial(_make_slide, folder=out / "slides")
     workers = config.workers or len(os.sched_getaffinity(0))
     outcomes = run_slides(slides, work, out / "slides", Execution(workers), listener)
-    table = [("slide_id", "path", "patient_id", "site", "annotation", "tumour")]
+    table = [("slide_id", "path", "patient_id", "site", "annotation", "tumour", "months", "died")]
+    followed = follow_up({slide: _lesion_area(out / "slides", slide) for slide in slides}, config)
     for slide in slides:
         annotation = f"slides/{slide.slide_id}.lesions.geojson" if slide.spec.tumour else ""
         place = f"slides/{slide.slide_id}.svs"
         scanner = f"scanner {slide.spec.scanner}"
-        table.append((slide.slide_id, place, slide.patient_id, scanner, annotation, slide.label))
+        row = (slide.slide_id, place, slide.patient_id, scanner, annotation, slide.label)
+        table.append((*row, *followed[slide.patient_id]))
     write_csv(out / "slides.csv", table)
     return out / "slides.csv", outcomes
+
+
+def follow_up(areas: Mapping[DemoSlide, float], config: DemoConfig) -> dict[str, tuple[str, str]]:
+    """Months, and 1 if the event was seen then, of each patient: its hazard grows with the mean area of its lesions.
+
+    areas: of the lesions of each slide. Drawn again while patients with or without an event are too few for the folds.
+    """
+    largest = max(areas.values()) or 1.0
+    patients = sorted({slide.patient_id for slide in areas})
+    own = [[area for slide, area in areas.items() if slide.patient_id == patient] for patient in patients]
+    hazard = np.exp(_STEEPNESS * np.array([np.mean(of_patient) for of_patient in own]) / largest)
+    for attempt in itertools.count():
+        rng = np.random.default_rng((config.seed, attempt))
+        died, left = rng.exponential(_MONTHS / hazard), rng.uniform(1, _LONGEST, len(patients))
+        seen = died <= left
+        if min(seen.sum(), (~seen).sum()) > config.folds:
+            break
+    months = np.minimum(died, left)
+    return {name: (f"{m:.1f}", f"{int(s)}") for name, m, s in zip(patients, months, seen, strict=True)}
+
+
+def _lesion_area(folder: Path, slide: DemoSlide) -> float:
+    """In square level-0 pixels; 0 for a slide that was not made."""
+    path = folder / f"{slide.slide_id}.lesions.geojson"
+    features = json.loads(path.read_text())["features"] if path.exists() else []
+    return float(sum(shape(feature["geometry"]).area for feature in features))
 
 
 def _make_slide(slide: DemoSlide, folder: Path) -> Outcome:

@@ -12,6 +12,7 @@ class DiagnoseConfig:
 
     task: str = setting("classification", f"what kind of target it is: {', '.join(TASKS)}; others are asked by strata")
     event: str = setting("", "for task survival: column that is 1 where the event was seen, 0 where it was not")
+    entry: str = setting("", "for task survival: column that says when a patient came under observation, if not at 0")
     order: str = setting("", "for task ordinal: the grades from low to high, such as G1,G2,G3")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     folds: int = setting(5, "folds of the cross-validation by patient behind every AUROC")

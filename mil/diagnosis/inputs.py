@@ -184,7 +184,7 @@ def load_inputs(
 
 
 def _load(folder: Path, sources: Sources, config: DiagnoseConfig) -> Cohort:
-    target = Target(sources.target, config.positive, config.task, config.event, config.order)
+    target = Target(sources.target, config.positive, config.task, config.event, config.order, config.entry)
     return load_cohort(folder, sources.table, target)
 
 

@@ -25,16 +25,19 @@ def baseline_predictions(cohort: Cohort, folds: Sequence[Fold], vectors: NDArray
     for fold in folds:
         held_out = vectors[fold.val], targets[fold.val]
         answers = task.fit_baseline(vectors[fold.train], targets[fold.train], held_out)(vectors[fold.test])
-        parts.append(
-            pd.DataFrame(
-                {
-                    "slide_id": cohort.slide_ids[fold.test],
-                    "patient_id": cohort.patient_ids[fold.test],
-                    "repeat": fold.repeat,
-                    "fold": fold.fold,
-                    "label": [task.label(target) for target in targets[fold.test]],
-                    **dict(zip(task.value_columns, answers.T, strict=True)),
-                }
-            )
-        )
+        parts.append(answers_table(cohort, fold, answers))
     return pd.concat(parts, ignore_index=True)
+
+
+def answers_table(cohort: Cohort, fold: Fold, answers: NDArray[np.float64]) -> pd.DataFrame:
+    """answers (n, C) for the test slides of a fold, as a table."""
+    return pd.DataFrame(
+        {
+            "slide_id": cohort.slide_ids[fold.test],
+            "patient_id": cohort.patient_ids[fold.test],
+            "repeat": fold.repeat,
+            "fold": fold.fold,
+            "label": [cohort.task.label(target) for target in cohort.targets[fold.test]],
+            **dict(zip(cohort.task.value_columns, answers.T, strict=True)),
+        }
+    )

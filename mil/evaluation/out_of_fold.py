@@ -15,6 +15,7 @@ import torch
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
 from mil.evaluation.baseline import baseline_predictions, slide_means
+from mil.evaluation.covariates import against_alone
 from mil.metrics.bootstrap import Bootstrap
 from mil.metrics.classification import patch_accuracy
 from mil.run.attention import SlidePrediction, attention_path, describe_attention, write_attention
@@ -34,8 +35,9 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], bootstrap: Bootstrap, de
     task, rows = cohort.task, []
     for i in np.unique(np.concatenate([fold.test for fold in folds])):
         tested_in = [fold for fold in folds if i in fold.test]
+        told = None if cohort.covariates is None else cohort.covariates.values[i]
         predictions = [
-            predict_slide(heads[f.number], cohort.features[i], device, task, checkpoints[f.number].calibration)
+            predict_slide(heads[f.number], cohort.features[i], device, task, checkpoints[f.number].calibration, told)
             for f in tested_in
         ]
         for fold, prediction in zip(tested_in, predictions, strict=True):
@@ -55,6 +57,7 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], bootstrap: Bootstrap, de
     if weights := [c.weights for c in checkpoints.values() if c.weights]:
         result["heads"] = {name: float(np.mean([of[name] for of in weights])) for name in weights[0]}
     result["against_mean"] = task.against(slides, baseline_predictions(cohort, folds, means), bootstrap)
+    result |= against_alone(cohort, folds, slides, bootstrap, device, out)
     if checkpoints[folds[0].number].head == _COPIED:
         correct, of = counts["correct_patches"].to_numpy(), counts["patches"].to_numpy()
         accuracy = patch_accuracy(slides["patient_id"].tolist(), correct, of, bootstrap.draws, bootstrap.seed)

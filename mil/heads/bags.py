@@ -13,10 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bags:
-    """features (ΣN, D) of any float type; offsets (B + 1,) int64 on the CPU, from 0 to ΣN, strictly rising."""
+    """features (ΣN, D) of any float type; offsets (B + 1,) int64 on the CPU, from 0 to ΣN, strictly rising.
+
+    covariates: (B, K), for heads that are told of columns of the slide table.
+    """
 
     features: Tensor
     offsets: Tensor
+    covariates: Tensor | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -35,16 +39,17 @@ class Bags:
         features = self.features
         if device.type == "cuda" and not features.is_cuda:
             features = features.pin_memory()
-        return Bags(features.to(device, non_blocking=True), self.offsets)
+        covariates = None if self.covariates is None else self.covariates.to(device)
+        return Bags(features.to(device, non_blocking=True), self.offsets, covariates)
 
 
-def pack(features: Sequence[Tensor]) -> Bags:
+def pack(features: Sequence[Tensor], covariates: Tensor | None = None) -> Bags:
     """B matrices (N, D) with N >= 1 -> one batch. ValueError for an empty bag, whose pooling is undefined."""
     sizes = [len(f) for f in features]
     if 0 in sizes:
         raise ValueError(f"bag {sizes.index(0)} of {len(sizes)} is empty")
     matrix = torch.cat(list(features)) if len(features) > 1 else features[0]  # a large bag is not copied
-    return Bags(matrix, torch.tensor([0, *sizes]).cumsum(0))
+    return Bags(matrix, torch.tensor([0, *sizes]).cumsum(0), covariates)
 
 
 def segment_softmax(scores: Tensor, sizes: list[int]) -> Tensor:

@@ -24,6 +24,7 @@ class HeadShape:
     attention_dim: int  # A
     dropout: float  # in training only
     feature_limit: float = 0.0  # standardised features lie within ± this; 0: wherever they do, as in earlier releases
+    covariates: int = 0  # K, numbers that are known of a slide beside its patches
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, bags: Bags) -> MilOutput: ...
+
+    @property
+    def of_slide(self) -> "Head":
+        """The part that sees patches, all of it unless columns of the slide table are added."""
+        return self
 
     def bag_losses(self, output: MilOutput, bags: Bags, labels: Tensor, criterion: Criterion) -> Tensor:
         """(B,) training loss of each bag; labels (B,) int64. A head with further terms overrides this."""

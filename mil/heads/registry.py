@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mil.heads.head import Head, HeadShape
+    from mil.heads.with_covariates import WithCovariates
 
 HEADS = {  # name of the head: module below mil.heads.zoo
     "gated-abmil": "gated_abmil",
@@ -43,4 +44,7 @@ def build_head(name: str, shape: "HeadShape") -> "Head":
     """A head with fresh weights, drawn from torch's global generator. KeyError for an unknown name."""
     module = import_module(f"mil.heads.zoo.{HEADS[name]}")
     head: Head = module.build(shape)
+    if shape.covariates:
+        with_covariates: type[WithCovariates] = import_module("mil.heads.with_covariates").WithCovariates
+        return with_covariates(head, shape)
     return head

@@ -110,7 +110,7 @@ class _Export:
     def _models(self, row: SlideRow, features: Path) -> "SlideModels":
         from mil.maps.judges import slide_models  # torch, which stored scores do without
 
-        return slide_models(self.run, features, row.slide_id, row.patient_id, self.config.device, self.config.fold)
+        return slide_models(self.run, features, row, self.config.device, self.config.fold)
 
     def _stored(self, row: SlideRow, models: Callable[[], "SlideModels"]) -> tuple[SlideAttention, str]:
         """What the run saw in the slide, or sees where that is not stored; the fingerprint of its file, if known."""

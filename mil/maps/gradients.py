@@ -33,7 +33,7 @@ def _of_model(head: Head, features: torch.Tensor, device: torch.device) -> NDArr
 
 
 def _of_one(head: Head, features: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
-    bags = pack([features]).to(device)
+    head, bags = head.of_slide, pack([features]).to(device)
     with torch.no_grad():
         given = head.standardise(bags)
     given = given.detach().float().requires_grad_()

@@ -17,10 +17,11 @@ from features.interop.reader import open_features
 from mil.cohort.cohort import in_float16
 from mil.maps.gradients import input_gradients
 from mil.run.attention import SlideAttention, describe_attention
-from mil.run.ensemble import Ensemble, average, load_ensemble
+from mil.run.ensemble import Ensemble, Values, average, load_ensemble
 from mil.run.layout import is_complete
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
+from tiling.manifest import SlideRow
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class SlideModels:
     ensemble: Ensemble
     embeddings: Embeddings
     models: Sequence[int]
+    covariates: Values | None = None  # (K,) where they are told of columns
 
     def attention(self, label: str) -> SlideAttention:
         """What these models see in the slide."""
-        prediction, ensemble = self.ensemble.predict(self.embeddings, self.models), self.ensemble
+        ensemble = self.ensemble
+        prediction = ensemble.predict(self.embeddings, self.models, self.covariates)
         return describe_attention(self.embeddings.info, self.embeddings.coords_l0, prediction, ensemble.task, label)
 
     def gradients(self) -> NDArray[np.float32]:
@@ -44,7 +47,7 @@ class SlideModels:
     def answer(self, of_class: str, patches: NDArray[np.int64]) -> float:
         """What the models say of an output, such as a class's calibrated probability, given these patches alone."""
         features, task = self._features[torch.from_numpy(patches)], self.ensemble.task
-        each = [self.ensemble.ask(m, features) for m in self.models]
+        each = [self.ensemble.ask(m, features, self.covariates) for m in self.models]
         return float(average(each, task).answer[task.output_names.index(of_class)])
 
     @functools.cached_property
@@ -52,18 +55,20 @@ class SlideModels:
         return torch.from_numpy(in_float16(self.embeddings).features)
 
 
-def slide_models(run: Path, features: Path, slide_id: str, patient: str, device: str, fold: int = -1) -> SlideModels:
+def slide_models(run: Path, features: Path, row: SlideRow, device: str, fold: int = -1) -> SlideModels:
     """The models that may judge a slide; `fold` asks for this one alone.
 
-    SlideError where no model may, or the features are missing or of another kind than those of the run.
+    SlideError where no model may, or the features are missing or of another kind than those of the run, or its columns.
     """
+    slide_id = row.slide_id
     try:
         embeddings = open_features(features).read(slide_id)
         ensemble, trained_on = _loaded(run, device)
         ensemble.require_encoder(embeddings.info, embeddings.features.shape[1])
-    except RequestError as error:  # of this slide's features or of the device: other slides go on
+        covariates = ensemble.columns_told.read([row])[0][0] if ensemble.columns_told else None
+    except RequestError as error:  # of this slide's features or row, or of the device: other slides go on
         raise SlideError(str(error)) from error
-    known = trained_on.patient(slide_id, embeddings.info.slide_fingerprint, patient)
+    known = trained_on.patient(slide_id, embeddings.info.slide_fingerprint, row.patient_id)
     unseen = trained_on.unseen_by(known)
     if not unseen:
         raise SlideError(
@@ -75,7 +80,7 @@ def slide_models(run: Path, features: Path, slide_id: str, patient: str, device:
             f"{slide_id}: --fold {fold} was trained on this slide or its patient {known}, or is not in the run; "
             f"folds that may show it: {', '.join(map(str, unseen))}"
         )
-    return SlideModels(ensemble, embeddings, [fold] if fold >= 0 else unseen)
+    return SlideModels(ensemble, embeddings, [fold] if fold >= 0 else unseen, covariates)
 
 
 def _loaded(run: Path, device: str) -> tuple[Ensemble, TrainedOn]:

@@ -8,9 +8,12 @@ over the times (Graf et al. 1999); ibs_km is that of Kaplan and Meier's curve of
 ipa one less their ratio (Kattan and Gerds 2018): 0 is no better than that curve. hazard_ratio is of the rows with risk
 above 0 against the others (Cox, ties by Breslow).
 
-Equal risks count one half. A row that is censored when another has its event outlives it. Weights against censoring
-are one over the chance not to be censored before, by Kaplan and Meier's estimate in each draw itself. Libraries have
-these figures without weights, and so without an interval over patients.
+Equal risks count one half. A row that is censored when another has its event outlives it. Rows that came under
+observation later than at 0 are at risk after that alone (left truncation): in the C-index two rows are compared where
+both are at risk at the event; figures with weights against censoring are not defined then and are left out.
+
+Weights against censoring are one over the chance not to be censored before, by Kaplan and Meier's estimate in each draw
+itself. Libraries have these figures without weights, and so without an interval over patients.
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
 from mil.metrics.classification import weighted_auroc
@@ -33,6 +37,10 @@ class Followed:
 
     time: Floats  # (n,)
     event: NDArray[np.bool_]  # (n,)
+    entry: Floats | None = None  # (n,) when they came under observation, before `time`; None: all at the beginning
+
+    def of(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Followed":
+        return Followed(self.time[rows], self.event[rows], None if self.entry is None else self.entry[rows])
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,22 @@ def survival_column(time: float) -> str:
 
 
 def followed_of(table: pd.DataFrame) -> Followed:
-    """Of the labels of a prediction table, such as `12.5`, or `12.5+` where no event was seen by then."""
-    labels = table["label"].astype(str)
+    """Of the labels of a prediction table, such as `12.5`, or `12.5+` where no event was seen by then.
+
+    With times of entry they are `(3,12.5]` and `(3,12.5+]`.
+    """
+    labels, entry = table["label"].astype(str), None
+    if labels.str.startswith("(").any():
+        parts = labels.str.strip("(]").str.split(",", expand=True)
+        entry, labels = parts[0].to_numpy(str).astype(np.float64), parts[1]
     time = labels.str.removesuffix(CENSORED).to_numpy(str).astype(np.float64)
-    return Followed(time, ~labels.str.endswith(CENSORED).to_numpy(bool))
+    return Followed(time, ~labels.str.endswith(CENSORED).to_numpy(bool), entry)
+
+
+def label_of(time: str, event: bool, entry: str | None = None) -> str:
+    """What `followed_of` reads."""
+    told = time + ("" if event else CENSORED)
+    return told if entry is None else f"({entry},{told}]"
 
 
 def predicted_of(table: pd.DataFrame, times: Sequence[float]) -> Predicted:
@@ -65,6 +85,9 @@ def evaluate_survival(table: pd.DataFrame, times: Sequence[float], bootstrap: Bo
     weights = draw_weights(table["patient_id"].tolist(), bootstrap.draws, bootstrap.seed)
     followed, said = followed_of(table), predicted_of(table, times)
     harrell, uno = concordance(followed, said.risk, weights, said.times[-1])
+    ratio = hazard_ratio(followed, said.risk > 0, weights)
+    if followed.entry is not None:
+        return {"c_index": interval(harrell), "hazard_ratio": interval(ratio)}
     aucs = auc_at(followed, said, weights)
     ibs, ibs_km = (
         integrated(brier_at(followed, said.times, of, weights), said.times)
@@ -73,7 +96,7 @@ def evaluate_survival(table: pd.DataFrame, times: Sequence[float], bootstrap: Bo
     figures = {
         **{"c_index": harrell, "c_uno": uno, "auc": aucs.mean(axis=1), "ibs": ibs, "ibs_km": ibs_km},
         "ipa": 1 - _ratio(ibs, ibs_km),
-        "hazard_ratio": hazard_ratio(followed, said.risk > 0, weights),
+        "hazard_ratio": ratio,
     }
     at = {f"{time:g}": interval(auc) for time, auc in zip(times, aucs.T, strict=True)}
     return {**{name: interval(values) for name, values in figures.items()}, "auc_at": at}
@@ -82,10 +105,14 @@ def evaluate_survival(table: pd.DataFrame, times: Sequence[float], bootstrap: Bo
 def concordance(followed: Followed, risk: Floats, weights: Floats, until: float) -> tuple[Floats, Floats]:
     """Harrell's and Uno's C of risks (n,) under weights (R, n), each (R,); Uno's of events before `until`.
 
+    Uno's has no meaning where rows came under observation late.
+
     The matrices of pairs are float32, in which sums of small whole numbers are exact.
     """
     time, event = followed.time, followed.event
     first = event[:, None] & ((time[:, None] < time) | ((time[:, None] == time) & ~event))  # (n, n)
+    if followed.entry is not None:
+        first &= followed.entry < time[:, None]
     right = first * ((risk[:, None] > risk) + 0.5 * (risk[:, None] == risk))
     small = weights.astype(np.float32)
     pairs, hits = ((small @ of.astype(np.float32).T).astype(np.float64) for of in (first, right))  # (R, n)
@@ -129,9 +156,8 @@ def integrated(scores: Floats, times: Floats) -> Floats:
 
 def kaplan_meier_at(followed: Followed, times: Floats, weights: Floats) -> Floats:
     """Share (R, T) without event at each of the times (T,), under each row of weights (R, n)."""
-    steps, leaving, died = _by_time(followed, weights)
-    at_risk = _from_behind(leaving)
-    return _at(steps, np.cumprod(1 - _ratio(died, at_risk, 0.0), axis=1), times)
+    steps, _, died = _by_time(followed, weights)
+    return _at(steps, np.cumprod(1 - _ratio(died, _at_risk(followed, weights), 0.0), axis=1), times)
 
 
 def uncensored(followed: Followed, weights: Floats, times: Floats | None = None) -> tuple[Floats, Floats]:
@@ -147,9 +173,8 @@ def uncensored(followed: Followed, weights: Floats, times: Floats | None = None)
 
 def hazard_ratio(followed: Followed, high: NDArray[np.bool_], weights: Floats) -> Floats:
     """(R,) of the rows `high` (n,) against the others; NaN where one of the two has no event or is empty."""
-    _, leaving, died = _by_time(followed, weights)
-    _, leaving_high, died_high = _by_time(followed, weights * high)
-    others, own = _from_behind(leaving - leaving_high), _from_behind(leaving_high)
+    died, died_high = (_by_time(followed, of)[2] for of in (weights, weights * high))
+    own, others = (_at_risk(followed, weights * of) for of in (high, ~high))
     of_high, total = died_high.sum(axis=1), died.sum(axis=1)
     log_ratio = np.zeros(len(weights))
     for _ in range(30):  # Newton's method
@@ -157,6 +182,28 @@ def hazard_ratio(followed: Followed, high: NDArray[np.bool_], weights: Floats) -
         score, information = of_high - (died * share).sum(axis=1), (died * share * (1 - share)).sum(axis=1)
         log_ratio += np.clip(_ratio(score, information, 0.0), -1, 1)
     return np.where((of_high > 0) & (of_high < total), np.exp(log_ratio), np.nan)
+
+
+def log_rank(followed: Followed, high: NDArray[np.bool_]) -> float:
+    """Two-sided p for one hazard of the rows `high` (n,) and the others (Mantel 1966); 1 where nothing is known."""
+    ones = np.ones((1, len(high)))
+    died, died_high = (_by_time(followed, of)[2][0] for of in (ones, ones * high))
+    all_, own = (_at_risk(followed, of)[0] for of in (ones, ones * high))
+    share = own / np.maximum(all_, 1)
+    variance = (died * share * (1 - share) * (all_ - died) / np.maximum(all_ - 1, 1)).sum()
+    return float(chi2.sf((died_high - died * share).sum() ** 2 / variance, 1)) if variance > 0 else 1.0
+
+
+def _at_risk(followed: Followed, weights: Floats) -> Floats:
+    """Weight (R, G) of those who are under observation at each distinct time, and have been before it."""
+    steps, leaving, _ = _by_time(followed, weights)
+    at_risk = _from_behind(leaving)
+    if followed.entry is None:
+        return at_risk
+    order = np.argsort(followed.entry, kind="stable")
+    entered = np.hstack([np.zeros((len(weights), 1)), weights[:, order].cumsum(axis=1)])
+    late = entered[:, -1:] - entered[:, np.searchsorted(followed.entry[order], steps, side="left")]
+    return np.asarray(np.maximum(at_risk - late, 0.0))
 
 
 def _by_time(followed: Followed, weights: Floats) -> tuple[Floats, Floats, Floats]:

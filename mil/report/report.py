@@ -15,6 +15,7 @@ from mil.metrics.bootstrap import Bootstrap
 from mil.pages.page import draw_sections, report_style
 from mil.pages.parts import Blocks, Cell, Paragraph, Section, Table, number
 from mil.pages.words import is_figure
+from mil.report.covariates import covariates_section
 from mil.report.learning import learning_section
 from mil.report.slides import slides_section
 from mil.run.checkpoint import fold_numbers
@@ -55,6 +56,7 @@ def _sections(out: Path, provenance: Mapping[str, Any], metrics: Mapping[str, An
     return [
         result,
         learning_section(histories, settings["epochs"], metrics["counts"]),
+        *_covariates(task, provenance, metrics),
         *behind,
         slides_section(out, task, predictions),
         _left_out(read_failures(out)),
@@ -90,6 +92,12 @@ def _by_fold(task: Task, folds: Sequence[Mapping[str, Any]] | None) -> list[Sect
         for fold in folds
     ]
     return [Section("Folds", (Table(("repeat.fold", "slides", *map(task.figure_title, names)), tuple(rows)),))]
+
+
+def _covariates(task: Task, provenance: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Section]:
+    """Of a run whose models are told of columns."""
+    names = list(provenance.get("covariates", ()))
+    return [covariates_section(task, names, metrics)] if names else []
 
 
 def _heads(weights: Mapping[str, float] | None) -> list[Section]:

@@ -18,6 +18,7 @@ from mil.tasks.task import Calibration, Task
 from tiling.jobs.atomic import atomic_folder
 from tiling.jobs.errors import RequestError
 
+SLIDE_ALONE = "slide-alone"  # folder within that of a fold
 _OF_HEAD = ("head", "shape", "members", "weights")
 
 
@@ -38,13 +39,27 @@ def fold_folder(run: Path, number: int) -> Path:
     return run / f"fold-{number}"
 
 
-def write_fold(run: Path, number: int, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
+def write_fold(
+    run: Path,
+    number: int,
+    checkpoint: Checkpoint,
+    history: pd.DataFrame,
+    alone: tuple[Checkpoint, pd.DataFrame] | None = None,
+) -> None:
+    """alone: of the model that is told of no columns, beside one that is."""
+    with atomic_folder(fold_folder(run, number)) as folder:
+        _write(folder, checkpoint, history)
+        if alone:
+            (folder / SLIDE_ALONE).mkdir()
+            _write(folder / SLIDE_ALONE, *alone)
+
+
+def _write(folder: Path, checkpoint: Checkpoint, history: pd.DataFrame) -> None:
     of_head = {name: getattr(checkpoint, name) for name in _OF_HEAD}
     described = {**of_head, **named(checkpoint.task), **checkpoint.task.state(), **checkpoint.calibration}
     metadata = {METADATA: json.dumps(described, sort_keys=True)}
-    with atomic_folder(fold_folder(run, number)) as folder:
-        safetensors.numpy.save_file(checkpoint.tensors, folder / "checkpoint.safetensors", metadata)
-        history.to_csv(folder / "history.csv", index=False)
+    safetensors.numpy.save_file(checkpoint.tensors, folder / "checkpoint.safetensors", metadata)
+    history.to_csv(folder / "history.csv", index=False)
 
 
 def fold_numbers(run: Path) -> list[int]:
@@ -53,8 +68,9 @@ def fold_numbers(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def read_checkpoint(run: Path, number: int) -> Checkpoint:
-    path = fold_folder(run, number) / "checkpoint.safetensors"
+def read_checkpoint(run: Path, number: int, alone: bool = False) -> Checkpoint:
+    """alone: of the model that is told of no columns."""
+    path = fold_folder(run, number) / (SLIDE_ALONE if alone else "") / "checkpoint.safetensors"
     try:
         with safetensors.safe_open(path, framework="np") as file:
             described: dict[str, Any] = json.loads(file.metadata()[METADATA])

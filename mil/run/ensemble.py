@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from features.embed.device import pick_device
 from features.feature_file import EmbeddingInfo, Embeddings
 from mil.cohort.cohort import SCALE_RATIO, encoder_identity, in_float16
+from mil.cohort.covariates import Columns
 from mil.heads.bags import pack
 from mil.heads.committee import Committee
 from mil.heads.head import Head, HeadShape
@@ -26,6 +27,7 @@ from mil.run.layout import require_complete
 from mil.tasks.task import Calibration, Task
 from tiling.jobs.errors import RequestError, SlideError
 
+Values = NDArray[np.float64]
 _MUST_AGREE = ("encoder", "weights_sha256", "input_px", "normalisation", "dim")
 
 
@@ -38,9 +40,12 @@ class Ensemble:
     calibrations: tuple[Calibration, ...]  # of each model
     encoder: Mapping[str, Any]  # identity of the features it was trained on
     device: torch.device
+    columns_told: Columns | None = None  # of the slide table, that the models are told of
 
-    def predict(self, embeddings: Embeddings, models: Sequence[int] | None = None) -> SlidePrediction:
-        """The mean over all models, or over those at the positions `models`.
+    def predict(
+        self, embeddings: Embeddings, models: Sequence[int] | None = None, covariates: Values | None = None
+    ) -> SlidePrediction:
+        """The mean over all models, or over those at the positions `models`; covariates: (K,) of the slide.
 
         RequestError for features of another encoder; SlideError for a slide without patches.
         """
@@ -50,11 +55,12 @@ class Ensemble:
             raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
         features = torch.from_numpy(in_float16(embeddings).features)
         chosen = range(len(self.heads)) if models is None else models
-        return average([self.ask(m, features) for m in chosen], self.task)
+        return average([self.ask(m, features, covariates) for m in chosen], self.task)
 
-    def ask(self, model: int, features: torch.Tensor) -> SlidePrediction:
-        """One model, one slide; features (N, D) with N >= 1."""
-        return predict_slide(self.heads[model], features, self.device, self.task, self.calibrations[model])
+    def ask(self, model: int, features: torch.Tensor, covariates: Values | None = None) -> SlidePrediction:
+        """One model, one slide; features (N, D) with N >= 1, covariates (K,)."""
+        head, calibration = self.heads[model], self.calibrations[model]
+        return predict_slide(head, features, self.device, self.task, calibration, covariates)
 
     def columns(self, answer: NDArray[np.float64], models: Sequence[int]) -> dict[str, Any]:
         """What tables say of the mean answer (C,) of these models."""
@@ -95,6 +101,7 @@ def load_ensemble(run: Path, device: str = "auto") -> Ensemble:
         calibrations=tuple(checkpoint.calibration for checkpoint in checkpoints),
         encoder=provenance["features"],
         device=place,
+        columns_told=Columns.restored(told) if (told := provenance.get("covariates")) else None,
     )
 
 
@@ -114,10 +121,16 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> Head:
 
 @torch.no_grad()
 def predict_slide(
-    head: Head, features: torch.Tensor, device: torch.device, task: Task, calibration: Calibration
+    head: Head,
+    features: torch.Tensor,
+    device: torch.device,
+    task: Task,
+    calibration: Calibration,
+    covariates: Values | None = None,
 ) -> SlidePrediction:
-    """One model, one slide; features (N, D) with N >= 1."""
-    output = head(pack([features]).to(device))
+    """One model, one slide; features (N, D) with N >= 1, covariates (K,) where the model is told of columns."""
+    told = None if covariates is None else torch.from_numpy(covariates)[None]
+    output = head(pack([features], told).to(device))
 
     def shown(logits: torch.Tensor) -> NDArray[np.float32]:
         return task.shown_logits(logits.double().cpu().numpy(), calibration).astype(np.float32)

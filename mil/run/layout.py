@@ -10,7 +10,11 @@
                                        another task the figure that it watches), stop_loss, worst_step (slides of the
                                        step with the highest loss, parted by spaces; absent for heads without steps)
     predictions.csv                    slide_id, patient_id, repeat, fold, label, prediction, prob_<class>…
+    fold-<k>/slide-alone/              both files of the model that is told of no columns, where the run is told of some
     predictions_patient.csv            patient_id, repeat, fold, slides, label, prediction, prob_<class>…
+    predictions_slide_alone.csv and predictions_columns_alone.csv
+                                       slide_id, patient_id, repeat, fold, label, prob_<class>… by a part of what the
+                                       models are told, where they are told of columns
     attention/<slide_id>.h5            attention (N,) float32; patch_logits (N, C) float32, NaN where the head says
                                        nothing of a single patch (bag-stats); coords (N, 2) int64;
                                        class_attention, contributions (N, C) float32 where the head has them
@@ -60,6 +64,13 @@ they are (predictions are drawn again by patient, no model is trained again). `f
 of each repeat and fold; `against_mean` says how the slides' AUROC differs from that of mil.evaluation.baseline on the
 same folds (value, low, high, p, p_delong) and the baseline's own (`auroc`).
 
+A run whose models are told of columns of the slide table (--covariates) has `covariates` in provenance.json: the sorted
+categories of each, or `numbers`. `shape.covariates` of a checkpoint counts the numbers that they are turned into, K;
+`into` and `shift` among its tensors are their encoding by the training slides of the model (mil.cohort.covariates), and
+`weights` (K, C) the term of the logits (mil.heads.with_covariates). `against_slide` and `against_columns` of
+`metrics.json` are like `against_mean`, against models of the same kind that are told of no columns, and against the
+plain model of the columns alone.
+
 `training.safetensors` holds the fields of mil.run.novelty.TrainingSlides, and under the metadata key `slidemil` the
 known slide fingerprints by slide id.
 
@@ -69,8 +80,9 @@ and positive in provenance, checkpoints and attention files; threshold, temperat
 attention files; a file that names none is a classification's. A regression has `column` in provenance, checkpoints and
 attention files; mean, deviation and half_width (null where there is no range) in checkpoints; `value`, `low` and `high`
 in tables, the last two empty where there is no range; the figures of mil.metrics.regression; charts scatter and errors.
-Survival has `column`, `event` and `times` there; slope, centre and hazards in checkpoints; labels such as `12.5`, or
-`12.5+` where no event was seen by then; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
+Survival has `column`, `event` and `times` there, and `entry` where patients came under observation at times of their
+own; slope, centre and hazards in checkpoints; labels such as `12.5`, or `12.5+` where no event was seen by then, with a
+time of entry `(3,12.5]` and `(3,12.5+]`; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
 charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` there; temperature and bias in
 checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
 mil.metrics.ordinal.
@@ -80,7 +92,7 @@ temperature (it was 1), no training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
 head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
-predicted), and `contributions` (N, C), which sum to the slide's logits before the bias;
+predicted), and `contributions` (N, C), which sum to the slide's logits before the bias and what columns add;
 they and `patch_logits` are divided by the temperature (not in runs of versions 1 to 3). `coords`
 are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
 version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
@@ -106,7 +118,7 @@ LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
     *("config.yaml", "provenance.json", "splits.csv", "predictions.csv", "predictions_patient.csv"),
-    *("training.safetensors", "report.html"),
+    *("predictions_slide_alone.csv", "predictions_columns_alone.csv", "training.safetensors", "report.html"),
     *("curves.png", "roc.png"),  # of earlier releases, in the place of charts
 )
 _FOLDERS = ("attention", "pictures", "charts", "tensorboard", "wandb")

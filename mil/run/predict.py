@@ -18,21 +18,24 @@ import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
 from features.interop.reader import FeatureFolder, open_features
-from mil.run.ensemble import Ensemble, load_ensemble
+from mil.run.ensemble import Ensemble, Values, load_ensemble
 from mil.run.novelty import TrainingSlides, read_training_slides
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Lost, map_cluster
+from tiling.manifest import SlideRow
 
 
 @dataclass(frozen=True)
 class Predictions:
     """`table`: slide_id, prediction, the task's value columns, fold_spread, models, in_training, distance,
-    unlike_training; one row a slide. `failures`: why other slides have none, by slide id."""
+    unlike_training; one row a slide. `failures`: why other slides have none, by slide id. `warnings`: what to know of
+    the slides' columns, one sentence each."""
 
     table: pd.DataFrame
     failures: Mapping[str, str]
     models: int  # of the run
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class _Judge:
     ensemble: Ensemble
     trained_on: TrainedOn
     training: TrainingSlides | None
-    patients: Mapping[str, str] = field(default_factory=dict)  # patient of each slide id, as far as the caller knows
+    rows: Mapping[str, SlideRow]  # by slide id, as far as the caller knows
+    covariates: Mapping[str, Values]  # (K,) of each slide id, for models that are told of columns
 
 
 @dataclass(frozen=True)
@@ -51,37 +55,43 @@ class _Request:
 
     run: Path
     features: Path
-    patients: Mapping[str, str] = field(compare=False)
+    slides: Sequence[SlideRow] = field(compare=False)
     device: str
     prevalence: float
     threads: int  # of torch, on which rounding depends
     token: str  # a later request may find another run in the same folder
 
-    def judge(self) -> _Judge:
+    def judge(self) -> tuple[_Judge, list[str]]:
+        """With what to know of the columns that it is told of."""
         ensemble = load_ensemble(self.run, self.device)
         if self.prevalence:
             ensemble = _for_prevalence(ensemble, self.prevalence)
-        return _Judge(ensemble, read_trained_on(self.run), read_training_slides(self.run)[0], self.patients)
+        covariates, warnings = _told(ensemble, self.slides)
+        rows = {row.slide_id: row for row in self.slides}
+        training = read_training_slides(self.run)[0]
+        return _Judge(ensemble, read_trained_on(self.run), training, rows, covariates), warnings
 
 
 def predict_folder(
     run: Path,
     features: Path,
-    patients: Mapping[str, str],
+    slides: Sequence[SlideRow],
     device: str = "auto",
     prevalence: float = 0.0,
     scheduler: str = "",
 ) -> Predictions:
     """Predictions of every feature file in `features`.
 
-    patients: patient of each slide id, by which slides of the run's own patients are known too; may be empty.
+    slides: rows of a slide table, by whose patients slides of the run's own patients are known too, and with the
+        columns that the run was told of; may be empty for a run that was told of none.
     prevalence: share of the positive class where the slides come from; 0: as in training.
     scheduler: address of a Dask scheduler, whose workers do the slides.
-    RequestError before any prediction for an unfinished run, a folder without feature files, or another encoder's.
+    RequestError before any prediction for an unfinished run, a folder without feature files, another encoder's, or
+    a table without the columns.
     """
     token, threads = uuid.uuid4().hex, torch.get_num_threads()
-    request = _Request(run.absolute(), features.absolute(), patients, device, prevalence, threads, token)
-    judge, source = request.judge(), open_features(features)
+    request = _Request(run.absolute(), features.absolute(), slides, device, prevalence, threads, token)
+    (judge, warnings), source = request.judge(), open_features(features)
     if not source.paths:
         raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
     if scheduler:
@@ -93,7 +103,20 @@ def predict_folder(
     rows = [found[slide_id] for slide_id in source.paths if not isinstance(found[slide_id], str)]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
     failures = {slide_id: fault for slide_id in source.paths if isinstance(fault := found[slide_id], str)}
-    return Predictions(table, failures, len(judge.ensemble.heads))
+    return Predictions(table, failures, len(judge.ensemble.heads), tuple(warnings))
+
+
+def _told(ensemble: Ensemble, slides: Sequence[SlideRow]) -> tuple[dict[str, Values], list[str]]:
+    """What models that are told of columns are told, by slide id, and what to know of it."""
+    if (columns := ensemble.columns_told) is None:
+        return {}, []
+    if not slides:
+        raise RequestError(
+            f"the run was trained with the columns {', '.join(columns.names)}; give the slide table that has them "
+            "(--slides TABLE)"
+        )
+    values, warnings = columns.read(slides)
+    return dict(zip((row.slide_id for row in slides), values, strict=True)), warnings
 
 
 def _on_cluster(
@@ -119,7 +142,7 @@ def _on_worker(slide_id: str, request: _Request) -> dict[str, Any] | str:
 @lru_cache(maxsize=1)
 def _judge_of(request: _Request) -> tuple[_Judge, FeatureFolder]:
     torch.set_num_threads(request.threads)
-    return request.judge(), open_features(request.features)
+    return request.judge()[0], open_features(request.features)
 
 
 def _row_or_fault(judge: _Judge, slide_id: str, source: FeatureFolder) -> dict[str, Any] | str:
@@ -138,8 +161,11 @@ def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
 
 
 def _row(judge: _Judge, slide_id: str, embeddings: Embeddings) -> dict[str, Any]:
-    known, models = _allowed(judge, embeddings.info, judge.patients.get(slide_id, ""))
-    prediction = judge.ensemble.predict(embeddings, models)
+    row = judge.rows.get(slide_id)
+    known, models = _allowed(judge, embeddings.info, row.patient_id if row else "")
+    if judge.covariates and not row:
+        raise SlideError(f"{slide_id}: not in the slide table, so its columns are not known; add a row")
+    prediction = judge.ensemble.predict(embeddings, models, judge.covariates.get(slide_id))
     return {
         "slide_id": slide_id,
         **judge.ensemble.columns(prediction.answer, models),

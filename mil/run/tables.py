@@ -44,6 +44,11 @@ def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -
     write_table(run / "predictions_patient.csv", patients)
 
 
+def write_alone(run: Path, name: str, table: pd.DataFrame) -> None:
+    """Predictions by a part of what the run's models are told, `slide` or `columns`."""
+    write_table(run / f"predictions_{name}_alone.csv", table.sort_values(["repeat", "slide_id"], ignore_index=True))
+
+
 def read_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions.csv")
 

@@ -1,6 +1,7 @@
 """Cox's proportional hazards on slide vectors, with a ridge penalty: the plain model of survival.
 
 The partial likelihood has exact risk sets over all slides that are given; tied events by Breslow (Biometrics 1974).
+Slides with a time of entry are at risk after it alone (left truncation).
 """
 
 from collections.abc import Callable
@@ -17,18 +18,29 @@ _LARGEST_RISK = 30.0  # of a log hazard, so that none overflows
 
 
 def log_likelihood(risks: Floats, followed: Floats) -> tuple[float, Floats]:
-    """Of log hazards (n,), and its gradient (n,). followed (n, 2): time, and 1 for an event, 0 for none by then."""
+    """Of log hazards (n,), and its gradient (n,).
+
+    followed (n, 2): time, and 1 for an event, 0 for none by then; (n, 3) with the time of entry.
+    """
     time, event = followed[:, 0], followed[:, 1].astype(bool)
-    order = np.argsort(-time, kind="stable")
-    last = np.searchsorted(-time[order], -time, side="right") - 1  # of those who are followed as long as each, (n,)
     highest = risks.max(initial=0.0)
     hazards = np.exp(risks - highest)
-    at_risk = hazards[order].cumsum()[last]  # (n,)
-    value = float((risks - highest - np.log(at_risk))[event].sum())
-    rising = order[::-1]
-    share = np.where(event, 1 / at_risk, 0.0)[rising].cumsum()
-    until = np.searchsorted(time[rising], time, side="right") - 1
-    return value, event - hazards * share[until]
+    at_risk = _from(time, hazards, time)[event]  # of each event
+    if followed.shape[1] > 2:
+        at_risk -= _from(followed[:, 2], hazards, time)[event]
+    value = float((risks - highest)[event].sum() - np.log(at_risk).sum())
+    share = 1 / at_risk
+    passed = share.sum() - _from(time[event], share, np.nextafter(time, np.inf))  # of events up to and with each time
+    if followed.shape[1] > 2:
+        passed -= share.sum() - _from(time[event], share, np.nextafter(followed[:, 2], np.inf))
+    return value, event - hazards * passed
+
+
+def _from(times: Floats, values: Floats, at: Floats) -> Floats:
+    """Sums (m,) of the values (n,) whose times (n,) are no earlier than each of `at` (m,)."""
+    order = np.argsort(times, kind="stable")
+    sums = np.append(values[order][::-1].cumsum()[::-1], 0.0)
+    return np.asarray(sums[np.searchsorted(times[order], at, side="left")])
 
 
 def fit_cox(vectors: Floats, followed: Floats, held_out: tuple[Floats, Floats]) -> Callable[[Floats], Floats]:

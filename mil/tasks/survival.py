@@ -24,12 +24,12 @@ from torch import Tensor
 from mil.metrics.bootstrap import Bootstrap, Floats
 from mil.metrics.difference import paired_difference
 from mil.metrics.survival import (
-    CENSORED,
     Followed,
     concordance,
     evaluate_survival,
     followed_of,
     kaplan_meier_at,
+    label_of,
     predicted_of,
     survival_column,
 )
@@ -49,16 +49,18 @@ _LEAST_EVENTS = 10  # of which five folds have two each
 _REPORTED = np.arange(1, 10) / 10  # of the events: by then times are reported on
 _SLIDES_A_STRATUM = 40  # that are worth to be split into early and late
 _STEEPEST = 2.0  # by which a risk is multiplied at most: the same slides chose the epoch
+_OF_LATE_ENTRIES = ("c_index", "hazard_ratio")  # figures that need no weights against censoring
 _LEAST = 1e-6  # survival that a loss is taken of
 
 
 @dataclass(frozen=True)
 class Survival(Task):
-    """Targets are (S, 2) float64: time, and 1 where the event was seen, else 0."""
+    """Targets are (S, 2) float64: time, and 1 where the event was seen, else 0; (S, 3) with the time of entry."""
 
     column: str  # of the slide table: time
     event: str  # of the slide table: 1 or 0
     times: tuple[float, ...]  # T, in the unit of the column, at which survival is reported
+    entry: str = ""  # of the slide table: when the patient came under observation
 
     kind = "survival"
     losses = ("full-likelihood",)
@@ -80,6 +82,11 @@ class Survival(Task):
                 f"no column {event!r} in {table}; --event names the one that is 1 where the event was seen at the end "
                 f"of {time!r} and 0 where it was not; the label columns are {', '.join(map(repr, rows[0].labels))}"
             )
+        if target.entry and target.entry not in rows[0].labels:
+            raise ValueError(
+                f"no column {target.entry!r} in {table}; --entry names the one that says when a patient came under "
+                f"observation; the label columns are {', '.join(map(repr, rows[0].labels))}"
+            )
         numbers, faults = read_numbers(rows, time)
         for row, number in sorted(zip(rows, numbers.tolist(), strict=True), key=lambda both: both[0].number):
             if number < 0:
@@ -87,21 +94,24 @@ class Survival(Task):
             if row.labels[event] not in ("0", "1"):
                 said = row.labels[event]
                 faults.append(f"row {row.number}: {event} is {said!r}, expected 1 (seen) or 0 (not seen by then)")
-        faults += _disagreements(rows, (time, event))
+        entries, late = _read_entries(rows, target, numbers)
+        faults += late + _disagreements(rows, target.columns)
         if faults:
             raise ValueError("\n".join(faults))
         seen = np.array([row.labels[event] == "1" for row in rows])
         if seen.sum() < _LEAST_EVENTS:
             raise ValueError(f"{int(seen.sum())} of {len(rows)} slides have {event} = 1; {_LEAST_EVENTS} are needed")
         times = np.unique([float(f"{t:.3g}") for t in np.quantile(numbers[seen], _REPORTED)])
-        return cls(time, event, tuple(times.tolist())), np.stack([numbers, seen], axis=1)
+        return cls(time, event, tuple(times.tolist()), target.entry), np.stack([numbers, seen, *entries], axis=1)
 
     @classmethod
     def restored(cls, described: Mapping[str, Any]) -> Self:
-        return cls(described["column"], described["event"], tuple(float(t) for t in described["times"]))
+        times = tuple(float(t) for t in described["times"])
+        return cls(described["column"], described["event"], times, described.get("entry", ""))
 
     def provenance(self) -> dict[str, Any]:
-        return {"column": self.column, "event": self.event, "times": list(self.times)}
+        entry = {"entry": self.entry} if self.entry else {}
+        return {"column": self.column, "event": self.event, "times": list(self.times), **entry}
 
     state = provenance
 
@@ -126,6 +136,8 @@ class Survival(Task):
         time, event = targets[:, 0], targets[:, 1] > 0
         knots = np.quantile(time[event], np.arange(1, _KNOTS + 1) / _KNOTS, method="inverted_cdf")
         at_risk = len(time) - np.searchsorted(np.sort(time), time[event], side="left")
+        if self.entry:
+            at_risk -= len(time) - np.searchsorted(np.sort(targets[:, 2]), time[event], side="left")
         rises = np.zeros(_KNOTS)
         np.add.at(rises, np.searchsorted(knots, time[event], side="left"), 1 / at_risk)
         return torch.from_numpy(np.concatenate([knots, rises])).float()
@@ -138,7 +150,10 @@ class Survival(Task):
 
         def losses(logits: Tensor, targets: Tensor) -> Tensor:
             time, event = targets[:, :1].to(knots), targets[:, 1].to(knots)
-            baseline = ((time >= knots) * rises).sum(1)
+            passed = time >= knots
+            if self.entry:
+                passed = passed & (targets[:, 2:].to(knots) < knots)
+            baseline = (passed * rises).sum(1)
             hazard = logits[:, 0].clamp(max=_LINEAR).exp() * (1 + (logits[:, 0] - _LINEAR).clamp(min=0))
             known = 1 + baseline.clamp(min=_LEAST_BASELINE).log()
             return baseline * hazard - event * (logits[:, 0] + known)
@@ -149,7 +164,7 @@ class Survival(Task):
         return self.criterion("full-likelihood", terms)
 
     def score(self, answers: Floats, targets: Targets) -> float:
-        followed = Followed(targets[:, 0], targets[:, 1] > 0)
+        followed = _followed(targets)
         return float(concordance(followed, answers[:, 0], np.ones((1, len(targets))), np.inf)[0][0])
 
     def answers(self, logits: Tensor) -> Floats:
@@ -162,7 +177,7 @@ class Survival(Task):
         centre = float(np.median(slope * answers[:, 0])) if len(answers) else 0.0
         relative = np.exp(slope * answers[:, 0] - centre) if len(answers) else np.ones(1)
         everyone = np.concatenate([trained_on, targets])
-        followed = Followed(everyone[:, 0], everyone[:, 1] > 0)
+        followed = _followed(everyone)
         survival = kaplan_meier_at(followed, np.array(self.times), np.ones((1, len(everyone))))[0]
         hazards = [_hazard_for(share, relative) for share in np.clip(survival, 1e-3, 1 - 1e-3)]
         return {"slope": slope, "centre": centre, "hazards": hazards}
@@ -184,7 +199,7 @@ class Survival(Task):
         return ("risk", *map(survival_column, self.times))
 
     def label(self, target: Any) -> str:
-        return number_text(target[0]) + ("" if target[1] > 0 else CENSORED)
+        return label_of(number_text(target[0]), target[1] > 0, number_text(target[2]) if self.entry else None)
 
     def calibration_said(self, calibration: Calibration) -> str:
         return f"  slope {calibration['slope']:.2f}"
@@ -216,12 +231,17 @@ class Survival(Task):
         return lambda others: self.calibrated(risks(others)[:, None], calibration)
 
     def judge(self, table: pd.DataFrame) -> Judged:
-        """loss: minus the log-likelihood of what was seen, by the survival between the times that it lies between."""
+        """loss: minus the log-likelihood of what was seen, by the survival between the times that it lies between.
+
+        With a time of entry, given survival up to then.
+        """
         followed, said = followed_of(table), predicted_of(table, self.times)
         steps = np.hstack([np.ones((len(table), 1)), said.survival, np.zeros((len(table), 1))])
         rows, at = np.arange(len(table)), np.searchsorted(said.times, followed.time, side="right")
         survived = steps[rows, at]
         seen = np.where(followed.event, survived - steps[rows, at + 1], survived)
+        if followed.entry is not None:
+            seen = seen / np.maximum(steps[rows, np.searchsorted(said.times, followed.entry, side="right")], _LEAST)
         return Judged(np.ones(len(table), bool), said.risk, -np.log(np.maximum(seen, _LEAST)))
 
     def scored(self, at: int) -> str:
@@ -242,16 +262,17 @@ class Survival(Task):
         return title(name, FIGURES)
 
     def describe(self, column: str, targets: Targets) -> str:
-        time, event = targets.T
+        time, event = targets[:, :2].T
         median = np.median(time)
         return f"target {column}: {int(event.sum())} events in {len(time)} slides, followed for {median:.4g} (median)"
 
     @property
     def figure_titles(self) -> Mapping[str, str]:
-        return {name: title(name, FIGURES) for name in FIGURES}
+        return {name: title(name, FIGURES) for name in FIGURES if not self.entry or name in _OF_LATE_ENTRIES}
 
     def figure_notes(self) -> Sequence[str]:
-        return ["C is the share of pairs in the right order, 0.5 is guessing; IPA is 0 for Kaplan and Meier's curve"]
+        ipa = "" if self.entry else "; IPA is 0 for Kaplan and Meier's curve"
+        return [f"C is the share of pairs in the right order, 0.5 is guessing{ipa}"]
 
     def differs_from(self, other: Task) -> str:
         return "" if isinstance(other, Survival) else "asks for no survival"
@@ -261,6 +282,24 @@ def _hazard_for(survival: float, relative: Floats) -> float:
     """The cumulative hazard for which slides with hazards (n,) relative to it survive with this mean probability."""
     largest = -np.log(survival) / relative.min() * 1.001  # where all are alike, rounding would leave it short
     return float(brentq(lambda hazard: np.exp(-hazard * relative).mean() - survival, 0.0, largest))
+
+
+def _followed(targets: Targets) -> Followed:
+    return Followed(targets[:, 0], targets[:, 1] > 0, targets[:, 2] if targets.shape[1] > 2 else None)
+
+
+def _read_entries(rows: Sequence[SlideRow], target: Target, times: Floats) -> tuple[list[Floats], list[str]]:
+    """Times of entry (S,), none if there is no such column, and a line for each row where it is not before its time."""
+    if not (column := target.entry):
+        return [], []
+    entries, faults = read_numbers(rows, column)
+    for row, entry, time in sorted(zip(rows, entries, times, strict=True), key=lambda each: each[0].number):
+        if entry < 0 or entry >= time:
+            faults.append(
+                f"row {row.number}: {column} is {row.labels[column]}, expected 0 or more and less than "
+                f"{target.column}, which is {row.labels[target.column]}"
+            )
+    return [entries], faults
 
 
 def _disagreements(rows: Sequence[SlideRow], columns: Sequence[str]) -> list[str]:

@@ -35,6 +35,12 @@ class Target:
     task: str = "classification"
     event: str = ""  # column that says whether the event was seen at the end of the time in `column`
     order: str = ""  # grades from low to high, parted by commas
+    entry: str = ""  # column that says when each slide's patient came under observation, where not at 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that hold a part of the answer."""
+        return tuple(filter(None, (self.column, self.event, self.entry)))
 
 
 @dataclass(frozen=True)

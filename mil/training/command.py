@@ -56,7 +56,7 @@ _PATCHES_WORTH_THREADS = 1000
 _OF_THE_CALL = ("overwrite", "compare", "patches", "scheduler")  # settings that say nothing of the run
 _ELSEWHERE = (  # noted elsewhere, or no say
     *_OF_THE_CALL,
-    *("device", "task", "positive", "event", "order", "track", "memory", "scratch"),
+    *("device", "task", "positive", "event", "entry", "order", "covariates", "track", "memory", "scratch"),
 )
 _PACKAGES = ("slidemil", "numpy", "torch")  # with scikit-learn, those that decide about the numbers
 
@@ -93,15 +93,16 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    asked = Target(target, config.positive, config.task, config.event, config.order)
-    cohort = load_cohort(features, labels, asked, config.memory, scratch)
+    asked = Target(target, config.positive, config.task, config.event, config.order, config.entry)
+    told = config.covariate_names()
+    cohort = load_cohort(features, labels, asked, config.memory, scratch, told)
     config = _with_loss(config, cohort)
     folds, notices = _audited_folds(cohort, config)
     if config.compare:
         notices += require_comparable(Path(config.compare), cohort, folds)
     memory = "mapped" if config.memory == "auto" else config.memory  # a machine may have several workers
-    table = labels.absolute() if isinstance(labels, Path) else labels
-    load = partial(load_cohort, features.absolute(), table, asked, memory, scratch.absolute())
+    rows = labels.absolute() if isinstance(labels, Path) else labels
+    load = partial(load_cohort, features.absolute(), rows, asked, memory, scratch.absolute(), told)
     session = Session(cohort, folds, target, config, device, out, load)
     watcher.start(session, notices)
     try:
@@ -209,6 +210,7 @@ def _provenance(session: Session) -> dict[str, Any]:
         "features": {**cohort.encoder, "mpp": cohort.mpp},
         "features_sha256": cohort.features_sha256,
         "labels_sha256": cohort.labels_sha256,
+        **({"covariates": cohort.covariates.columns.described()} if cohort.covariates else {}),
         "settings": settings,
         "device": session.device.type,
         "packages": {
@@ -266,9 +268,10 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
         else:
             missing.append(group)
     for folds, trained in _trained(session, missing, plan, watchers.epoch):
-        for fold, (checkpoint, history) in zip(folds, trained, strict=True):
+        alone = _trained_alone(session, folds, plan, watchers) if cohort.covariates else [None] * len(folds)
+        for fold, (checkpoint, history), other in zip(folds, trained, alone, strict=True):
             if fold.number not in done:
-                write_fold(out, fold.number, checkpoint, history)
+                write_fold(out, fold.number, checkpoint, history, other)
                 watchers.ended(fold, history, checkpoint)
 
 
@@ -290,3 +293,13 @@ def _replay(folds: Sequence[Fold], out: Path, tracked: Watcher) -> None:
         for member, history in enumerate(histories):
             for values in history.to_dict("records"):
                 tracked.epoch(replace(fold, member=member), {str(name): value for name, value in values.items()})
+
+
+def _trained_alone(
+    session: Session, folds: Sequence[Fold], plan: Plan, watcher: Watcher
+) -> list[tuple[Checkpoint, pd.DataFrame]]:
+    """The same models without being told of columns, to be compared with; their epochs are not shown."""
+    watcher.note(f"fold(s) {', '.join(str(fold.number + 1) for fold in folds)} again, of the slide alone")
+    plan = replace(plan, shape=replace(plan.shape, covariates=0))
+    ((_, trained),) = _trained(session, [folds], plan, lambda fold, values: None)
+    return trained

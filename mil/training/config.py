@@ -53,7 +53,13 @@ class TrainConfig:
     event: str = setting(
         "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
     )
+    entry: str = setting(
+        "", "for --task survival: column that says when a patient came under observation (default: all at 0)"
+    )
     order: str = setting("", "for --task ordinal: the grades from low to high, such as G1,G2,G3")
+    covariates: str = setting(
+        "", "columns of the table that models are told of beside the slide, such as age,sex,stage"
+    )
     bootstrap: int = setting(2000, "draws of the patient-level bootstrap behind each interval")
     seed: int = setting(0, "seed of splits, weights, shuffling and bootstrap")
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
@@ -75,6 +81,9 @@ class TrainConfig:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(losses)}")
         return self.loss
 
+    def covariate_names(self) -> tuple[str, ...]:
+        return tuple(filter(None, (name.strip() for name in self.covariates.split(","))))
+
     def split_plan(self) -> SplitPlan:
         return SplitPlan(
             self.folds, self.repeats, self.split, self.splits, self.val_fraction, self.seed, self.inner_folds
@@ -95,8 +104,12 @@ class TrainConfig:
             raise ValueError(
                 "event names the column of events for task survival, which needs it; no other task has one"
             )
+        if self.entry and self.task != "survival":
+            raise ValueError("entry names a column of task survival; no other task has one")
         if bool(self.order) != (self.task == "ordinal"):
             raise ValueError("order names the grades for task ordinal, which needs it; no other task has one")
+        if len(set(self.covariate_names())) < len(self.covariate_names()):
+            raise ValueError(f"covariates is {self.covariates!r}, expected each column once")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:

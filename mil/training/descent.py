@@ -68,6 +68,7 @@ class Descent:
         self._optimiser = self._fresh_optimiser()
         self._targets = torch.from_numpy(cohort.targets)
         self._features = on_device(cohort.features, device)
+        self._covariates = None if cohort.covariates is None else torch.from_numpy(cohort.covariates.values)
         self._set_parts()
 
     def run(self, on_epoch: OnEpoch) -> None:
@@ -128,7 +129,8 @@ class Descent:
         if bf16:
             features.append(_filler(features))
             slides = np.append(slides, slides[0])
-        bags = pack(features).to(self._device)
+        covariates = None if self._covariates is None else self._covariates[torch.from_numpy(slides)]
+        bags = pack(features, covariates).to(self._device)
         self._noise.set(slides.tolist(), bags.sizes, epoch)
         targets = self._targets[torch.from_numpy(slides)].to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):

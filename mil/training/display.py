@@ -115,6 +115,9 @@ class Display(Watcher):
             self._print(note)
         if "against_mean" in metrics:
             self._print(_difference(trained.task, trained.task.baseline, metrics["against_mean"]))
+        for key, name in (("against_columns", "the columns alone"), ("against_slide", "the slide alone")):
+            if key in metrics:
+                self._print(_difference(trained.task, name, metrics[key]))
         if metrics["counts"]["repeats"] > 1:
             self._print(f"each slide counts once in each of {metrics['counts']['repeats']} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")

@@ -7,7 +7,7 @@ where the machine has instructions for it; evaluation is always in float32.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -20,7 +20,6 @@ from mil.heads.dropout import Noise, seed_dropout
 from mil.heads.head import Head, HeadShape, OwnRecipe
 from mil.heads.registry import build_head, heads_of
 from mil.tasks.classification import Classification
-from mil.tasks.task import Task
 from mil.training.config import TrainConfig
 from mil.training.stack import Stack, TrainingLoss
 from tiling.jobs.errors import RequestError
@@ -48,10 +47,11 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         attention_dim=config.attention_dim,
         dropout=config.dropout,
         feature_limit=config.feature_limit,
+        covariates=cohort.covariates.columns.width if cohort.covariates else 0,
     )
     names = heads_of(config.head)
     for name in names:
-        _require_fitting(name, build_head(name, shape), cohort.task)
+        _require_fitting(name, build_head(name, replace(shape, covariates=0)), cohort)
     if len(names) > 1 and not all(len(member.val) for fold in folds for member in fold.members):
         raise RequestError(f"--head {config.head} needs held-out slides; give --inner-folds or --val-fraction")
     models = [member for fold in folds for member in fold.members]
@@ -81,7 +81,13 @@ def _groups(folds: Sequence[Fold], size: int) -> tuple[tuple[Fold, ...], ...]:
     return tuple(groups)
 
 
-def _require_fitting(name: str, head: Head, task: Task) -> None:
+def _require_fitting(name: str, head: Head, cohort: Cohort) -> None:
+    task = cohort.task
+    if cohort.covariates and isinstance(head, OwnRecipe):
+        raise RequestError(
+            f"the head {name} is not trained by gradient and cannot be told of columns; leave out --covariates, or "
+            "take gated-abmil"
+        )
     if head.for_classes_alone and not isinstance(task, Classification):
         raise RequestError(f"the head {name} tells classes apart, and the target is a {task.kind}; take gated-abmil")
 
@@ -101,7 +107,7 @@ def can_stack(name: str, shape: HeadShape, cohort: Cohort) -> bool:
     noise = Noise(0)
     for head in heads:
         seed_dropout(head, noise)
-    bags = pack([torch.ones(3, shape.dim_in), torch.ones(2, shape.dim_in)])
+    bags = pack([torch.ones(3, shape.dim_in), torch.ones(2, shape.dim_in)], torch.zeros(2, shape.covariates))
     noise.set([0, 1], bags.sizes, 0)
     task, targets = cohort.task, cohort.targets
     stack = Stack(heads, TrainingLoss(task, task.losses[0]))

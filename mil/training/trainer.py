@@ -1,7 +1,7 @@
 """From slides to the checkpoints of folds: a fold's model is the mean of its members, calibrated on what they held out.
 
-Each member learns from its own part of the fold's training slides and is stopped on the rest; features are standardised
-with the mean and standard deviation of that part. Every training slide is held out of one member, and temperature, bias
+Each member learns from its own part of the fold's training slides and is stopped on the rest; features and columns of
+the slide table are standardised over that part. Every training slide is held out of one member, and temperature, bias
 and threshold are fitted to what the members say of those slides. Weights come from SeedSequence((seed, repeat, fold,
 member)), so a fold's model does not depend on which others are trained with it.
 
@@ -23,6 +23,7 @@ from mil.cohort.splits import Fold, Indices
 from mil.heads.committee import joined
 from mil.heads.head import Head, HeadShape, OwnRecipe
 from mil.heads.registry import build_head, heads_of
+from mil.heads.with_covariates import WithCovariates
 from mil.run.checkpoint import Checkpoint
 from mil.training.at_once import fit_at_once
 from mil.training.config import TrainConfig
@@ -113,7 +114,11 @@ def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShap
     seeds = np.random.SeedSequence((config.seed, fold.repeat, fold.fold, fold.member))
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     head = build_head(config.head, shape)
-    _set_standardisation(head, cohort, fold.train)
+    _set_standardisation(head.of_slide, cohort, fold.train)
+    if isinstance(head, WithCovariates):
+        assert cohort.covariates is not None
+        encoding = cohort.covariates.columns.encoding(cohort.covariates.values[fold.train])
+        head.encode_by(*map(torch.from_numpy, encoding))
     return head
 
 

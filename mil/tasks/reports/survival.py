@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import CensoredData, logrank
 
 from mil.metrics.bootstrap import PERCENTILES, Bootstrap, Floats, draw_weights
 from mil.metrics.curves import band
@@ -16,6 +15,7 @@ from mil.metrics.survival import (
     brier_at,
     followed_of,
     kaplan_meier_at,
+    log_rank,
     predicted_of,
 )
 from mil.pages.chart import Chart
@@ -43,6 +43,10 @@ FIGURES = {  # name in metrics.json: title, and what it means
 }
 _HEADLINE = ("c_index", "auc", "ipa", "hazard_ratio")
 _GROUPS = (("high risk", "c1"), ("low risk", "c0"))
+_LATE = (
+    "Patients came under observation at different times: none is at risk before. Two slides are compared where both "
+    "were at risk at the event. Figures with weights against censoring are not defined then and are left out."
+)
 _STEPS = 200
 _FIFTHS = 5
 
@@ -55,7 +59,10 @@ def survival_sections(
     weights = draw_weights(predictions["patient_id"].tolist(), bootstrap.draws, bootstrap.seed)
     followed, said = followed_of(predictions), predicted_of(predictions, times)
     words = [Paragraph(line) for line in [*_in_words(slide), *cautions(metrics)]]
-    over_time = _auc(column, followed, said, weights), _brier(column, followed, said, weights)
+    over_time = [_auc(column, followed, said, weights), _brier(column, followed, said, weights)]
+    if followed.entry is not None:
+        over_time = []
+        words.append(Paragraph(_LATE))
     return [
         Section("Result", (Cards(tuple(cards(slide, _HEADLINE, FIGURES))), *words, every_figure(metrics, FIGURES))),
         Section("Risk groups", _risk_groups(column, times, predictions, bootstrap)),
@@ -96,24 +103,26 @@ def _risk_groups(
     for name, colour in _GROUPS:
         own = groups[name]
         weights = draw_weights(patients["patient_id"][own].tolist(), bootstrap.draws, bootstrap.seed)
-        curves = kaplan_meier_at(Followed(followed.time[own], followed.event[own]), grid, weights)
+        curves = kaplan_meier_at(followed.of(own), grid, weights)
         if drawn := band(curves):
             chart.band(grid, *drawn, colour)
         chart.line(*_stairs(grid, curves[0]), colour, name)
-    data = [
-        CensoredData.right_censored(followed.time[own], ~followed.event[own]) for own in (groups[n] for n, _ in _GROUPS)
-    ]
-    p = p_value(float(logrank(*data).pvalue))
+    p = p_value(log_rank(followed, high))
     caption = f". Kaplan and Meier's curves of patients with 95 % bands; log-rank {p}. {cut}"
     key = tuple((colour, name) for name, colour in _GROUPS)
     said = "Share without event over time, for patients with high and with low risk"
     picture = Picture(chart, said, "Kaplan–Meier", caption, "kaplan-meier", key)
     shown = (0.0, *times[1::2])
     rows: list[tuple[Cell, ...]] = [
-        (name, *(f"{int((followed.time[groups[name]] >= time).sum())}" for time in shown)) for name, _ in _GROUPS
+        (name, *(f"{_under_observation(followed.of(groups[name]), time)}" for time in shown)) for name, _ in _GROUPS
     ]
     head = ("", *(f"{time:g}" for time in shown))
     return Figures((picture,)), Heading(f"Patients still followed, by {column}"), Table(head, tuple(rows))
+
+
+def _under_observation(followed: Followed, time: float) -> int:
+    entered = True if followed.entry is None else followed.entry <= time
+    return int(((followed.time >= time) & entered).sum())
 
 
 def _stairs(x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -156,7 +165,7 @@ def _calibration(column: str, followed: Followed, said: Predicted, weights: Floa
     chart.guide((0, 1), (0, 1))
     fifths = np.array_split(np.argsort(predicted, kind="stable"), min(_FIFTHS, len(predicted)))
     for own in fifths:
-        seen = kaplan_meier_at(Followed(followed.time[own], followed.event[own]), time, weights[:, own])[:, 0]
+        seen = kaplan_meier_at(followed.of(own), time, weights[:, own])[:, 0]
         low, high = np.percentile(seen[1:][weights[1:, own].any(axis=1)], PERCENTILES)
         mean = float(predicted[own].mean())
         chart.line([mean, mean], [low, high], "c0 thin")

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import CensoredData, chi2, logrank
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import (
     brier_score,
@@ -25,6 +26,8 @@ from mil.metrics.survival import (
     followed_of,
     hazard_ratio,
     kaplan_meier_at,
+    label_of,
+    log_rank,
     predicted_of,
     uncensored,
 )
@@ -157,3 +160,89 @@ def test_what_is_not_defined_is_nan():
     assert np.isnan(hazard_ratio(followed, np.array([True, True, False, False]), ones))[0]  # no event in one
     assert np.isnan(concordance(Followed(followed.time, np.zeros(4, bool)), followed.time, ones, 9.0)).all()
     assert concordance(followed, np.array([4.0, 3, 2, 2]), ones, 9.0)[0] == 1
+
+
+def test_the_log_rank_test_is_scipys():
+    followed = followed_of(_table(6))
+    high = predicted_of(_table(6), TIMES).risk > 0.3
+    groups = [CensoredData.right_censored(followed.time[own], ~followed.event[own]) for own in (high, ~high)]
+    assert log_rank(followed, high) == pytest.approx(logrank(*groups).pvalue)
+    assert log_rank(followed, np.zeros(90, bool)) == 1
+
+
+def _late(seed=7, n=60):
+    """Rows that came under observation at whole times of their own, many at once, some at 0."""
+    rng = np.random.default_rng(seed)
+    time = np.ceil(rng.exponential(8, size=n)) + 1
+    entry = np.floor(time * rng.choice([0, 0.2, 0.6, 0.9], size=n))
+    return Followed(time, rng.random(n) < 0.6, entry), rng.normal(size=n).round(1)
+
+
+def test_labels_with_a_time_of_entry_are_read_back():
+    assert [label_of("12.5", True), label_of("12.5", False, "3")] == ["12.5", "(3,12.5+]"]
+    followed = followed_of(pd.DataFrame({"label": ["(3,12.5+]", "(0,4]"]}))
+    assert (followed.entry.tolist(), followed.time.tolist()) == ([3, 0], [12.5, 4])
+    assert followed.event.tolist() == [False, True] and followed_of(_table()).entry is None
+
+
+def test_curves_of_late_entries_equal_scikit_survival_and_a_loop():
+    followed, _ = _late()
+    steps, curve = kaplan_meier_estimator(followed.event, followed.time, time_enter=followed.entry)
+    assert kaplan_meier_at(followed, steps, np.ones((1, 60)))[0] == pytest.approx(curve)
+    weights = draw_weights([f"p{i // 2}" for i in range(60)], 3, 0)
+    for row, found in zip(weights, kaplan_meier_at(followed, steps, weights), strict=True):
+        left = 1.0
+        for step, value in zip(steps, found, strict=True):
+            there = row[(followed.entry < step) & (step <= followed.time)].sum()
+            died = row[(followed.time == step) & followed.event].sum()
+            left *= 1 - died / there if there else 1
+            assert value == pytest.approx(left)
+
+
+def test_entering_late_is_not_living_long():
+    """Of 4,000 with a mean survival of 10, those are seen who live to their entry: the curve stays true."""
+    rng = np.random.default_rng(0)
+    died, entry = rng.exponential(10, size=4000), rng.uniform(0, 20, size=4000) * (np.arange(4000) % 5 > 0)
+    seen = died > entry
+    followed, times = Followed(died[seen], np.ones(seen.sum(), bool), entry[seen]), np.array([5.0, 10.0, 20.0])
+    ones = np.ones((1, int(seen.sum())))
+    assert kaplan_meier_at(followed, times, ones)[0] == pytest.approx(np.exp(-times / 10), abs=0.03)
+    taken_as_early = kaplan_meier_at(Followed(followed.time, followed.event), times, ones)[0]
+    assert (taken_as_early > np.exp(-times / 10) + 0.1).all()
+
+
+def test_late_entries_are_compared_where_both_are_at_risk():
+    followed, risk = _late()
+    weights = draw_weights([f"p{i // 2}" for i in range(60)], 3, 0)
+    for row, harrell in zip(weights, concordance(followed, risk, weights, np.inf)[0], strict=True):
+        hits = pairs = 0.0
+        for i, j in product(range(60), repeat=2):
+            later = followed.time[j] > followed.time[i]
+            later |= followed.time[j] == followed.time[i] and not followed.event[j]
+            if followed.event[i] and later and followed.entry[j] < followed.time[i]:
+                pairs += row[i] * row[j]
+                hits += row[i] * row[j] * ((risk[i] > risk[j]) + (risk[i] == risk[j]) / 2)
+        assert harrell == pytest.approx(hits / pairs)
+
+
+def test_log_rank_and_hazard_ratio_of_late_entries_have_their_risk_sets():
+    followed, risk = _late(8)
+    high, beta = risk > 0, np.log(hazard_ratio(followed, risk > 0, np.ones((1, 60)))[0])
+    score, at_null, variance = 0.0, 0.0, 0.0
+    for time in np.unique(followed.time[followed.event]):
+        there = (followed.entry < time) & (time <= followed.time)
+        died = (followed.time == time) & followed.event
+        d, n, share = died.sum(), there.sum(), high[there].mean()
+        hazards = np.exp(beta * high[there])
+        score += (died & high).sum() - d * hazards[high[there]].sum() / hazards.sum()
+        at_null += (died & high).sum() - d * share
+        variance += d * share * (1 - share) * (n - d) / max(n - 1, 1)
+    assert score == pytest.approx(0, abs=1e-9)
+    assert log_rank(followed, high) == pytest.approx(chi2.sf(at_null**2 / variance, 1))
+
+
+def test_figures_with_weights_against_censoring_are_left_out_for_late_entries():
+    table = _table(9)
+    label = [label_of(text.rstrip("+"), not text.endswith("+"), "0.5") for text in table["label"]]
+    table = table.assign(label=label)
+    assert evaluate_survival(table, TIMES, BOOTSTRAP).keys() == {"c_index", "hazard_ratio"}

@@ -68,6 +68,14 @@ def test_the_page_of_a_run(tmp_path, version):
     assert "--patches" in page.text and "<img" not in text
 
 
+@pytest.mark.parametrize("kind", ["regression", "survival", "ordinal", "columns"])
+def test_the_page_of_a_run_of_a_further_kind(tmp_path, kind):
+    golden = Path(shutil.copytree(GOLDENS / f"run-v4-{kind}", tmp_path / "run"))
+    text = _report(golden)
+    assert not _Page(text).open and text.count("<svg") >= 3
+    assert ("What the slide adds: C-index" in text) == ("none is at risk before" in text) == (kind == "columns")
+
+
 def test_nothing_is_loaded_from_elsewhere_and_no_path_is_shown(golden):
     text = _report(golden)
     assert all(address.startswith("#") for address in _Page(text).addresses)

@@ -15,6 +15,7 @@ from mil.heads.bags import pack
 from mil.heads.committee import joined
 from mil.heads.head import HeadShape
 from mil.heads.registry import build_head
+from mil.metrics.bootstrap import Bootstrap
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
 from mil.run.ensemble import load_ensemble, load_head, predict_slide
@@ -30,6 +31,7 @@ from mil.run.tables import (
     write_predictions,
 )
 from mil.tasks.classification import Classification
+from mil.tasks.registry import restored
 from tiling.jobs.errors import RequestError, SlideError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "run-v1"
@@ -123,6 +125,34 @@ def test_the_golden_run_of_version_4():
     answers = [ensemble.ask(m, features).answer[1] for m in (0, 1)]
     assert answers == pytest.approx([0.38113753, 0.25772676], abs=1e-6)
     assert read_predictions(golden)["prob_tumour"][0] == pytest.approx(0.186352, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "covariates", "expected"),
+    [
+        ("regression", None, [48.7815106, 48.3050155]),
+        ("survival", None, [-0.0731928, 0.1809825]),
+        ("ordinal", None, [0.7154368, 0.6334891]),
+        ("columns", [55.0, 0, 1, 0, 0], [-0.0881577, 0.0309193]),  # survival with times of entry, told of age and sex
+    ],
+)
+def test_the_golden_runs_of_further_kinds(kind, covariates, expected):
+    """What they predict, and the figures of the tables that they wrote."""
+    golden = GOLDEN.parent / f"run-v4-{kind}"
+    provenance = require_complete(golden)
+    task, metrics = restored(provenance), read_metrics(golden)
+    assert read_attention(attention_path(golden, "s00")).task == task == read_checkpoint(golden, 1).task
+    ensemble, features = load_ensemble(golden, "cpu"), torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    told = None if covariates is None else np.array(covariates)
+    answers = [ensemble.ask(m, features, told).answer[0] for m in (0, 1)]
+    assert answers == pytest.approx(expected, abs=1e-5)
+    found = task.evaluate(read_predictions(golden), Bootstrap(provenance["settings"]["bootstrap"], 0))
+    assert found[task.headline] == pytest.approx(metrics["slide"][task.headline])
+    assert (ensemble.columns_told is None) == (covariates is None)
+    if covariates:
+        assert ensemble.columns_told.names == ("age", "sex") and task.entry == "since"
+        assert {"against_slide", "against_columns"} <= metrics.keys()
+        assert read_checkpoint(golden, 0, alone=True).shape["covariates"] == 0
 
 
 def test_another_version_is_refused_by_name(tmp_path):

@@ -28,6 +28,19 @@ def test_the_likelihood_equals_a_loop_over_risk_sets():
     assert error < 1e-4
 
 
+def test_late_entries_are_at_risk_after_their_entry_alone():
+    x, followed = _drawn(5)
+    entry = np.floor(followed[:, 0] * np.random.default_rng(0).choice([0, 0.3, 0.9], size=80)) - 0.5
+    late, risks, expected = np.column_stack([followed, entry]), x[:, 0] - 4, 0.0
+    for time, event, _, own in zip(*late.T, risks, strict=True):
+        if event:
+            expected += own - np.log(np.exp(risks[(late[:, 0] >= time) & (entry < time)]).sum())
+    assert log_likelihood(risks, late)[0] == pytest.approx(expected)
+    assert log_likelihood(risks, followed)[0] != pytest.approx(expected)
+    error = check_grad(lambda r: log_likelihood(r, late)[0], lambda r: log_likelihood(r, late)[1], risks)
+    assert error < 1e-4
+
+
 def test_the_ridge_model_equals_scikit_survival():
     x, followed = _drawn(1)
     found = fit_cox(x, followed, (x[:0], followed[:0]))(x)

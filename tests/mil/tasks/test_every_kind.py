@@ -23,9 +23,11 @@ FAST = dict(
 )
 SLIDES = 48
 KINDS = {  # name: target, further settings
-    "regression": ("til", {}),
-    "survival": ("months", {"event": "died"}),
-    "ordinal": ("grade", {"order": "G1,G2,G3"}),
+    "regression": ("til", {"task": "regression"}),
+    "survival": ("months", {"task": "survival", "event": "died"}),
+    "ordinal": ("grade", {"task": "ordinal", "order": "G1,G2,G3"}),
+    "entry": ("months", {"task": "survival", "event": "died", "entry": "since"}),
+    "columns": ("months", {"task": "survival", "event": "died", "covariates": "age,sex"}),
 }
 
 
@@ -46,23 +48,27 @@ def cohort(tmp_path_factory, write_features):
         path = folder / "s00.tif" if i == 0 else ""
         grade = f"G{1 + int(np.searchsorted([0.2, 0.4], share))}"
         seen = (round(min(months, followed), 1), int(months <= followed))
-        rows.append((f"s{i:02d}", f"p{i:02d}", path, round(100 * share, 1), grade, *seen))
-    columns = ["slide_id", "patient_id", "path", "til", "grade", "months", "died"]
+        told = (round(seen[0] / 3, 2) if i % 2 else 0, "" if i % 9 == 4 else 40 + i % 30, "fm"[i % 2])
+        rows.append((f"s{i:02d}", f"p{i:02d}", path, round(100 * share, 1), grade, *seen, *told))
+    columns = ["slide_id", "patient_id", "path", "til", "grade", "months", "died", "since", "age", "sex"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "slides.csv", index=False)
     return folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def run(request, cohort):
-    target, more = KINDS[request.param]
-    return train(
-        cohort / "f", cohort / "slides.csv", target, cohort / request.param, task=request.param, **more, **FAST
-    )
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(kind, cohort):
+    target, more = KINDS[kind]
+    return train(cohort / "f", cohort / "slides.csv", target, cohort / kind, **more, **FAST)
 
 
 def test_predictions_are_the_same_everywhere(run, cohort):
     task, table = run.task, run.predictions.set_index("slide_id")
-    again = predict(run, cohort / "f").table.set_index("slide_id")
+    again = predict(run, cohort / "f", cohort / "slides.csv").table.set_index("slide_id")
     columns = ["prediction", *task.value_columns, *task.further_columns]
     assert again["in_training"].all() and len(again) == SLIDES
     for name in columns[1:]:
@@ -120,10 +126,10 @@ def test_the_page_tensorboard_and_charts_are_there(run):
     assert len(list((run.path / "charts").glob("*.pdf"))) == page.count("<svg")
 
 
-def test_two_runs_are_compared_by_the_headline(run, cohort):
-    target, more = KINDS[run.task.kind]
-    out = cohort / f"{run.task.kind}-mean"
-    told = dict(task=run.task.kind, head="mean", compare=str(run.path), **more, **FAST)
+def test_two_runs_are_compared_by_the_headline(run, cohort, kind):
+    target, more = KINDS[kind]
+    out = cohort / f"{kind}-mean"
+    told = dict(head="mean", compare=str(run.path), **more, **FAST)
     other = train(cohort / "f", cohort / "slides.csv", target, out, **told)
     assert other.task.against(other.predictions, run.predictions, _few())[run.task.headline]["value"] == pytest.approx(
         run.metrics["slide"][run.task.headline]["value"]
@@ -138,13 +144,13 @@ def _few():
     return Bootstrap(100, 0)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(run, cohort):
-    target, more = KINDS[run.task.kind]
-    out = cohort / f"{run.task.kind}-stopped"
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(run, cohort, kind):
+    target, more = KINDS[kind]
+    out = cohort / f"{kind}-stopped"
     shutil.copytree(run.path, out)
     for name in ("metrics.json", "predictions.csv", "report.html"):
         (out / name).unlink()
     shutil.rmtree(out / "fold-1")
-    train(cohort / "f", cohort / "slides.csv", target, out, task=run.task.kind, **more, **FAST)
+    train(cohort / "f", cohort / "slides.csv", target, out, **more, **FAST)
     for name in ("metrics.json", "predictions.csv", "predictions_patient.csv", "report.html", "fold-1/history.csv"):
         assert (out / name).read_bytes() == (run.path / name).read_bytes(), name

@@ -1,5 +1,7 @@
 """Survival: what it reads and refuses, its loss against a loop, its calibration, and cohorts of known hazard."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,6 +58,53 @@ def test_faults_are_told_with_their_rows(changes, said):
         columns[name] = [changes[name].get(i, value) for i, value in enumerate(columns[name])]
     with pytest.raises(ValueError, match=said):
         _read(**columns, event=changes.get("event", "died"))
+
+
+def _read_late(entry, asked="since"):
+    months, died = [f"{m:g}" for m in np.arange(24) + 0.5], ["1", "0"] * 12
+    frame = pd.DataFrame({"slide_id": [f"s{i:02d}" for i in range(24)], "months": months, "died": died, "since": entry})
+    target = Target("months", task="survival", event="died", entry=asked)
+    return Survival.read(load_table(frame, needs_path=False), target, "t.csv")
+
+
+def test_a_time_of_entry_is_read_and_has_to_come_first():
+    task, targets = _read_late(["0.25"] * 24)
+    assert targets[1].tolist() == [1.5, 0, 0.25] and task.label(targets[1]) == "(0.25,1.5+]"
+    assert Survival.restored(task.provenance()) == task and task.figure_titles.keys() == {"c_index", "hazard_ratio"}
+    wrong = ["0.25"] * 24
+    wrong[3], wrong[5], wrong[7] = "3.5", "-1", "early"
+    said = (
+        "row 9: since is 'early', expected a number.*\nrow 5: since is 3.5, expected 0 or more and less than months, "
+        "which is 3.5\nrow 7: since is -1"
+    )
+    with pytest.raises(ValueError, match=said):
+        _read_late(wrong)
+    with pytest.raises(ValueError, match=r"no column 'from' in t.csv; --entry names the one that says when a patient"):
+        _read_late(wrong, "from")
+    with pytest.raises(ValueError, match="entry names a column of task survival"):
+        TrainConfig(task="regression", entry="since")
+
+
+def test_a_late_entry_has_the_hazard_from_then_on():
+    """Nelson and Aalen's estimate over those under observation, by a loop in float64."""
+    targets = _targets(3)
+    entry = np.floor(targets[:, 0] * np.random.default_rng(0).choice([0, 0.5, 0.95], size=60)) - 0.5
+    late, task = np.column_stack([targets, entry]), replace(TASK, entry="since")
+    hazards = {}
+    for time in np.unique(targets[targets[:, 1] > 0, 0]):
+        there = (entry < time) & (time <= targets[:, 0])
+        hazards[time] = ((targets[:, 0] == time) & (targets[:, 1] > 0)).sum() / there.sum()
+    logits = np.random.default_rng(1).normal(size=60)
+    losses = task.criterion("full-likelihood", task.loss_terms(late))(
+        torch.from_numpy(logits)[:, None], torch.from_numpy(late)
+    )
+    for (time, event, begun), logit, loss in zip(late, logits, losses.tolist(), strict=True):
+        baseline = sum(h for at, h in hazards.items() if begun < at <= time)
+        best = (1 + np.log(max(baseline, 1e-3))) if event else 0.0
+        assert loss == pytest.approx(baseline * np.exp(logit) - event * logit - best, abs=1e-4)
+    table = pd.DataFrame({"label": ["(3,5.5+]", "(0,5.5+]"], "risk": 0.0})
+    table[["survival_2", "survival_5", "survival_9"]] = [0.8, 0.5, 0.2]
+    assert task.judge(table).loss == pytest.approx(-np.log([0.5 / 0.8, 0.5]))
 
 
 def test_an_event_column_goes_with_survival_alone():
