@@ -25,7 +25,8 @@ HEADS = {  # name of the head: module below mil.heads.zoo
     "needle": "needle",
 }
 AUTO = "auto"
-_STACKED = ("mean", "gated-abmil", "top-k", "bag-stats")  # by AUTO: all over, in some patches, in a few, in moments
+_STACKED = ("mean", "gated-abmil", "bag-stats")  # by AUTO: it shows all over, in some patches, in moments
+_MANY_PATCHES = 20  # from which AUTO has needle for what shows in a few of them, which compares the best ten
 _SLIDES_ALONE = ("bag-stats",)
 
 
@@ -34,9 +35,11 @@ def judges_patches(name: str) -> bool:
     return name not in _SLIDES_ALONE
 
 
-def heads_of(name: str) -> tuple[str, ...]:
-    """The heads that are trained for it, one unless it is AUTO."""
-    return _STACKED if name == AUTO else (name,)
+def heads_of(name: str, outputs: int, patches: float) -> tuple[str, ...]:
+    """The heads that are trained for it, one unless it is AUTO; patches: of a middling slide."""
+    if name != AUTO:
+        return (name,)
+    return *_STACKED, "needle" if outputs == 2 and patches >= _MANY_PATCHES else "top-k"
 
 
 def build_head(name: str, shape: "HeadShape") -> "Head":

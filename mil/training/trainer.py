@@ -6,7 +6,7 @@ and threshold are fitted to what the members say of those slides. Weights come f
 member)), so a fold's model does not depend on which others are trained with it.
 
 A head with a recipe of its own is fitted once a fold, see mil.training.at_once. `--head auto` trains several heads and
-weighs them by what they say of what they held out, see mil.training.stacking.
+weighs them by what they say of what they held out, see mil.heads.stacking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from mil.cohort.constant_features import SMALLEST_STD
 from mil.cohort.splits import Fold, Indices
 from mil.heads.committee import joined
 from mil.heads.head import Head, HeadShape, OwnRecipe
-from mil.heads.registry import build_head, heads_of
+from mil.heads.registry import build_head
+from mil.heads.stacking import stack
 from mil.run.checkpoint import Checkpoint
 from mil.training.at_once import fit_at_once
 from mil.training.config import TrainConfig
 from mil.training.descent import Descent, OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
-from mil.training.stacking import log_probabilities, stack
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def train_folds(
     on_epoch is told the member's fold. RequestError when a loss is no longer a number.
     """
     trained: list[dict[str, list[Model]]] = [{} for _ in folds]  # of each fold, by head
-    for number, name in enumerate(heads_of(config.head)):
+    for number, name in enumerate(plan.heads):
         models = [[Model(member) for member in _members(fold, name, number, plan.shape)] for fold in folds]
         every = [model for of_fold in models for model in of_fold]
         for start in range(0, len(every), plan.together):
@@ -103,9 +103,9 @@ def _checkpoint(
     targets, weights, factors, offset = cohort.targets[slides[0]], {}, np.ones(1), np.zeros(len(task.output_names))
     said = answers[0]
     if len(trained) > 1:
-        found = stack(answers, targets)
+        found, held_out = stack(answers, targets)
         weights, factors, offset = dict(zip(trained, found.weights.tolist(), strict=True)), found.factors, found.offset
-        said = task.answers(torch.from_numpy(found.logits(np.stack([log_probabilities(of) for of in answers]))))
+        said = task.answers(torch.from_numpy(held_out))
     states = [model.kept.state for models in trained.values() for model in models]
     each = torch.from_numpy(np.repeat(factors / sizes, sizes))
     state = states[0] if len(states) == 1 else joined(states, each, torch.from_numpy(offset))
