@@ -44,6 +44,6 @@ def test_probabilities_are_true(cohort, head, monkeypatch):
     answers = [predict_slide(model, cohort.features[i], CPU, cohort.task, said).answer for i in test]
     p, truth = np.stack(answers)[:, 1], cohort.labels[test] == 1
     slope = LogisticRegression(C=np.inf).fit(np.log(p / (1 - p))[:, None], truth).coef_[0, 0]
-    assert p.mean() == pytest.approx(truth.mean(), abs=0.02)
+    assert p.mean() == pytest.approx(truth.mean(), abs=0.03)  # of one cohort
     assert np.square(p - truth).mean() < 0.9 * truth.mean() * (1 - truth.mean())
     assert 0.8 < slope < 1.25
