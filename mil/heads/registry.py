@@ -26,7 +26,7 @@ HEADS = {  # name of the head: module below mil.heads.zoo
 }
 AUTO = "auto"
 _STACKED = ("mean", "gated-abmil", "bag-stats")  # by AUTO: it shows all over, in some patches, in moments
-_MANY_PATCHES = 20  # from which AUTO has needle for what shows in a few of them, which compares the best ten
+_MANY_PATCHES = 20  # from which the best ten, of which needle and top-k speak, are few
 _SLIDES_ALONE = ("bag-stats",)
 
 
@@ -39,7 +39,9 @@ def heads_of(name: str, outputs: int, patches: float) -> tuple[str, ...]:
     """The heads that are trained for it, one unless it is AUTO; patches: of a middling slide."""
     if name != AUTO:
         return (name,)
-    return *_STACKED, "needle" if outputs == 2 and patches >= _MANY_PATCHES else "top-k"
+    if patches < _MANY_PATCHES:
+        return _STACKED
+    return *_STACKED, "needle" if outputs == 2 else "top-k"
 
 
 def build_head(name: str, shape: "HeadShape") -> "Head":

@@ -1,9 +1,9 @@
 """What inner folds and several heads gain: one held-out part, none, or K models a fold, as `train-mil` is.
 
 Accuracy at the fold's own threshold; AUROC over all folds, the same before calibration, and the mean of the folds' own;
-log loss, and the slope of calibration (1: neither too sure nor too shy; Cox 1958), means over repeats. With `auto` also
-the mean of the folds' AUROC that each of its heads has alone. MUSK1 and Fox with 10 folds, UCSB breast (as
-accuracy_ucsb.py embeds it) with 5, out of fold; generated cohorts, as `tenth-60` (60 slides of a kind of
+log loss, and the slope of calibration (1: neither too sure nor too shy; Cox 1958), means over repeats; seconds of one
+core. With `auto` also the mean of the folds' AUROC that each of its heads has alone. MUSK1 and Fox with 10 folds, UCSB
+breast (as accuracy_ucsb.py embeds it) with 5, out of fold; generated cohorts, as `tenth-60` (60 slides of a kind of
 accuracy_probabilities.py), judged on 1,000 new slides, a cohort a repeat.
 
     python tests/benchmarks/accuracy_inner_folds.py [--sets musk1,fox,ucsb,tenth-60,few-300] [--head auto] [--repeats 1]
@@ -72,9 +72,9 @@ def alone(cohort: Cohort, of: Tested) -> dict[str, np.ndarray]:
 def bench(name: str, way: str, head: str, repeats: int) -> None:
     cohorts, settings = get_cohorts(name, repeats)
     config = TrainConfig(head=head, **settings, **WAYS[way])
-    start = time.perf_counter()
+    start = time.process_time()
     results = [(cohort, folds) for cohort in cohorts for folds in tested(cohort, config)]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     found = " | ".join(f"{value:.3f}" for value in np.mean([judged(folds) for _, folds in results], axis=0))
     print(f"| {name} | `{head}` | {way} | {found} | {seconds:.0f} |", flush=True)
     if not results[0][1][0].checkpoint.weights:

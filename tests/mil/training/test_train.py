@@ -182,8 +182,8 @@ def test_auto_weighs_several_heads_and_says_how_much(tmp_path, planted, monkeypa
 
 
 def test_auto_looks_for_a_few_patches_with_needle_where_that_is_made_for_it():
-    assert heads_of("auto", 2, 20)[-1] == "needle" and heads_of("auto", 2, 19)[-1] == "top-k"
-    assert heads_of("auto", 3, 5000)[-1] == "top-k" and heads_of("mean", 2, 5000) == ("mean",)
+    assert heads_of("auto", 2, 20)[3:] == ("needle",) and heads_of("auto", 2, 19)[3:] == ()
+    assert heads_of("auto", 3, 5000)[3:] == ("top-k",) and heads_of("mean", 2, 5000) == ("mean",)
 
 
 def test_repeats_have_their_own_order_and_dropout():
