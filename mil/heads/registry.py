@@ -26,7 +26,8 @@ HEADS = {  # name of the head: module below mil.heads.zoo
     "needle": "needle",
 }
 AUTO = "auto"
-_STACKED = ("mean", "gated-abmil", "top-k", "bag-stats")  # by AUTO: all over, in some patches, in a few, in moments
+_STACKED = ("mean", "gated-abmil", "bag-stats")  # by AUTO: it shows all over, in some patches, in moments
+_MANY_PATCHES = 20  # from which the best ten, of which needle and top-k speak, are few
 _SLIDES_ALONE = ("bag-stats",)
 
 
@@ -35,9 +36,13 @@ def judges_patches(name: str) -> bool:
     return name not in _SLIDES_ALONE
 
 
-def heads_of(name: str) -> tuple[str, ...]:
-    """The heads that are trained for it, one unless it is AUTO."""
-    return _STACKED if name == AUTO else (name,)
+def heads_of(name: str, outputs: int, patches: float) -> tuple[str, ...]:
+    """The heads that are trained for it, one unless it is AUTO; patches: of a middling slide."""
+    if name != AUTO:
+        return (name,)
+    if patches < _MANY_PATCHES:
+        return _STACKED
+    return *_STACKED, "needle" if outputs == 2 else "top-k"
 
 
 def build_head(name: str, shape: "HeadShape") -> "Head":

@@ -10,7 +10,10 @@ probability; for more classes summed over them (0 to 2, Brier 1950). ece is the 
 of equal width: of the positive class's probability, for more classes of the largest one (Guo et al., ICML 2017).
 Noise adds to it, so in a small cohort it and its interval lie too high.
 
-`auroc_delong` is the same AUROC with DeLong's interval, see mil.metrics.delong. A draw that holds a single class is
+`auroc` is pooled: a positive slide is compared with the negative ones of all folds, whose models may differ in scale.
+`auroc_of_folds`, where there are several, is the mean over repeats and folds of each one's own AUROC; folds that hold a
+single class, in a draw or at all, are left out. `auroc_delong` is the pooled AUROC with DeLong's interval, see
+mil.metrics.delong. A draw that holds a single class is
 left out. A figure that is undefined (the precision of a class that was never predicted) has value, low and high None.
 """
 
@@ -72,7 +75,7 @@ def macro_auroc(probabilities: Floats, labels: NDArray[np.int64], weights: Float
 def evaluate(
     table: pd.DataFrame, classes: Sequence[str], positive: int | None, draws: int, seed: int
 ) -> dict[str, Any]:
-    """All figures of a prediction table (columns patient_id, label, prediction, prob_<class>).
+    """All figures of a prediction table (columns patient_id, repeat, fold, label, prediction, prob_<class>).
 
     With repeats a slide has several rows; a draw takes all rows of a patient or none, so that repeats do not
     make an interval narrower than the patients allow.
@@ -106,6 +109,7 @@ def evaluate(
 
     figures = {
         "auroc": chosen["auroc"],
+        **_of_folds(table, probabilities, labels, weights, positive),
         "auprc": chosen["auprc"],
         "balanced_accuracy": _mean_of_defined(of_class["recall"]),
         "sensitivity": chosen["recall"],
@@ -124,6 +128,16 @@ def evaluate(
         patients = table["patient_id"].to_numpy(dtype=str)
         result["auroc_delong"] = delong_interval(probabilities[:, positive], labels == positive, patients)
     return result
+
+
+def _of_folds(
+    table: pd.DataFrame, probabilities: Floats, labels: NDArray[np.int64], weights: Floats, positive: int | None
+) -> dict[str, Floats]:
+    rows = [np.asarray(own) for own in table.groupby(["repeat", "fold"]).indices.values()]
+    if len(rows) < 2:
+        return {}
+    each = [macro_auroc(probabilities[own], labels[own], weights[:, own], positive) for own in rows]
+    return {"auroc_of_folds": _mean_of_defined(np.stack(each, axis=1))}
 
 
 def _matthews(hits: Floats, truths: Floats, guesses: Floats, total: Floats) -> Floats:

@@ -60,7 +60,8 @@ what is summed.
 
 `metrics.json`: `slide` and `patient` hold {value, low, high} for each figure of mil.metrics.classification, or one of
 these for each class; low and high are the ends of the 95 % interval over patients, given the models of the folds as
-they are (predictions are drawn again by patient, no model is trained again). `folds` is a list of the overall figures
+they are (predictions are drawn again by patient, no model is trained again); `auroc` is pooled over folds,
+`auroc_of_folds` the mean of the folds' own, where there are several. `folds` is a list of the overall figures
 of each repeat and fold; `against_mean` says how the slides' AUROC differs from that of mil.evaluation.baseline on the
 same folds (value, low, high, p, p_delong) and the baseline's own (`auroc`).
 

@@ -3,11 +3,11 @@
 Training weighs all classes the same, so a head speaks as if each made up the same share of the slides. With the shares
 π_c of the training part, b_c = log(C π_c) makes that the cohort's own (Saerens et al., "Adjusting the outputs of a
 classifier to new a priori probabilities", Neural Computation 2002). Temperature (Guo et al., "On calibration of modern
-neural networks", ICML 2017) and bias are then fitted to the validation part, held near 1 and near b by normal priors:
-few slides leave them nearly there, with many the priors no longer matter.
+neural networks", ICML 2017) and bias are then fitted to slides that no weight was fitted to. Trees are shy and networks
+too sure, so T may lie on both sides of 1; a normal prior on log T holds it there as long as slides are few, since a
+small part that is all right would ask for T near 0, and certainty. The bias is as good as free: only so is the mean
+probability the share of the class, in a fold as in all of them.
 
-The validation part also chose the epoch, so it flatters the model, and a small one that is all right would ask for a
-temperature near 0, and certainty: probabilities are never made sharper than they are (T >= 1).
 The order of a model's slides by log-odds, and so its AUROC, never changes.
 """
 
@@ -17,9 +17,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 Floats = NDArray[np.float64]
-_LOG_T_SD = 1.0  # neither is sharp: half and twice as much gave nearly the same on generated cohorts
-_BIAS_SD = 0.5  # small, as folds that are moved apart have a lower AUROC together
-_LARGEST_LOG_T, _LARGEST_SHIFT = np.log(20.0), 6.0
+LOG_T_SD, BIAS_SD = 1.0, 2.0  # of the priors; half of the first gave nearly the same on generated cohorts
+LARGEST_LOG_T, LARGEST_SHIFT = np.log(20.0), 6.0
 
 
 def class_shares(labels: NDArray[np.int64], classes: int) -> Floats:
@@ -29,7 +28,7 @@ def class_shares(labels: NDArray[np.int64], classes: int) -> Floats:
 
 
 def fit_calibration(probabilities: Floats, labels: NDArray[np.int64], shares: Floats) -> tuple[float, Floats]:
-    """T from 1 to 20, and bias (C,), for probabilities (n, C) and labels (n,) of slides that no weight was fitted to.
+    """T from 1/20 to 20 and bias (C,), for probabilities (n, C) and labels (n,) of slides that no weight was fitted to.
 
     shares: (C,) of the classes in the training part. For n = 0, 1 and the bias that follows from the shares.
     """
@@ -41,9 +40,9 @@ def fit_calibration(probabilities: Floats, labels: NDArray[np.int64], shares: Fl
     def loss(parameters: Floats) -> float:
         log_t, moved = parameters[0], parameters[1:]
         likelihood = log_softmax(logits / np.exp(log_t) + expected + moved, axis=1)[own].sum()
-        return float(0.5 * (log_t / _LOG_T_SD) ** 2 + 0.5 * np.square(moved / _BIAS_SD).sum() - likelihood)
+        return float(0.5 * (log_t / LOG_T_SD) ** 2 + 0.5 * np.square(moved / BIAS_SD).sum() - likelihood)
 
-    bounds = [(0.0, _LARGEST_LOG_T), *[(-_LARGEST_SHIFT, _LARGEST_SHIFT)] * len(shares)]
+    bounds = [(-LARGEST_LOG_T, LARGEST_LOG_T), *[(-LARGEST_SHIFT, LARGEST_SHIFT)] * len(shares)]
     found = minimize(loss, np.zeros(1 + len(shares)), bounds=bounds, method="L-BFGS-B").x
     return float(np.exp(found[0])), expected + found[1:]
 

@@ -25,8 +25,8 @@ from tiling.manifest import SlideRow
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
 _SHOWN = (  # on a terminal, in this order
-    *("auroc", "auroc_delong", "auprc", "balanced_accuracy", "sensitivity", "specificity", "f1", "mcc", "accuracy"),
-    *("brier", "ece"),
+    *("auroc", "auroc_delong", "auroc_of_folds", "auprc", "balanced_accuracy", "sensitivity", "specificity", "f1"),
+    *("mcc", "accuracy", "brier", "ece"),
 )
 
 
@@ -231,9 +231,10 @@ class Classification(Task):
         return {name: title(name, FIGURES) for name in _SHOWN}
 
     def figure_notes(self) -> Sequence[str]:
+        pooled = "AUROC is of all folds together, its mean of folds is of each fold's slides alone"
         if self.positive is None:
-            return ["AUROC, sensitivity and specificity are macro averages of one class against the rest"]
-        return [f"sensitivity is of class {self.positive_name}, specificity of the other one"]
+            return [pooled, "AUROC, sensitivity and specificity are macro averages of one class against the rest"]
+        return [pooled, f"sensitivity is of class {self.positive_name}, specificity of the other one"]
 
     def differs_from(self, other: Task) -> str:
         same = isinstance(other, Classification) and other.classes == self.classes

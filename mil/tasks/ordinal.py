@@ -3,9 +3,9 @@
 A head has K - 1 outputs, the log-odds to be above each grade but the highest (cumulative logits; McCullagh, JRSS B
 1980), and so has an answer, in probabilities that never rise with the grade. Each output is learnt by its own
 cross-entropy, in which those above a grade weigh as much as the others. Calibration divides the log-odds by a
-temperature of at least 1/2 and adds a bias to each, both fitted to slides that no weight was fitted to and held near 1
-and near the log-odds of the shares in the training part by normal priors, as in mil.tasks.calibration. Predicted is the
-median grade: the lowest that a slide is not above with a probability of one half.
+temperature and adds a bias to each, fitted to slides that no weight was fitted to with the priors of
+mil.tasks.calibration. Predicted is the median grade: the lowest that a slide is not above with a probability of one
+half.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from mil.metrics.difference import paired_difference
 from mil.metrics.ordinal import evaluate_grades, quadratic_kappa
 from mil.metrics.regression import rank_correlation
 from mil.pages.parts import Section
+from mil.tasks.calibration import BIAS_SD, LARGEST_LOG_T, LARGEST_SHIFT, LOG_T_SD
 from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import Criterion
 from mil.tasks.reports.figures import title
@@ -34,8 +35,6 @@ from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, 
 from tiling.manifest import SlideRow
 
 _LEAST = 1e-7  # probability that a loss is taken of
-_LOG_T_SD, _BIAS_SD = 1.0, 0.5  # of the priors, those of classes
-_LOG_T, _LARGEST_SHIFT = (np.log(0.5), np.log(20.0)), 6.0  # a little surer is allowed: the median needs it
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,9 @@ class Ordinal(Task):
         def loss(parameters: Floats) -> float:
             log_t, moved = parameters[0], parameters[1:]
             likelihood = log_expit(sign * (log_odds / np.exp(log_t) + expected + moved)).sum()
-            return float(0.5 * (log_t / _LOG_T_SD) ** 2 + 0.5 * np.square(moved / _BIAS_SD).sum() - likelihood)
+            return float(0.5 * (log_t / LOG_T_SD) ** 2 + 0.5 * np.square(moved / BIAS_SD).sum() - likelihood)
 
-        bounds = [_LOG_T, *[(-_LARGEST_SHIFT, _LARGEST_SHIFT)] * len(expected)]
+        bounds = [(-LARGEST_LOG_T, LARGEST_LOG_T), *[(-LARGEST_SHIFT, LARGEST_SHIFT)] * len(expected)]
         found = minimize(loss, np.zeros(1 + len(expected)), bounds=bounds, method="L-BFGS-B").x
         return {"temperature": float(np.exp(found[0])), "bias": (expected + found[1:]).tolist()}
 

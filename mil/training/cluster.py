@@ -69,7 +69,7 @@ def train_on_cluster(
         device=torch.device(session.device.type),
         threads=torch.get_num_threads(),
     )
-    teams = [teams_of(group, config, plan) for group in groups]
+    teams = [teams_of(group, plan) for group in groups]
     jobs = [_Job(group, number, team) for group, own in enumerate(teams) for number, team in enumerate(own)]
     done: list[dict[int, list[Model]]] = [{} for _ in groups]
     work, gpu = functools.partial(_train_on_worker, request=request), session.device.type == "cuda"

@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
-from mil.heads.registry import heads_of
 from mil.pages import words
 from mil.run.checkpoint import Checkpoint
 from mil.run.tables import by_member, kept_epoch, read_metrics
 from mil.tasks.task import Task
 from mil.training.command import Trained
+from mil.training.plan import trained_heads
 from mil.training.watch import Session, Watcher
 
 _PLAIN_EVERY_S = 15.0
@@ -48,7 +48,7 @@ class Display(Watcher):
 
     def start(self, session: Session, notices: Sequence[str]) -> None:
         self._folds, self._epochs, self._task = session.folds, session.config.epochs, session.cohort.task
-        self._heads = len(heads_of(session.config.head))
+        self._heads = len(trained_heads(session.cohort, session.config))
         for notice in notices:
             self._print(f"warning: {notice}")
         cohort = session.cohort

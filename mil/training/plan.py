@@ -33,6 +33,7 @@ class Plan:
     """What all folds of a run have in common; it depends on nothing but the request and the machine."""
 
     groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group, of one repeat, end together
+    heads: tuple[str, ...]  # that are trained in each fold
     together: int  # models at most that are trained as one
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
@@ -49,7 +50,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         feature_limit=config.feature_limit,
         covariates=cohort.covariates.columns.width if cohort.covariates else 0,
     )
-    names = heads_of(config.head)
+    names = trained_heads(cohort, config)
     for name in names:
         _require_fitting(name, build_head(name, replace(shape, covariates=0)), cohort)
     if len(names) > 1 and not all(len(member.val) for fold in folds for member in fold.members):
@@ -68,7 +69,13 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     if size > 1 and len(names) == 1 and not can_stack(names[0], shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
-    return Plan(_groups(folds, size), size, shape, steps, bf16)
+    return Plan(_groups(folds, size), names, size, shape, steps, bf16)
+
+
+def trained_heads(cohort: Cohort, config: TrainConfig) -> tuple[str, ...]:
+    """In each fold."""
+    patches = float(np.median([len(features) for features in cohort.features]))
+    return heads_of(config.head, len(cohort.task.output_names), patches)
 
 
 def _groups(folds: Sequence[Fold], size: int) -> tuple[tuple[Fold, ...], ...]:

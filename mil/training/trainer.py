@@ -6,7 +6,7 @@ and threshold are fitted to what the members say of those slides. Weights come f
 member)), so a fold's model does not depend on which others are trained with it.
 
 A head with a recipe of its own is fitted once a fold, see mil.training.at_once. `--head auto` trains several heads and
-weighs them by what they say of what they held out, see mil.training.stacking.
+weighs them by what they say of what they held out, see mil.heads.stacking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ from mil.cohort.constant_features import SMALLEST_STD
 from mil.cohort.splits import Fold, Indices
 from mil.heads.committee import joined
 from mil.heads.head import Head, HeadShape, OwnRecipe
-from mil.heads.registry import build_head, heads_of
+from mil.heads.registry import build_head
+from mil.heads.stacking import stack
 from mil.heads.with_covariates import WithCovariates
 from mil.run.checkpoint import Checkpoint
 from mil.training.at_once import fit_at_once
@@ -30,7 +31,6 @@ from mil.training.config import TrainConfig
 from mil.training.descent import Descent, OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
-from mil.training.stacking import log_probabilities, stack
 
 Floats = NDArray[np.float64]
 
@@ -46,10 +46,10 @@ class Team:
     members: tuple[Fold, ...]
 
 
-def teams_of(folds: Sequence[Fold], config: TrainConfig, plan: Plan) -> list[Team]:
+def teams_of(folds: Sequence[Fold], plan: Plan) -> list[Team]:
     """All that has to be trained for these folds, which are of one repeat."""
     teams = []
-    for number, name in enumerate(heads_of(config.head)):
+    for number, name in enumerate(plan.heads):
         every = [member for fold in folds for member in _members(fold, name, number, plan.shape)]
         teams += [
             Team(name, tuple(every[start : start + plan.together])) for start in range(0, len(every), plan.together)
@@ -78,7 +78,7 @@ def folds_trained(
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
     """The checkpoint and the history of each fold. trained: the models of each of `teams_of` these folds."""
     by_fold: dict[int, dict[str, list[Model]]] = {fold.number: {} for fold in folds}
-    for team, models in zip(teams_of(folds, config, plan), trained, strict=True):
+    for team, models in zip(teams_of(folds, plan), trained, strict=True):
         for model in models:
             by_fold[model.fold.number].setdefault(team.head, []).append(model)
     return [
@@ -96,7 +96,7 @@ def train_folds(
     plan: Plan,
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
     """The checkpoint and the history of each fold, which are of one repeat, trained in this process."""
-    teams = teams_of(folds, config, plan)
+    teams = teams_of(folds, plan)
     return folds_trained(
         cohort, folds, [train_team(cohort, team, config, device, on_epoch, plan) for team in teams], config, plan
     )
@@ -131,9 +131,9 @@ def _checkpoint(
     targets, weights, factors, offset = cohort.targets[slides[0]], {}, np.ones(1), np.zeros(len(task.output_names))
     said = answers[0]
     if len(trained) > 1:
-        found = stack(answers, targets)
+        found, held_out = stack(answers, targets)
         weights, factors, offset = dict(zip(trained, found.weights.tolist(), strict=True)), found.factors, found.offset
-        said = task.answers(torch.from_numpy(found.logits(np.stack([log_probabilities(of) for of in answers]))))
+        said = task.answers(torch.from_numpy(held_out))
     states = [model.kept.state for models in trained.values() for model in models]
     each = torch.from_numpy(np.repeat(factors / sizes, sizes))
     state = states[0] if len(states) == 1 else joined(states, each, torch.from_numpy(offset))

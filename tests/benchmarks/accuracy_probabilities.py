@@ -1,71 +1,130 @@
-"""Are probabilities true? Out-of-fold probabilities of `train-mil` as it is, where 5, 10, 50 and 90 % are positive.
+"""Are probabilities true? Those of `train-mil` as it is, where 5, 10, 50 and 90 % of the slides are positive.
 
-Generated cohorts of 300 slides with 40 patches of 24 features; a tenth of a positive slide's patches show it, slides
-differ from each other as well. Printed, means over SEEDS cohorts: the mean probability (true: the prevalence), the
-Brier score beside that of always saying the prevalence, the slope of calibration (1: neither too sure nor too shy;
-Cox 1958), the AUROC over all folds and the mean of the folds' own.
+Generated cohorts of 300 slides with 10 patches of 24 features, of which a tenth, one at least, shows a positive slide;
+slides differ from each other as well. Judged on 1,000 new slides of the same kind. Printed, means over DRAWS cohorts:
+the mean probability (true: the prevalence), the Brier score beside that of always saying the prevalence, the slope of
+calibration over all of them (1: neither too sure nor too shy; Cox 1958), the AUROC. Then UCSB breast (as
+accuracy_ucsb.py embeds it) with 5 of its 26 malignant images, out of fold, mean over draws of these five.
 
     python tests/benchmarks/accuracy_probabilities.py [HEAD ...]      default gated-abmil mean bag-stats
 """
 
 import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
+import torch
+from accuracy_heads import embedded_ucsb
+from accuracy_ucsb import DATA
+from bench_training import make_cohort
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mil.run.tables import read_metrics, read_predictions
-from mil.training.command import train_mil
+from mil.cohort.cohort import Cohort
+from mil.cohort.splits import make_folds
+from mil.run.checkpoint import Checkpoint
+from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.trainer import train_folds
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
-from planted_cohorts import write_features
+CPU = torch.device("cpu")
+PREVALENCES, DRAWS = (0.05, 0.1, 0.5, 0.9), (10, 11)  # the priors of the calibration were chosen on others
+SLIDES, NEW, DIM = 300, 1000, 24
+KINDS = {  # of generated cohorts: patches a slide, share that shows, by how many deviations
+    "few": (10, 0.1, 4.0),
+    "all": (20, 1.0, 0.8),
+    "tenth": (20, 0.1, 3.5),
+    "hundredth": (100, 0.01, 7.0),
+    "spread": (20, 1.0, 0.0),  # three features are 1.35 times as wide instead
+}
 
-PREVALENCES, SEEDS = (0.05, 0.1, 0.5, 0.9), (10, 11)  # the priors of the calibration were chosen on others
-SLIDES, PATCHES, DIM, WITNESS, SHIFT = 300, 40, 24, 0.1, 3.5
+
+class Tested(NamedTuple):
+    """A fold's model on its test slides, of two classes."""
+
+    p: np.ndarray  # (n,) of the positive one
+    raw: np.ndarray  # (n,) the same before calibration
+    truth: np.ndarray  # (n,) bool
+    slides: np.ndarray  # (n,) positions
+    checkpoint: Checkpoint
 
 
-def make_cohort(folder: Path, prevalence: float, seed: int, slides: int = SLIDES) -> Path:
+def drawn(kind: str, slides: int, seed: int, prevalence: float = 0.5, new: int = NEW) -> Cohort:
+    """`slides` to train on, and `new` ones to test."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=DIM)
-    direction *= SHIFT / np.linalg.norm(direction)
-    positive = np.arange(slides) < round(slides * prevalence)
-    folder.mkdir()
-    for i, shows in enumerate(positive):
-        patches = rng.normal(size=(PATCHES, DIM)) + 0.5 * rng.normal(size=DIM)
-        if shows:
-            patches[: max(1, rng.binomial(PATCHES, WITNESS))] += direction
-        write_features(folder, f"s{i:03d}", patches)
-    table = pd.DataFrame({"slide_id": [f"s{i:03d}" for i in range(slides)], "tumour": np.where(positive, "yes", "no")})
-    table.to_csv(folder / "slides.csv", index=False)
-    return folder / "slides.csv"
+    direction /= np.linalg.norm(direction)
+    patches, witness, shift = KINDS[kind]
+    number = np.concatenate([np.arange(slides) / slides, np.arange(new) / max(new, 1)])
+    bags = []
+    for positive in number < prevalence:
+        bag = rng.normal(size=(patches, DIM)) + 0.5 * rng.normal(size=DIM)
+        if positive:
+            bag[: max(1, rng.binomial(patches, witness))] += shift * direction
+            bag[:, :3] *= 1.35 if kind == "spread" else 1.0
+        bags.append(bag)
+    cohort = make_cohort((number < prevalence).tolist(), [bag.astype(np.float16) for bag in bags])
+    return replace(cohort, splits=np.array(["train"] * slides + ["test"] * new))
 
 
-def judged(head: str, prevalence: float, seed: int) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        table, run = make_cohort(Path(folder, "features"), prevalence, seed), Path(folder, "run")
-        train_mil(table.parent, table, "tumour", run, TrainConfig(head=head, folds=3, bootstrap=100))
-        predictions, metrics = read_predictions(run), read_metrics(run)
-    p, truth = predictions["prob_yes"].to_numpy(), predictions["label"].eq("yes").to_numpy()
+def tested(cohort: Cohort, config: TrainConfig) -> list[list[Tested]]:
+    """The folds of each repeat."""
+    folds = make_folds(cohort, config.split_plan())
+    plan = plan_training(cohort, folds, config, CPU)
+    trained = [one for group in plan.groups for one in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
+    found: list[list[Tested]] = [[] for _ in range(config.repeats)]
+    for fold, (checkpoint, _) in zip(folds, trained, strict=True):
+        head, at = load_head(checkpoint, CPU), cohort.positive
+        raw = [predict_slide(head, cohort.features[i], CPU, cohort.task, {}).answer for i in fold.test]
+        p = cohort.task.calibrated(np.stack(raw), checkpoint.calibration)[:, at]
+        found[fold.repeat].append(
+            Tested(p, np.stack(raw)[:, at], cohort.labels[fold.test] == at, fold.test, checkpoint)
+        )
+    return found
+
+
+def slope(p: np.ndarray, truth: np.ndarray) -> float:
     odds = np.log(p / (1 - p)).clip(-20, 20)[:, None]
-    slope = LogisticRegression(C=np.inf).fit(odds, truth).coef_[0, 0]
-    of_folds = np.mean([fold["auroc"]["value"] for fold in metrics["folds"]])
+    return float(LogisticRegression(C=np.inf).fit(odds, truth).coef_[0, 0])
+
+
+def row(name: str, share: float, cohorts: Iterable[Cohort], config: TrainConfig) -> None:
+    both = [[np.concatenate(part) for part in list(zip(*tested(c, config)[0], strict=True))[:3]] for c in cohorts]
+    p, _, truth = (np.concatenate(part) for part in zip(*both, strict=True))
+    area = np.mean([roc_auc_score(truth, p) for p, _, truth in both])
     constant = truth.mean() * (1 - truth.mean())
-    return [p.mean(), np.square(p - truth).mean(), constant, slope, roc_auc_score(truth, p), of_folds]
+    values = p.mean(), np.square(p - truth).mean(), constant, slope(p, truth), area
+    print(f"| `{config.head}` | {name}{share:.0%} |", *(f"{value:.3f} |" for value in values), flush=True)
 
 
-def main(heads: tuple[str, ...] = ("gated-abmil", "mean", "bag-stats")) -> None:
-    print("| head | prevalence | mean probability | Brier | of the prevalence | slope | AUROC | of the folds |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+def thinned(cohort: Cohort, positives: int, seed: int) -> Cohort:
+    """With so many of the positive slides, of as many sources as there are."""
+    rng, positive = np.random.default_rng(seed), cohort.labels == cohort.positive
+    order = rng.permutation(np.flatnonzero(positive))
+    _, first = np.unique(cohort.patient_ids[order], return_index=True)
+    kept = np.sort(np.concatenate([np.flatnonzero(~positive), order[np.sort(first)][:positives]]))
+    return replace(
+        cohort,
+        **{name: getattr(cohort, name)[kept] for name in ("slide_ids", "patient_ids", "targets")},
+        features=[cohort.features[i] for i in kept],
+    )
+
+
+def main(heads: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    ucsb = embedded_ucsb() if DATA.is_dir() else None
+    print("| head | prevalence | mean probability | Brier | of the prevalence | slope | AUROC |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for head in heads:
-        for prevalence in PREVALENCES:
-            mean = np.mean([judged(head, prevalence, seed) for seed in SEEDS], axis=0)
-            figures = " | ".join(f"{value:.3f}" for value in mean)
-            print(f"| `{head}` | {prevalence:.0%} | {figures} |", flush=True)
+        for share in PREVALENCES:
+            row("", share, (drawn("few", SLIDES, seed, share) for seed in DRAWS), TrainConfig(head=head, inner_folds=5))
+        if ucsb:
+            cohorts = [thinned(ucsb, 5, seed) for seed in DRAWS]
+            share = float(np.mean(cohorts[0].labels == ucsb.positive))
+            row("UCSB, ", share, cohorts, TrainConfig(head=head, folds=3))
 
 
 if __name__ == "__main__":

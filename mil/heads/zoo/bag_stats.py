@@ -1,11 +1,11 @@
-"""The strong plain baseline: statistics of a bag's features into a classical classifier of scikit-learn.
+"""The strong plain baseline: statistics of a bag's features into classical classifiers of scikit-learn.
 
 A slide becomes the mean, minimum, maximum and standard deviation of its patches, 4 D numbers. Extremely randomised
 trees (Geurts, Ernst, Wehenkel, Machine Learning 2006), a support vector machine with RBF kernel and logistic regression
-are fitted to them; kept is the one with the lowest log loss in a cross-validation by patient within the training part,
-so that the choice needs no slide of validation or test. For that comparison each is calibrated by logistic regression
-on what it said in that cross-validation (Platt, 1999): trees are shy, which costs them log loss and nothing else. The
-machine's values become probabilities in the same way.
+are fitted to them, and weighed by what they said in a cross-validation by patient within the training part
+(mil.heads.stacking), which needs no slide of validation or test. The penalties of machine and regression are those with
+the lowest log loss there, after calibration by logistic regression (Platt, 1999), by which the machine's values become
+probabilities too.
 
 What is fitted is stored as plain tensors and computed from these, never as a pickle. Attention is uniform, and
 `patch_logits` are NaN: a bag of one patch, whose deviation is 0 and whose extremes are its mean, lies far from all that
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -29,25 +30,26 @@ from torch import Tensor
 
 from mil.heads.bags import Bags
 from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
+from mil.heads.stacking import stack
 from tiling.jobs.errors import RequestError
 
-KINDS = ("trees", "svm", "linear")
+_PENALTIES = {"trees": (0.0,), "svm": (1.0, 10.0), "linear": (1e-3, 1e-2, 1e-1)}  # C of scikit-learn: small is strong
 _TREES = 300
-_PARTS = 5  # of the cross-validation that chooses
-_PENALTIES = {"svm": (1.0, 10.0), "linear": (1e-3, 1e-2, 1e-1)}  # C of scikit-learn: small is strong
+_PARTS = 5  # of the cross-validation
+_LEAST = 1e-6  # probability that a logarithm is taken of
 _TENSORS = (
-    *("kind", "centre", "scale"),
+    *("centre", "scale"),
     *("split", "threshold", "left", "right", "leaf"),  # trees
-    *("vectors", "dual", "intercept", "gamma"),  # svm
-    "logistic",  # of the machines' values, or linear
+    *("vectors", "dual", "intercept", "gamma", "platt"),  # svm
+    "logistic",  # linear
+    *("factors", "offset"),  # (3,) of their log-probabilities, and (C,)
 )
 
 
 class _Judged(NamedTuple):
-    """A candidate on slides that it was not fitted to."""
+    """A classifier on slides that it was not fitted to."""
 
     loss: float
-    kind: str
     penalty: float
     values: NDArray[np.float64]  # (S, machines) margins, else probabilities (S, C)
     probabilities: NDArray[np.float64]  # (S, C)
@@ -79,9 +81,9 @@ class BagStats(OwnRecipe):
 
     @torch.no_grad()
     def fit(self, slides: TrainingSlides, positive: int | None, rng: np.random.Generator) -> Fitted:
-        """Choose and fit; the loss is the chosen classifier's log loss in the cross-validation.
+        """The loss is that of all classifiers together in the cross-validation, balanced between classes.
 
-        RequestError if a class has a single patient, as then nothing can be chosen.
+        RequestError if a class has a single patient, as then there is none.
         """
         device = self.device
         bags = [self.standardise(Bags(f.to(device), torch.tensor([0, len(f)]))) for f in slides.features]
@@ -90,35 +92,38 @@ class BagStats(OwnRecipe):
         x = scaler.transform(x).astype(np.float32)
         y, seed = slides.labels, int(rng.integers(1 << 31))
         parts = _parts(slides, seed)
-        best = min(
-            (_judged(kind, penalty, x, y, parts, seed) for kind in KINDS for penalty in _PENALTIES.get(kind, (0.0,))),
-            key=lambda candidate: candidate.loss,
-        )
-        kind = best.kind
-        values: dict[str, NDArray[Any]] = {"centre": scaler.mean_, "scale": scaler.scale_}
-        values["kind"] = np.array(KINDS.index(kind))
-        fitted = _classifier(kind, best.penalty, seed).fit(x, y)
-        if kind == "trees":
-            values |= _trees(fitted)
-        elif kind == "svm":
-            values |= _machines(fitted) | {"logistic": _weights(_platt(best.values, y), self.n_classes)}
-        else:
-            values["logistic"] = _weights(fitted, self.n_classes)
+        best = {
+            kind: min(
+                (_judged(kind, penalty, x, y, parts, seed) for penalty in penalties), key=lambda tried: tried.loss
+            )
+            for kind, penalties in _PENALTIES.items()
+        }
+        trees, machines, linear = (_classifier(kind, of.penalty, seed).fit(x, y) for kind, of in best.items())
+        stacked, logits = stack([of.probabilities for of in best.values()], y)
+        values: dict[str, NDArray[Any]] = {
+            **{"centre": scaler.mean_, "scale": scaler.scale_, "factors": stacked.factors, "offset": stacked.offset},
+            **_trees(trees),
+            **_machines(machines),
+            "platt": _weights(_platt(best["svm"].values, y), self.n_classes),
+            "logistic": _weights(linear, self.n_classes),
+        }
         for name in _TENSORS:
-            self.register_buffer(name, torch.from_numpy(np.asarray(values.get(name, np.empty(0)))).to(device))
-        return Fitted(best.loss, torch.from_numpy(np.log(best.probabilities)))
+            self.register_buffer(name, torch.from_numpy(values[name]).to(device))
+        held_out = log_softmax(logits, axis=1)
+        loss = log_loss(y, np.exp(held_out), sample_weight=(len(y) / np.bincount(y))[y])
+        return Fitted(float(loss), torch.from_numpy(held_out))
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
-        """Statistics (n, 4 D) -> (n, C), in the precision of x; probabilities below 1e-6 count as that."""
+        """Statistics (n, 4 D) -> (n, C), in the precision of the features' mean."""
         x = ((x.double() - self.get_buffer("centre")) / self.get_buffer("scale")).float()
-        kind = KINDS[int(self.get_buffer("kind"))]
-        if kind == "trees":
-            probabilities = self._by_trees(x)
-        elif kind == "svm":
-            probabilities = _logistic(self._margins(x), self.get_buffer("logistic"))
-        else:
-            probabilities = _logistic(x.double(), self.get_buffer("logistic"))
-        return probabilities.clamp_min(1e-6).log().to(self.get_buffer("mean").dtype)
+        each = torch.stack(self._by_kind(x)).clamp_min(_LEAST).log()  # (3, n, C)
+        logits: Tensor = torch.tensordot(self.get_buffer("factors"), each, dims=1) + self.get_buffer("offset")
+        return logits.log_softmax(1).to(self.get_buffer("mean").dtype)
+
+    def _by_kind(self, x: Tensor) -> list[Tensor]:
+        """(n, 4 D) -> probabilities (n, C) float64 by trees, svm and linear."""
+        svm = _logistic(self._margins(x), self.get_buffer("platt"))
+        return [self._by_trees(x), svm, _logistic(x.double(), self.get_buffer("logistic"))]
 
     def _by_trees(self, x: Tensor) -> Tensor:
         """(n, 4 D) float32 -> (n, C) float64, the mean over trees of the leaf that each row falls into."""
@@ -166,12 +171,12 @@ def _judged(
         values = model.decision_function(x[test]) if kind == "svm" else model.predict_proba(x[test])
         held_out.append(np.asarray(values, dtype=np.float64).reshape(len(test), -1))
     values = np.concatenate(held_out)[np.argsort(rows)]
-    probabilities = np.clip(_platt(values, y).predict_proba(values) if kind == "svm" else values, 1e-6, 1)
+    probabilities = np.clip(_platt(values, y).predict_proba(values) if kind == "svm" else values, _LEAST, 1)
     probabilities /= probabilities.sum(1, keepdims=True)
     scores = values if kind == "svm" else np.log(probabilities)
     calibrated = _platt(scores, y).predict_proba(scores)
     weights = (len(y) / np.bincount(y))[y]
-    return _Judged(float(log_loss(y, calibrated, sample_weight=weights)), kind, penalty, values, probabilities)
+    return _Judged(float(log_loss(y, calibrated, sample_weight=weights)), penalty, values, probabilities)
 
 
 def _platt(margins: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:
@@ -233,7 +238,7 @@ def _parts(slides: TrainingSlides, seed: int) -> list[tuple[NDArray[np.int64], N
     fewest = min(len(set(slides.patient_ids[slides.labels == c])) for c in np.unique(slides.labels))
     if fewest < 2:
         raise RequestError(
-            f"the head bag-stats chooses its classifier by cross-validation and needs 2 training patients of each "
+            f"the head bag-stats weighs its classifiers by cross-validation and needs 2 training patients of each "
             f"class, found {fewest}; add patients, use fewer folds, or take mean"
         )
     splitter = StratifiedGroupKFold(min(_PARTS, fewest), shuffle=True, random_state=seed)

@@ -40,8 +40,13 @@ from mil.pages.words import interval as in_short
 from mil.tasks.reports.figures import cards, cautions, every_figure, title
 
 FIGURES = {  # name in metrics.json: title, and what it means
-    "auroc": ("AUROC", "chance that a slide of the class gets a higher probability than one without; 0.5 is guessing"),
-    "auroc_delong": ("AUROC, DeLong", "the same figure, interval by DeLong's method"),
+    "auroc": (
+        "AUROC",
+        "chance that a slide of the class gets a higher probability than one without, both of any folds (pooled); 0.5 "
+        "is guessing",
+    ),
+    "auroc_of_folds": ("AUROC, mean of folds", "that of each fold alone, whose slides one model judged, then the mean"),
+    "auroc_delong": ("AUROC, DeLong", "the pooled figure, interval by DeLong's method"),
     "auprc": ("AUPRC", "mean precision over all thresholds; guessing gives the class's share of the slides"),
     "balanced_accuracy": (
         "balanced accuracy",
@@ -115,7 +120,8 @@ def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
 def _ranking(scores: Scores) -> tuple[Part, ...]:
     note = (
         "All out-of-fold predictions together; bands hold 95 % of the bootstrap draws over patients. Folds have models "
-        "of their own, whose scores may differ in scale, so a pooled curve can be a little worse than the folds' own."
+        "of their own, whose scores may differ in scale, so pooled curves and areas can be a little worse than the "
+        "folds' own, whose mean stands in the table of figures."
     )
     return Figures((_roc(scores), _precision_recall(scores))), Paragraph(note, soft=True)
 

@@ -46,33 +46,46 @@ def _statistics(head, bags):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("kind", ["trees", "svm", "linear"])
-def test_probabilities_are_those_of_scikit_learn(kind, n_classes, monkeypatch):
-    monkeypatch.setattr(bag_stats, "KINDS", (kind,))
-    monkeypatch.setattr(bag_stats, "_PENALTIES", {"svm": (2.0,), "linear": (0.1,)})
+def test_each_kind_is_that_of_scikit_learn(n_classes, monkeypatch):
+    monkeypatch.setattr(bag_stats, "_PENALTIES", {"trees": (0.0,), "svm": (2.0,), "linear": (0.1,)})
     slides, new = _slides(n_classes=n_classes), _slides(12, n_classes, seed=1)
     head, _ = _fitted(slides, n_classes)
     scaler = StandardScaler().fit(_statistics(head, slides.features))
     x, x_new = (scaler.transform(_statistics(head, s.features)) for s in (slides, new))
-    if kind == "trees":
-        seed = int(np.random.default_rng(0).integers(1 << 31))
-        model = ExtraTreesClassifier(50, class_weight="balanced", random_state=seed).fit(x, slides.labels)
-        expected = model.predict_proba(x_new)
-    elif kind == "linear":
-        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(x, slides.labels)
-        expected = model.predict_proba(x_new)
-    else:
-        model = OneVsRestClassifier(SVC(C=2.0, class_weight="balanced")).fit(x, slides.labels)
-        with torch.no_grad():
-            margins = head._margins(torch.from_numpy(x_new).float()).numpy()
-        np.testing.assert_allclose(margins.squeeze(), model.decision_function(x_new), atol=1e-5)
-        expected = None
+    seed = int(np.random.default_rng(0).integers(1 << 31))
+    trees = ExtraTreesClassifier(50, class_weight="balanced", random_state=seed).fit(x, slides.labels)
+    linear = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(x, slides.labels)
+    machines = OneVsRestClassifier(SVC(C=2.0, class_weight="balanced")).fit(x, slides.labels)
     with torch.no_grad():
+        tensor = torch.from_numpy(x_new).float()
+        by_trees, by_svm, by_linear = head._by_kind(tensor)
+        margins = head._margins(tensor).numpy()
         got = head(pack(new.features)).logits.exp().numpy()
-    np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
-    if expected is not None:
-        np.testing.assert_allclose(got, np.clip(expected, 1e-6, 1), atol=1e-4)
+    np.testing.assert_allclose(by_trees, trees.predict_proba(x_new), atol=1e-4)
+    np.testing.assert_allclose(by_linear, linear.predict_proba(x_new), atol=1e-4)
+    np.testing.assert_allclose(margins.squeeze(), machines.decision_function(x_new), atol=1e-5)
+    assert by_svm.sum(1).numpy() == pytest.approx(1) and got.sum(1) == pytest.approx(1, abs=1e-5)
+    each = torch.stack([by_trees, by_svm, by_linear]).clamp_min(1e-6).log()
+    weighed = (head.factors[:, None, None] * each).sum(0) + head.offset
+    np.testing.assert_allclose(got, weighed.softmax(1), atol=1e-5)
     assert (got.argmax(1) == new.labels).mean() > 0.6
+
+
+def test_a_kind_that_tells_classes_apart_weighs_more_than_those_that_do_not():
+    """Classes differ in spread alone, one in the middle of two others, which no line separates."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 2
+    scale = np.where(labels == 1, 1.0, rng.choice([0.3, 3.0], 90))
+    bags = tuple(torch.from_numpy(s * rng.normal(size=(30, D))).half() for s in scale)
+    ids = np.array([f"s{i}" for i in range(90)])
+    head, fitted = _fitted(TrainingSlides(bags, labels, ids, ids))
+    x = torch.from_numpy(_statistics(head, bags)).double()
+    with torch.no_grad():
+        each = (
+            torch.stack(head._by_kind(((x - head.centre) / head.scale).float())).clamp(1e-6, 1 - 1e-6).logit()[..., 1]
+        )
+    trees, _, linear = (head.factors * each.std(1)).tolist()
+    assert trees > 10 * linear and fitted.loss < 0.2
 
 
 def test_packing_changes_nothing_and_nothing_is_said_of_a_patch():

@@ -28,6 +28,7 @@ def _table(n=60, classes=CLASSES, seed=0, signal=1.0):
             "slide_id": [f"s{i}" for i in range(n)],
             "patient_id": [f"p{i // 2}" for i in range(n)],
             "repeat": 0,
+            "fold": 0,
             "label": np.array(classes)[labels],
             "prediction": np.array(classes)[probabilities.argmax(axis=1)],
             **{f"prob_{name}": probabilities[:, i] for i, name in enumerate(classes)},
@@ -109,6 +110,25 @@ def test_three_classes_equal_scikit_learn():
     assert got["mcc"]["value"] == pytest.approx(reference.matthews_corrcoef(truth, predicted))
     assert got["brier"]["value"] == pytest.approx(((probabilities.to_numpy() - one_hot) ** 2).sum(axis=1).mean())
     assert "auroc_delong" not in got
+
+
+@pytest.mark.parametrize("classes", [("neg", "pos"), CLASSES])
+def test_folds_that_differ_in_scale_lower_the_pooled_auroc_and_not_the_mean_of_folds(classes):
+    table, positive = _table(90, classes), 1 if len(classes) == 2 else None
+    columns = [f"prob_{name}" for name in classes]
+    table["fold"], table["repeat"] = np.arange(90) % 3, np.arange(90) // 45
+
+    def judged(of):
+        return evaluate(of, classes, positive, draws=100, seed=0)
+
+    own = [judged(part)["auroc"]["value"] for _, part in table.groupby(["repeat", "fold"])]
+    found = judged(table)
+    assert found["auroc_of_folds"]["value"] == pytest.approx(np.mean(own))
+    assert found["auroc_of_folds"]["low"] < np.mean(own) < found["auroc_of_folds"]["high"]
+    moved = table.assign(**{name: table[name] / (1 + 9 * (table["fold"] == 0)) for name in columns})
+    assert judged(moved)["auroc"]["value"] < found["auroc"]["value"] - 0.01
+    assert judged(moved)["auroc_of_folds"]["value"] == found["auroc_of_folds"]["value"]
+    assert "auroc_of_folds" not in judged(table[(table["fold"] == 0) & (table["repeat"] == 0)])
 
 
 @pytest.mark.parametrize("classes", [("neg", "pos"), CLASSES])

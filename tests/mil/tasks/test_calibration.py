@@ -62,11 +62,29 @@ def test_a_head_that_knows_the_prevalence_already_is_brought_back():
     assert calibrated(known, temperature, bias)[:, 1].mean() == pytest.approx(labels.mean(), abs=0.01)
 
 
-def test_probabilities_are_never_sharpened():
-    shares = np.array([0.5, 0.5])
-    assert fit_calibration(*_balanced_head(5000, shares, 0.3), shares)[0] == pytest.approx(1)
-    temperature, _ = fit_calibration(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0, 1]), shares)
-    assert temperature == pytest.approx(1)
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1)])
+def test_a_shy_head_is_made_as_sure_as_it_may_be(shares):
+    shares = np.array(shares)
+    fitted = fit_calibration(*_balanced_head(5000, shares, 0.3), shares)
+    others, truth = _balanced_head(5000, shares, 0.3, seed=1)
+    assert fitted[0] == pytest.approx(0.3, rel=0.1)
+    assert 0.9 < _slope(calibrated(others, *fitted), truth) < 1.1
+
+
+def test_a_few_slides_that_are_all_right_do_not_give_certainty():
+    probabilities, shares = np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0.5, 0.5])
+    fitted = fit_calibration(probabilities, np.array([0, 1]), shares)
+    assert 0.5 < fitted[0] < 1 and calibrated(probabilities, *fitted).max() < 0.99
+
+
+def test_a_head_that_knows_nothing_says_the_share_of_each_class():
+    """However its values are spread, as those of trees that were told to weigh a rare class more."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], [285, 15])
+    p = rng.beta(2, 30, 300)
+    probabilities = np.stack([1 - p, p], axis=1)
+    made = calibrated(probabilities, *fit_calibration(probabilities, labels, class_shares(labels, 2)))[:, 1]
+    assert made.mean() == pytest.approx(0.05, abs=0.005)
+    assert np.square(made - labels).mean() < 1.01 * 0.05 * 0.95
 
 
 def test_one_wrong_slide_among_few_does_not_make_everything_even():
@@ -105,7 +123,7 @@ def test_the_order_stays_and_probabilities_sum_to_one(seed, n, classes, sharp):
     shares = np.random.default_rng(seed).dirichlet(np.ones(classes)) * 0.9 + 0.1 / classes
     probabilities, labels = _balanced_head(n, shares, sharp, seed)
     temperature, bias = fit_calibration(probabilities, labels, shares)
-    assert 1 <= temperature <= 20 + 1e-9 and np.isfinite(bias).all()
+    assert 1 / 20 - 1e-9 <= temperature <= 20 + 1e-9 and np.isfinite(bias).all()
     after = calibrated(probabilities, temperature, bias)
     assert after.sum(axis=1) == pytest.approx(np.ones(n))
     if classes == 2 and n:

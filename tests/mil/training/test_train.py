@@ -167,22 +167,23 @@ def test_features_are_standardised_with_the_training_part(planted):
 def test_auto_weighs_several_heads_and_says_how_much(tmp_path, planted, monkeypatch):
     monkeypatch.setattr("mil.heads.zoo.bag_stats._TREES", 20)
     metrics = _train(planted, tmp_path / "run", head="auto", folds=2, inner_folds=3, epochs=30, learning_rate=0.01)
-    assert metrics["slide"]["auroc"]["value"] > 0.9 and set(metrics["heads"]) == set(heads_of("auto"))
+    assert metrics["slide"]["auroc"]["value"] > 0.9 and set(metrics["heads"]) == set(heads_of("auto", 2, 21))
     checkpoint = read_checkpoint(tmp_path / "run", 0)
-    assert checkpoint.members == (*("mean",) * 3, *("gated-abmil",) * 3, *("top-k",) * 3, "bag-stats")
+    assert checkpoint.members == (*("mean",) * 3, *("gated-abmil",) * 3, "bag-stats", "needle")
     assert min(checkpoint.weights.values()) >= 0
     history = read_history(tmp_path / "run", 0)
-    assert history.groupby("head")["member"].nunique().to_dict() == {
-        "bag-stats": 1,
-        "gated-abmil": 3,
-        "mean": 3,
-        "top-k": 3,
-    }
+    members = history.groupby("head")["member"].nunique().to_dict()
+    assert members == {"bag-stats": 1, "gated-abmil": 3, "mean": 3, "needle": 1}
     slide = read_attention(attention_path(tmp_path / "run", "s03"))
     assert np.isfinite(slide.patch_logits).all() and slide.attention.sum() == pytest.approx(1, abs=1e-5)
     assert "bag-stats" in (tmp_path / "run/report.html").read_text()
     with pytest.raises(RequestError, match="needs held-out slides; give --inner-folds or --val-fraction"):
         _train(planted, tmp_path / "none", head="auto", val_fraction=0.0)
+
+
+def test_auto_looks_for_a_few_patches_with_needle_where_that_is_made_for_it():
+    assert heads_of("auto", 2, 20)[3:] == ("needle",) and heads_of("auto", 2, 19)[3:] == ()
+    assert heads_of("auto", 3, 5000)[3:] == ("top-k",) and heads_of("mean", 2, 5000) == ("mean",)
 
 
 def test_repeats_have_their_own_order_and_dropout():

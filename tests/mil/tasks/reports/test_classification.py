@@ -18,7 +18,9 @@ def _predictions(labels, probabilities, classes) -> pd.DataFrame:
     """Row i is the slide of patient i; the most probable class is predicted."""
     table = pd.DataFrame(np.asarray(probabilities, float), columns=[f"prob_{name}" for name in classes])
     predicted = [classes[i] for i in np.argmax(probabilities, axis=1)]
-    return table.assign(label=labels, prediction=predicted, patient_id=[f"p{i}" for i in range(len(table))])
+    return table.assign(
+        label=labels, prediction=predicted, patient_id=[f"p{i}" for i in range(len(table))], repeat=0, fold=0
+    )
 
 
 def _metrics(table, classes, positive) -> dict:
