@@ -27,6 +27,7 @@ from features.interop.layout_file import (
     Content,
     content_differences,
     data_set,
+    read_rows,
     require_rows,
     write_content,
 )
@@ -50,10 +51,11 @@ class Clam:
             require_rows(features, None, path)
             return Found(path, self.name, features, None, None, Description())
         with opened(path) as file:
-            features, coords = data_set(file, "features", path), data_set(file, "coords", path)
+            features, coords, whole = read_rows(file, "features", path)
             origin = file.attrs.get(ORIGIN)
         require_rows(features, coords, path)
-        found = Found(path, self.name, features, whole_numbers(coords, path), None, Description())
+        coords = whole_numbers(coords, path)
+        found = Found(path, self.name, features, coords, None, Description(), whole_slide=whole)
         return with_origin(found, origin)
 
     def path_in(self, out: Path, embeddings: Embeddings) -> Path:

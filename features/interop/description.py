@@ -54,6 +54,7 @@ class Found:
     said: Description
     origin: EmbeddingInfo | None = None  # of the file of ours that it was converted from
     coords_scaled_px: NDArray[np.int64] | None = None  # pixels of the slide as it was scaled to the patches' µm/px
+    whole_slide: bool = False  # features are one row, of the slide and of no patch; coords say nothing
 
     @property
     def slide_id(self) -> str:
@@ -77,7 +78,12 @@ def joined(first: Description, second: Description, path: Path) -> Description:
 
 
 def require(known: Description, needed: tuple[str, ...], found: Found, target: str) -> None:
-    """Raise SlideError naming every flag that is needed and missing."""
+    """Raise SlideError naming every flag that is needed and missing, and for what is no patch features at all."""
+    if found.whole_slide:
+        raise SlideError(
+            f"{found.path}: holds one vector of a whole slide, which has no patches to convert; train-mil and "
+            "predict-mil read such a folder as it is"
+        )
     missing = [name for name in needed if getattr(known, name) is None]
     if missing:
         raise SlideError(

@@ -59,10 +59,23 @@ def data_set(file: h5py.File, name: str, path: Path) -> NDArray[Any]:
     return np.asarray(found[()])
 
 
+def read_rows(file: h5py.File, name: str, path: Path) -> tuple[NDArray[Any], NDArray[Any], bool]:
+    """Features (N, D) of the data set `name`, coords (N, 2), and whether they are one vector of a whole slide.
+
+    Tools write that one as (D,), or as (1, D) with no coordinates or those of all patches; its coords are 0.
+    """
+    features = data_set(file, name, path)
+    alone = features.ndim == 1 and len(features) > 0
+    lonely = features.ndim == 2 and len(features) == 1 and ("coords" not in file or len(file["coords"]) != 1)
+    if alone or lonely:
+        return features.reshape(1, -1), np.zeros((1, 2), np.int64), True
+    return features, data_set(file, "coords", path), False
+
+
 def require_rows(features: NDArray[Any], coords: NDArray[Any] | None, path: Path) -> None:
     """Raise SlideError unless features are (N, D) finite floats and coords (N, 2) finite numbers of the same N."""
     if features.ndim != 2:
-        raise SlideError(f"{path}: features of shape {features.shape}, expected (patches, D); is this a slide feature?")
+        raise SlideError(f"{path}: features of shape {features.shape}, expected (patches, D)")
     if features.dtype.kind != "f":
         raise SlideError(f"{path}: features are {features.dtype}, expected floating point")
     if coords is not None and (coords.shape != (len(features), 2) or coords.dtype.kind not in "iuf"):

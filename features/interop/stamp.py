@@ -4,7 +4,8 @@
   feats   (N, D) float16; STAMP reads any floating type
   coords  (N, 2) float32, (x, y) of tile corners in µm from the slide's corner
 Attributes of the file: stamp_version, extractor, unit ("um"), tile_size_um, tile_size_px, code_hash, feat_type
-("tile"; "slide" or "patient" are other things and refused). Version 2.0 wrote `tile_size` (µm) for `tile_size_um`.
+("tile"; "slide" and "patient" have one vector and no coords: a bag of one row). Version 2.0 wrote `tile_size` (µm) for
+`tile_size_um`.
 Files of version 1 are another layout (`stamp_1`) and read only; others whose coordinates have no unit are refused.
 STAMP refuses a file of a stamp_version newer than itself.
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from features.feature_file import Embeddings, opened
 from features.interop.description import ORIGIN, Description, Found, origin_text, with_origin
-from features.interop.layout_file import Content, content_differences, data_set, require_rows, write_content
+from features.interop.layout_file import Content, content_differences, read_rows, require_rows, write_content
 from features.interop.stamp_1 import is_stamp_1, read_stamp_1
 from tiling.jobs.errors import SlideError
 
@@ -47,10 +48,15 @@ class Stamp:
         with opened(path) as file:
             attributes = dict(file.attrs)
             kind = attributes.get("feat_type", "tile")
-            if kind != "tile":
-                raise SlideError(f"{path}: feat_type is {kind!r}; only features of tiles can be read")
-            features, coords = data_set(file, "feats", path), data_set(file, "coords", path)
+            features, coords, whole = read_rows(file, "feats", path)
+        if kind not in (("slide", "patient") if whole else ("tile",)):
+            expected = "slide or patient, as it has one vector" if whole else "tile, as it has many rows"
+            raise SlideError(f"{path}: feat_type is {kind!r}; expected {expected}")
         require_rows(features, coords, path)
+        if whole:
+            encoder = attributes.get("encoder", attributes.get("extractor"))
+            said = Description(encoder=None if encoder is None else str(encoder))
+            return Found(path, self.name, features, coords, None, said, whole_slide=True)
         said = Description(
             encoder=str(attributes["extractor"]) if "extractor" in attributes else None,
             patch_size_px=int(attributes["tile_size_px"]) if attributes.get("tile_size_px") else None,

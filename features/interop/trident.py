@@ -9,7 +9,7 @@
 
 An attribute without a value is the text 'None'. A slide without patches may have features of shape (0,). Magnification
 is a bucket (40 for 0.2 to 0.3 µm per pixel): µm per pixel is not in the file. Slide features (`slide_features_*`) have
-the same keys with one vector, and are refused.
+the same keys with one vector, which is read as a bag of one row.
 
 Written here: level0_magnification is TRIDENT's own bucket of the slide's µm per pixel, target_magnification that
 times patch_size / patch_size_level0; both are left out where the slide has no scale. `savetodir` is the folder's name
@@ -26,7 +26,7 @@ import numpy as np
 from features.feature_file import EmbeddingInfo, Embeddings, opened
 from features.interop.clam import whole_numbers
 from features.interop.description import ORIGIN, SAID_IN_FULL, Description, Found, origin_text, with_origin
-from features.interop.layout_file import Content, content_differences, data_set, require_rows, write_content
+from features.interop.layout_file import Content, content_differences, read_rows, require_rows, write_content
 
 FOLDER_PREFIX = "features_"
 _BUCKETS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))  # below µm per pixel: magnification
@@ -44,8 +44,11 @@ class Trident:
 
     def read(self, path: Path) -> Found:
         with opened(path) as file:
-            features, coords = data_set(file, "features", path), data_set(file, "coords", path)
-            of_features, of_coords = dict(file["features"].attrs), dict(file["coords"].attrs)
+            features, coords, whole = read_rows(file, "features", path)
+            of_features, of_coords = (
+                dict(file["features"].attrs),
+                dict(file["coords"].attrs) if "coords" in file else {},
+            )
             origin = file.attrs.get(ORIGIN)
         if features.shape == (0,) and len(coords) == 0:
             features = features.reshape(0, 0)
@@ -58,7 +61,9 @@ class Trident:
             width_l0=_whole(of_coords.get("level0_width")),
             height_l0=_whole(of_coords.get("level0_height")),
         )
-        found = Found(path, self.name, features, whole_numbers(coords, path), None, said)
+        if whole:  # what the file says of its patches is not true of the vector
+            said = Description(encoder=said.encoder)
+        found = Found(path, self.name, features, whole_numbers(coords, path), None, said, whole_slide=whole)
         return with_origin(found, origin)
 
     def path_in(self, out: Path, embeddings: Embeddings) -> Path:

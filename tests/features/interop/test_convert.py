@@ -127,7 +127,7 @@ def test_damaged_files_fail_alone(convert, tmp_path):
     assert "not a readable HDF5 file" in found["cut"] and "not a readable HDF5 file" in found["text"]
     assert "no data set 'coords'; found 'features'" in found["keyless"]
     assert "features (50, 4) and coords (49, 2) int64 do not belong together" in found["lengths"]
-    assert "features hold NaN or infinity" in found["nan"] and "is this a slide feature?" in found["slide"]
+    assert "features hold NaN or infinity" in found["nan"] and "one vector of a whole slide" in found["slide"]
     assert "no features of slidemil, stamp, trident, clam: the file holds 'embedding'" in found["strange"]
     assert "features are int64, expected floating point" in found["ints"]
     assert "coords hold NaN or infinity" in found["inf-coords"]
