@@ -58,12 +58,12 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """`run.metrics["slide"]["auroc"]` is {"value": …, "low": …, "high": …}."""
+        """`run.metrics["slide"]["auroc"]` is {"value": …, "low": …, "high": …}; "patient" alone with bag="patient"."""
         return self._read(read_metrics)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """Out of fold, one row a slide and repeat."""
+        """Out of fold, one row a slide and repeat, or a patient and repeat with bag="patient"."""
         return self._read(read_predictions)
 
     @property
@@ -96,7 +96,10 @@ class Run:
         return read_history(self.path, fold)
 
     def attention(self, slide_id: str) -> SlideAttention:
-        """What the models that did not see the slide saw in it: attention (N,), patch_logits (N, C), coords (N, 2)."""
+        """What the models that did not see the slide saw in it: attention (N,), patch_logits (N, C), coords (N, 2).
+
+        With bag="patient" the attention sums to 1 over all slides of the patient.
+        """
         require_complete(self.path)
         return read_attention(attention_path(self.path, slide_id))
 
@@ -134,8 +137,8 @@ def predict(
     """What the run's models say of the slides in a folder of feature files, as a table.
 
     slides: slide table that says whose the slides are, by which those of the run's own patients are judged by the
-    models that did not see them; a run that was told of columns needs it. prevalence: share of the positive class where
-    the slides come from; 0: as in training.
+    models that did not see them; a run that was told of columns needs it, and one with bag="patient" for new patients.
+    prevalence: share of the positive class where the slides come from; 0: as in training.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     table = Path(slides) if isinstance(slides, str) else slides

@@ -55,7 +55,7 @@ def run_line(table: Path, target: str, config: LineConfig, out: Path, listener: 
 
     target: column of the table that holds the label.
     """
-    rows = load_table(table, needs_path=True, target=target, urls=True)
+    rows = load_table(table, needs_path=True, target=target, urls=True, empty_labels=config.train.bag == "patient")
     codes, begun = [0], []
     stages = _stages(table, target, config, out)
     if any(row.url for row in rows):

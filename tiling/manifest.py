@@ -109,7 +109,12 @@ def load_slides(source: "str | Path | pd.DataFrame", *, urls: bool = False) -> l
 
 
 def load_table(
-    table: "Path | pd.DataFrame", *, needs_path: bool, target: str | None = None, urls: bool = False
+    table: "Path | pd.DataFrame",
+    *,
+    needs_path: bool,
+    target: str | None = None,
+    urls: bool = False,
+    empty_labels: bool = False,
 ) -> list[SlideRow]:
     """Read a slide table (rows in its order). Raises RequestError with every fault and its row number.
 
@@ -117,7 +122,7 @@ def load_table(
         paths start at the working folder.
     needs_path: the slides themselves will be opened, so each row needs a path that exists.
     urls: or a URL, which is not asked yet whether it names anything.
-    target: the label column; must exist and be filled in every row.
+    target: the label column; must exist and be filled in every row, unless there may be empty_labels.
     """
     if isinstance(table, Path):
         name, folder, (header, records) = str(table), table.parent, _read_csv(table)
@@ -127,7 +132,7 @@ def load_table(
     _raise_faults(name, faults)
     rows = []
     for number, record in records:
-        row, row_faults = _parse_row(record, folder, target)
+        row, row_faults = _parse_row(record, folder, None if empty_labels else target)
         row_faults = (_path_faults(row, urls) if needs_path else []) + row_faults
         faults += [f"row {number}: {fault}" for fault in row_faults]
         rows.append(replace(row, number=number))

@@ -20,11 +20,18 @@ def _run() -> int:
     parser.add_argument("features", type=Path, help="folder of feature files, <slide_id>.h5")
     parser.add_argument("--slides", type=str, required=True, help="slide table (.csv), folder or glob of the slides")
     parser.add_argument("--out", type=Path, required=True, help="folder for the heatmaps, <slide_id>.png and so on")
-    parser.add_argument("--slide-id", type=str, nargs="+", default=[], help="draw only these slides")
+    parser.add_argument(
+        "--slide-id",
+        type=str,
+        nargs="+",
+        default=[],
+        help="draw only these slides; where patients are bags, all of their patients",
+    )
     arguments = parser.parse_args()
     config = config_from(HeatmapConfig, arguments)
 
     from mil.maps.export import export_heatmaps
+    from mil.run.layout import bags_of
     from tiling.jobs.errors import RequestError
     from tiling.jobs.terminal import Terminal, exit_code
     from tiling.manifest import load_slides
@@ -34,7 +41,9 @@ def _run() -> int:
     if unknown:
         raise RequestError(f"--slide-id {' '.join(unknown)}: not in {arguments.slides}")
     if arguments.slide_id:
-        rows = [row for row in rows if row.slide_id in set(arguments.slide_id)]
+        wanted = set(arguments.slide_id)
+        patients = {row.patient_id for row in rows if row.slide_id in wanted and bags_of(arguments.run) == "patient"}
+        rows = [row for row in rows if row.slide_id in wanted or row.patient_id in patients]
     listener = Terminal("export-heatmaps")
     run, features, out = (path.absolute() for path in (arguments.run, arguments.features, arguments.out))
     return exit_code(export_heatmaps(run, features, rows, config, out, listener))  # Dask's workers have other folders

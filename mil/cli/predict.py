@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from mil.run.predict import Predictions
 
 _DESCRIPTION = """Predict slides with the mean over the fold models of a run. Slides and patients that the run was
-trained on are judged by the models that did not see them, or refused. Columns: slide_id; prediction; prob_<class> for
+trained on are judged by the models that did not see them, or refused. Columns: slide_id (of a run with
+--bag patient: patient_id and slide_ids, where --slides says whose new slides are); prediction; prob_<class> for
 each class, calibrated; fold_spread (standard deviation of the probability over the models); models (how many);
 in_training; distance from the training slides (1 is the limit) and unlike_training (beyond it)."""
 
@@ -75,19 +76,23 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
     return _write(found, features, out)
 
 
+def _what(found: "Predictions") -> str:
+    return "slides" if "slide_id" in found.table else "patients"
+
+
 def _warn(found: "Predictions") -> None:
     for line in found.warnings:
         print(f"warning: {line}", file=sys.stderr)
     if found.table["in_training"].any():
         print(
-            f"warning: {found.table['in_training'].sum()} of these slides are of patients that the run was trained on; "
-            "each was judged by the models that did not see it",
+            f"warning: {found.table['in_training'].sum()} of these {_what(found)} are of patients that the run was "
+            "trained on; each was judged by the models that did not see it",
             file=sys.stderr,
         )
-    unlike = found.table.loc[found.table["unlike_training"].eq(True), "slide_id"].tolist()
+    unlike = found.table.loc[found.table["unlike_training"].eq(True)].iloc[:, 0].tolist()
     if unlike:
         print(
-            f"warning: {len(unlike)} slides are unlike those that the run was trained on; do not rely on them: "
+            f"warning: {len(unlike)} {_what(found)} are unlike those that the run was trained on; do not rely on them: "
             f"{', '.join(unlike[:8])}{', …' if len(unlike) > 8 else ''}",
             file=sys.stderr,
         )
@@ -99,7 +104,7 @@ def _write(found: "Predictions", features: Path, out: Path) -> int:
 
     write_table(out, found.table)
     failed = out.with_name(f"{out.stem}.failures.csv")
-    print(f"{len(found.table)} slides predicted by {found.models} models: {out}")
+    print(f"{len(found.table)} {_what(found)} predicted by {found.models} models: {out}")
     write_reasons(failed, found.failures, features)
     if not found.failures:
         return 0

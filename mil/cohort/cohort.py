@@ -21,12 +21,14 @@ from features.feature_file import UNKNOWN, EmbeddingInfo, Embeddings
 from features.interop.reader import open_features
 from mil.cohort.covariates import Covariates, read_covariates
 from mil.cohort.memory import FeatureIntake
+from mil.cohort.patients import SlidesOfBags, with_patients_labels
 from mil.tasks.classification import Classification
 from mil.tasks.registry import task_kind
 from mil.tasks.task import Target, Targets, Task
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table
 
+ID_SEPARATOR = "|"  # of several slides' ids in one cell, which no id has
 _SHOWN_IDS = 8
 _SHOWN_REASONS = 3  # of unreadable files; failures.csv has all
 _BLOCK_ROWS = 2048  # patches that are float64 at a time
@@ -35,23 +37,59 @@ SCALE_RATIO = 1.1  # beyond this, slides were cut at different magnifications
 
 @dataclass(frozen=True)
 class Cohort:
-    """S slides in the order of their ids; every slide has at least one patch."""
+    """S bags of L slides in the order of their ids; every slide has at least one patch.
 
-    slide_ids: NDArray[np.str_]  # (S,)
+    Each slide is a bag or, where `bag_of` is given, all slides of a patient are, their patches one slide after another.
+    """
+
+    slide_ids: NDArray[np.str_]  # (L,)
     patient_ids: NDArray[np.str_]  # (S,)
     task: Task
     targets: Targets  # (S,) or (S, …), as the task reads them
     splits: NDArray[np.str_] | None  # (S,) train, val or test, if the table fixes them
-    sites: NDArray[np.str_] | None  # (S,) hospital or scanner, empty where a row has none; None if no row has one
+    sites: NDArray[np.str_] | None  # (L,) hospital or scanner, empty where a row has none; None if no row has one
     features: Sequence[Tensor]  # S of (N, D) float16
-    coords_l0: tuple[NDArray[np.int64], ...]  # S of (N, 2), (x, y)
-    infos: tuple[EmbeddingInfo, ...]
+    coords_l0: tuple[NDArray[np.int64], ...]  # L of (N, 2), (x, y)
+    infos: tuple[EmbeddingInfo, ...]  # L
     features_sha256: str  # of ids, features and coords
     labels_sha256: str  # of ids, patients, labels and splits
     warnings: tuple[str, ...]  # what the user should know, one sentence each
     left_out: dict[str, str]  # labelled slides that are not used: slide id to reason
     unreadable: tuple[str, ...]  # those among them whose feature file is damaged
     covariates: Covariates | None = None  # columns that models are told of
+    bag_of: NDArray[np.int64] | None = None  # (L,) rising: the bag of each slide; None: each is one
+
+    @property
+    def of_patients(self) -> bool:
+        """Whether a bag is a patient."""
+        return self.bag_of is not None
+
+    @property
+    def bag_ids(self) -> NDArray[np.str_]:
+        """(S,) ids of slides or of patients."""
+        return self.patient_ids if self.of_patients else self.slide_ids
+
+    def slides_of(self, bags: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Positions of the slides of these bags, rising."""
+        return np.atleast_1d(bags) if self.bag_of is None else np.flatnonzero(np.isin(self.bag_of, bags))
+
+    def bags_of(self, slides: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The bag of each of these slides."""
+        return slides if self.bag_of is None else self.bag_of[slides]
+
+    def slide_features(self) -> Sequence[Tensor]:
+        """L of (N, D), views of `features`."""
+        if self.bag_of is None:
+            return self.features
+        return SlidesOfBags(self.features, self.bag_of, [len(coords) for coords in self.coords_l0])
+
+    def named(self, bags: NDArray[np.int64]) -> dict[str, Any]:
+        """The columns of a prediction table that say whose each row is, see mil.run.layout."""
+        patients = self.patient_ids[bags]
+        if not self.of_patients:
+            return {"slide_id": self.slide_ids[bags], "patient_id": patients}
+        slides = [ID_SEPARATOR.join(self.slide_ids[self.slides_of(bag)]) for bag in bags.tolist()]
+        return {"patient_id": patients, "slide_ids": slides}
 
     @cached_property
     def strata(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -135,10 +173,15 @@ def load_cohort(
     kind = task_kind(target.task)
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
-    rows = sorted(load_table(table, needs_path=False, target=target.column), key=lambda row: row.slide_id)
     name = str(table) if isinstance(table, Path) else "the slide table"
+    of_patients = target.bag == "patient"
+    rows = load_table(table, needs_path=False, target=target.column, empty_labels=of_patients)
+    if of_patients:
+        rows = with_patients_labels(rows, target.columns, covariates, name)
+    else:
+        rows.sort(key=lambda row: row.slide_id)
     _refuse_partial_split(rows, name)
-    intake = FeatureIntake(memory, scratch)
+    intake = FeatureIntake(memory, scratch, joins=of_patients)
     loaded, unreadable, warnings, left_out, features_sha256 = _read_features(folder, rows, intake)
     if not loaded:
         raise RequestError(
@@ -154,12 +197,14 @@ def load_cohort(
     faults = _encoder_faults(embeddings) + [
         f"--covariates: {name} is what is to be predicted" for name in covariates if name in target.columns
     ]
+    bag_of = np.unique([row.patient_id for row in kept], return_inverse=True)[1] if of_patients else None
+    bags = kept if bag_of is None else [kept[i] for i in np.unique(bag_of, return_index=True)[1]]  # a row of each
     try:
-        task, targets = kind.read(kept, target, name)
+        task, targets = kind.read(bags, target, name)
     except ValueError as error:
         faults += str(error).splitlines()
     try:
-        told = read_covariates(kept, covariates)
+        told = read_covariates(bags, covariates)
     except ValueError as error:
         faults += str(error).splitlines()
     if faults:
@@ -170,10 +215,10 @@ def load_cohort(
     keys += [tuple(r.labels[name] for name in further) for r in kept if further]
     return Cohort(
         slide_ids=np.array([row.slide_id for row in kept]),
-        patient_ids=np.array([row.patient_id for row in kept]),
+        patient_ids=np.array([row.patient_id for row in bags]),
         task=task,
         targets=targets,
-        splits=np.array([row.split for row in kept]) if kept[0].split else None,
+        splits=np.array([row.split for row in bags]) if kept[0].split else None,
         sites=np.array([row.site for row in kept]) if any(row.site for row in kept) else None,
         features=intake.features(),
         coords_l0=tuple(e.coords_l0 for e in embeddings),
@@ -182,7 +227,7 @@ def load_cohort(
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
         warnings=tuple(
             warnings
-            + _label_warning(kept, target.column)
+            + (_label_warning(kept, target.column) if bag_of is None else _incomplete_warning(rows, kept))
             + scale_warning([e.info.mpp for e in embeddings])
             + _unknown_warning(embeddings)
             + intake.notice()
@@ -190,6 +235,7 @@ def load_cohort(
         left_out=left_out,
         unreadable=tuple(unreadable),
         covariates=told,
+        bag_of=bag_of,
     )
 
 
@@ -206,7 +252,9 @@ def _unknown_warning(embeddings: Sequence[Embeddings]) -> list[str]:
     warnings = []
     if any(e.info.encoder == UNKNOWN for e in embeddings):
         warnings.append("the feature files do not say which encoder made them; make sure that it was one and the same")
-    if any(not e.info.patch_size_l0 for e in embeddings):
+    if all(len(e.coords_l0) == 1 for e in embeddings):
+        warnings.append("each slide has one row of features, so there is no map to draw")
+    elif any(not e.info.patch_size_l0 for e in embeddings):
         warnings.append(
             "the feature files do not say how large a patch is on the slide, so export-heatmaps will refuse them; "
             "convert-features adds it (--to slidemil --patch-size-l0 …)"
@@ -221,6 +269,15 @@ def _label_warning(rows: Sequence[SlideRow], target: str) -> list[str]:
         labels.setdefault(row.patient_id, set()).add(row.labels[target])
     mixed = [patient for patient, own in labels.items() if len(own) > 1]
     return [f"patients whose slides carry different labels, {shown(mixed)}"] if mixed else []
+
+
+def _incomplete_warning(rows: Sequence[SlideRow], kept: Sequence[SlideRow]) -> list[str]:
+    """Patients whose bag lacks slides of the table, or who have none."""
+    used, slides = {row.patient_id for row in kept}, {row.slide_id for row in kept}
+    lacking = sorted({row.patient_id for row in rows} - used)
+    fewer = sorted({row.patient_id for row in rows if row.slide_id not in slides} & used)
+    warnings = [f"patients without any slide that can be used, left out: {shown(lacking)}"] if lacking else []
+    return warnings + ([f"patients of whom some slides are left out, {shown(fewer)}"] if fewer else [])
 
 
 def shown(ids: Sequence[str]) -> str:
@@ -264,7 +321,7 @@ def _read_features(
             sha.update(f"{row.slide_id}:{features.shape};".encode())
             sha.update(np.ascontiguousarray(features).data)
             sha.update(np.ascontiguousarray(embeddings.coords_l0).data)
-            intake.add(features)
+            intake.add(features, row.patient_id)
             loaded[row.slide_id] = replace(embeddings, features=np.empty((0, features.shape[1]), np.float16))
         else:
             empty.append(row.slide_id)

@@ -39,7 +39,11 @@ Pair = tuple[int, int]
 def audit(cohort: Cohort, folds: Sequence[Fold]) -> list[str]:
     """Warnings about slides that are there twice; RequestError if such a pair is in two parts of a fold."""
     found = same_slides(cohort)
-    apart = {pair: sign for pair, sign in found.items() if any(_parted(pair, fold) for fold in folds)}
+    apart = {
+        pair: sign
+        for pair, sign in found.items()
+        if any(_parted(cohort.bags_of(np.array(pair)), fold) for fold in folds)
+    }
     if apart:
         lines = [f"{cohort.slide_ids[i]} and {cohort.slide_ids[j]}: {sign}" for (i, j), sign in apart.items()]
         more = [f"… and {len(lines) - _SHOWN_PAIRS} more"] if len(lines) > _SHOWN_PAIRS else []
@@ -61,7 +65,7 @@ def audit(cohort: Cohort, folds: Sequence[Fold]) -> list[str]:
     return [f"slides that are there twice, and count twice: {len(pairs)} pair(s): {shown}"]
 
 
-def _parted(pair: Pair, fold: Fold) -> bool:
+def _parted(pair: NDArray[np.int64], fold: Fold) -> bool:
     places = [[name for name in ("train", "val", "test") if i in getattr(fold, name)] for i in pair]
     return all(places) and places[0] != places[1]
 
@@ -69,7 +73,7 @@ def _parted(pair: Pair, fold: Fold) -> bool:
 def same_slides(cohort: Cohort) -> dict[Pair, str]:
     """Pairs of positions of slides that are one and the same, with what shows it."""
     found: dict[Pair, str] = {}
-    for pair, share in near_identical(cohort.features).items():
+    for pair, share in near_identical(cohort.slide_features()).items():
         found[pair] = f"near-identical features ({share:.0%} of the compared patches)"
     digests = [info.store_digest for info in cohort.infos]
     for pair in _equal_pairs("" if digest == UNKNOWN else digest for digest in digests):

@@ -22,47 +22,61 @@ _SHARE = 0.5  # of the memory that is free at the start, or of a GPU's, which fe
 
 
 class FeatureIntake:
-    """Takes the features of slide after slide and gives them back as one sequence.
+    """Takes the features of slide after slide and gives them back as one sequence of bags.
 
+    joins: whether the slides of a patient, which come one after another, are one bag; else each is one.
     memory: "ram", "mapped", or "auto": mapped as soon as they take more than half of the memory that was free.
     folder: of the scratch file.
     """
 
-    def __init__(self, memory: str, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, memory: str, folder: Path, joins: bool = False) -> None:
+        self._folder, self._joins, self._patient = folder, joins, ""
         self._budget = {"ram": float("inf"), "mapped": 0.0}.get(memory, _SHARE * available_bytes())
-        self._held: list[NDArray[np.float16]] = []
+        self._held: list[list[NDArray[np.float16]]] = []  # of each bag, its slides
         self._mapped: MappedFeatures | None = None
         self.nbytes = 0
 
-    def add(self, features: NDArray[np.float16]) -> None:
-        """(N, D), N >= 1. RequestError where the scratch file cannot be written."""
+    def add(self, features: NDArray[np.float16], patient: str = "") -> None:
+        """(N, D), N >= 1, of a slide of this patient. RequestError where the scratch file cannot be written."""
+        joined = self._joins and patient == self._patient and self.nbytes > 0
+        self._patient = patient
         self.nbytes += features.nbytes
-        self._held.append(features)
-        if self.nbytes <= self._budget:
-            return
+        if self._mapped is None:
+            self._held[-1].append(features) if joined else self._held.append([features])
+            if self.nbytes <= self._budget:
+                return
         try:
             if self._mapped is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._mapped = MappedFeatures(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115 (open while mapped)
-            for held in self._held:
-                self._mapped.append(held)
+                for bag in self._held:
+                    for place, part in enumerate(bag):
+                        self._mapped.append(part, joined=place > 0)
+                self._held.clear()
+            else:
+                self._mapped.append(features, joined)
         except OSError as error:
             raise RequestError(
                 f"{self._folder}: no scratch file for {self.nbytes / 1e9:.1f} GB of features and more ({error}); "
                 "name a folder with room by --scratch, or keep them in memory with --memory ram"
             ) from error
-        self._held.clear()
 
     def features(self) -> Sequence[Tensor]:
-        """All that was added, S of (N, D) float16."""
-        return tuple(torch.from_numpy(held) for held in self._held) if self._mapped is None else self._mapped
+        """All that was added, S of (N, D) float16. The parts of a bag are freed as soon as they are joined."""
+        return tuple(torch.from_numpy(_joined(bag)) for bag in self._held) if self._mapped is None else self._mapped
 
     def notice(self) -> list[str]:
         """What the user should know of it."""
         if self._mapped is None:
             return []
         return [f"features take {self.nbytes / 1e9:.1f} GB and lie in a scratch file in {self._folder}, not in memory"]
+
+
+def _joined(parts: list[NDArray[np.float16]]) -> NDArray[np.float16]:
+    """Leaves the whole as the only part."""
+    if len(parts) > 1:
+        parts[:] = [np.concatenate(parts)]
+    return parts[0]
 
 
 class MappedFeatures(Sequence[Tensor]):
@@ -72,11 +86,16 @@ class MappedFeatures(Sequence[Tensor]):
         self._file = file
         self._places: list[tuple[int, tuple[int, int]]] = []  # offset in bytes, shape
 
-    def append(self, features: NDArray[np.float16]) -> None:
+    def append(self, features: NDArray[np.float16], joined: bool = False) -> None:
+        """joined: they are the next rows of the last tensor."""
         offset = self._file.seek(0, 2)
         self._file.write(np.ascontiguousarray(features).data)
         self._file.flush()  # a full disk shows here, and not as a crash when it is read
-        self._places.append((offset, features.shape))
+        if joined:
+            start, (rows, dim) = self._places[-1]
+            self._places[-1] = start, (rows + len(features), dim)
+        else:
+            self._places.append((offset, features.shape))
 
     def __len__(self) -> int:
         return len(self._places)

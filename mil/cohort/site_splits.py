@@ -24,7 +24,7 @@ Indices = NDArray[np.int64]
 
 
 def site_groups(cohort: Cohort) -> NDArray[np.int64]:
-    """(S,) number of each slide's group of sites. RequestError where a slide has no site."""
+    """(S,) number of each bag's group of sites. RequestError where a slide has no site."""
     sites = cohort.sites
     if sites is None:
         raise RequestError(
@@ -34,11 +34,13 @@ def site_groups(cohort: Cohort) -> NDArray[np.int64]:
     if without:
         raise RequestError(f"--split site needs the column 'site' in every row; it is empty for {shown(without)}")
     names, of_site = np.unique(sites, return_inverse=True)
-    patients, of_patient = np.unique(cohort.patient_ids, return_inverse=True)
+    bags = cohort.bags_of(np.arange(len(sites)))
+    patients, of_patient = np.unique(cohort.patient_ids[bags], return_inverse=True)
     nodes = len(names) + len(patients)
     links = coo_array((np.ones(len(of_site)), (of_site, len(names) + of_patient)), shape=(nodes, nodes))
     groups: NDArray[np.int64] = connected_components(links, directed=False)[1][of_site]
-    return np.unique(groups, return_inverse=True)[1]
+    first = np.unique(bags, return_index=True)[1]  # slides of one patient are in one group
+    return np.unique(groups[first], return_inverse=True)[1]
 
 
 def site_parts(cohort: Cohort, groups: NDArray[np.int64], parts: int, entropy: Sequence[int]) -> list[Indices]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+BAGS = ("slide", "patient")
 INNER_FOLDS = 5
 _SMALL_COHORT = 300  # slides; in larger ones a quarter is plenty to stop on, and five models take their time
 

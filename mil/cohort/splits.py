@@ -28,7 +28,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fold:
-    """Positions of slides in the cohort, each rising. With inner parts, which make up train, val is empty."""
+    """Positions of bags in the cohort, each rising. With inner parts, which make up train, val is empty."""
 
     number: int  # counts the folds of all repeats, from 0
     repeat: int
@@ -91,8 +91,8 @@ def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
         found = [names[c] for c in np.unique(strata[part])]
         if len(found) < 2 or (name == "train" and len(found) < len(names)):
             faults.append(
-                f"fold {fold.number + 1}: the {name} part ({len(part)} slides of {len(patients[name])} patients) "
-                f"has only {', '.join(map(repr, found)) or 'no slides'}; "
+                f"fold {fold.number + 1}: the {name} part ({len(cohort.slides_of(part))} slides of "
+                f"{len(patients[name])} patients) has only {', '.join(map(repr, found)) or 'no slides'}; "
                 f"use fewer folds, add patients of the missing class, or fill the column 'split' yourself"
             )
     return faults
@@ -113,7 +113,7 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
 
 
 def _cross_validation(cohort: Cohort, plan: SplitPlan, repeat: int) -> list[Fold]:
-    everyone = np.arange(len(cohort.slide_ids))
+    everyone = np.arange(len(cohort.bag_ids))
     entropy = (plan.seed, repeat)
     if plan.split == "site":
         tests = site_parts(cohort, site_groups(cohort), plan.folds, entropy)
@@ -157,7 +157,7 @@ def _fold(cohort: Cohort, plan: SplitPlan, place: tuple[int, int, int], rest: In
     def accept(candidate: Indices) -> bool:
         return _usable(cohort, candidate) and _usable(cohort, np.setdiff1d(rest, candidate), every_one=True)
 
-    for parts in range(min(plan.inner_parts(len(cohort.slide_ids)), scarcest), 1, -1):
+    for parts in range(min(plan.inner_parts(len(cohort.bag_ids)), scarcest), 1, -1):
         inner = _grouped_parts(cohort, rest, parts, (plan.seed, *place[1:], 2), accept)
         if all(map(accept, inner)):
             return Fold(*place, rest, none, test, tuple(inner))

@@ -17,12 +17,13 @@ from tiling.slide_ids import in_one_form
 
 
 def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, list[int]]]:
-    """Positions in the cohort by (repeat, fold) and split, in order. RequestError with all that is wrong.
+    """Positions of bags in the cohort by (repeat, fold) and split, in order. RequestError with all that is wrong.
 
     Inner parts stand beside the splits, each under its number as text.
     """
     table = _read(path)
-    position = {slide_id: i for i, slide_id in enumerate(cohort.slide_ids.tolist())}
+    bags = cohort.bags_of(np.arange(len(cohort.slide_ids))).tolist()
+    position = dict(zip(cohort.slide_ids.tolist(), bags, strict=True))
     faults = []
     wrong = sorted(set(table["split"]) - set(SPLITS))
     if wrong:
@@ -47,7 +48,7 @@ def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, li
             of_fold[split].append(position[slide_id])
             if inner:
                 of_fold.setdefault(inner, []).append(position[slide_id])
-    return {key: {name: sorted(rows) for name, rows in parts[key].items()} for key in sorted(parts)}
+    return {key: {name: sorted(set(rows)) for name, rows in parts[key].items()} for key in sorted(parts)}
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from mil.diagnosis.numbers.folds import within
 from mil.diagnosis.numbers.probe import Compared, Probe, compare_probes, linear_probe
 from mil.diagnosis.numbers.sample import Sample, embed_sample, load_own_encoder, sample_patches
 from mil.evaluation.baseline import slide_means
-from mil.run.layout import require_complete
+from mil.run.layout import bags_of, require_complete
 from mil.tasks.classification import Classification
 from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError, SlideError
@@ -83,8 +83,9 @@ class Inputs:
 
     @property
     def has_run(self) -> bool:
-        """Whether a run is given that tells these classes apart."""
-        return self.sources.run is not None and self.config.task == Classification.kind
+        """Whether a run is given that tells these classes apart, slide by slide."""
+        run = self.sources.run
+        return run is not None and self.config.task == Classification.kind and bags_of(run) == "slide"
 
     @property
     def told_classes(self) -> list[int]:
@@ -156,6 +157,11 @@ class Inputs:
         folder = self.sources.run
         if folder is None:
             raise MissingInput("Give --run and the run directory of train-mil on these features.")
+        if bags_of(folder) == "patient":
+            raise MissingInput(
+                "In this run all slides of a patient are one bag, and the finding is about slides. Give a run that was "
+                "trained with --bag slide; how this one's training went stands in its report.html."
+            )
         if not self.has_run:
             raise ForClassesAlone("How its training went and what it gets wrong stands in the run's report.html.")
         provenance = require_complete(folder)

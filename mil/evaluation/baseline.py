@@ -15,7 +15,7 @@ from mil.cohort.splits import Fold
 
 
 def slide_means(cohort: Cohort) -> NDArray[np.float64]:
-    """(S, D), the mean patch of each slide."""
+    """(S, D), the mean patch of each bag."""
     return cohort.moments[0]
 
 
@@ -33,8 +33,7 @@ def answers_table(cohort: Cohort, fold: Fold, answers: NDArray[np.float64]) -> p
     """answers (n, C) for the test slides of a fold, as a table."""
     return pd.DataFrame(
         {
-            "slide_id": cohort.slide_ids[fold.test],
-            "patient_id": cohort.patient_ids[fold.test],
+            **cohort.named(fold.test),
             "repeat": fold.repeat,
             "fold": fold.fold,
             "label": [cohort.task.label(target) for target in cohort.targets[fold.test]],

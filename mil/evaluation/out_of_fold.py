@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil.cohort.cohort import Cohort
+from mil.cohort.cohort import ID_SEPARATOR, Cohort
 from mil.cohort.splits import Fold
 from mil.evaluation.baseline import baseline_predictions, slide_means
 from mil.evaluation.covariates import against_alone
 from mil.metrics.bootstrap import Bootstrap
 from mil.metrics.classification import patch_accuracy
-from mil.run.attention import SlidePrediction, attention_path, describe_attention, write_attention
+from mil.run.attention import SlidePrediction, attention_path, describe_bag, write_attention
 from mil.run.checkpoint import Checkpoint, read_checkpoint
 from mil.run.ensemble import average, load_head, predict_slide
 from mil.run.novelty import describe_training_slides, write_training_slides
@@ -42,10 +42,9 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], bootstrap: Bootstrap, de
         ]
         for fold, prediction in zip(tested_in, predictions, strict=True):
             rows.append(_row(cohort, i, fold, prediction, checkpoints[fold.number]))
-        mean, label = average(predictions, task), task.label(cohort.targets[i])
-        attention = describe_attention(cohort.infos[i], cohort.coords_l0[i], mean, task, label)
-        write_attention(attention_path(out, str(cohort.slide_ids[i])), attention)
-    slides = pd.DataFrame(rows).sort_values(["repeat", "slide_id"], ignore_index=True)
+        _write_attention(out, cohort, i, average(predictions, task))
+    slides = pd.DataFrame(rows)
+    slides = slides.sort_values(["repeat", slides.columns[0]], ignore_index=True)
     counts = slides[["correct_patches", "patches"]]
     slides = slides.drop(columns=list(counts.columns))
     patients = _patients(slides, cohort, {(f.repeat, f.fold): checkpoints[f.number] for f in folds})
@@ -65,11 +64,18 @@ def evaluate_run(cohort: Cohort, folds: Sequence[Fold], bootstrap: Bootstrap, de
     write_metrics(out, result)
 
 
+def _write_attention(out: Path, cohort: Cohort, bag: int, mean: SlidePrediction) -> None:
+    """A file for each slide of the bag."""
+    slides = [(cohort.infos[i], cohort.coords_l0[i]) for i in cohort.slides_of(bag)]
+    patient = str(cohort.patient_ids[bag]) if cohort.of_patients else ""
+    for slide in describe_bag(slides, mean, cohort.task, cohort.task.label(cohort.targets[bag]), patient):
+        write_attention(attention_path(out, slide.slide_id), slide)
+
+
 def _row(cohort: Cohort, i: int, fold: Fold, prediction: SlidePrediction, checkpoint: Checkpoint) -> dict[str, Any]:
     own_output = prediction.patch_logits.argmax(axis=1)  # (N,)
     return {
-        "slide_id": cohort.slide_ids[i],
-        "patient_id": cohort.patient_ids[i],
+        **{name: values[0] for name, values in cohort.named(np.array([i])).items()},
         "repeat": fold.repeat,
         "fold": fold.fold,
         "label": cohort.task.label(cohort.targets[i]),
@@ -85,6 +91,7 @@ def _patients(slides: pd.DataFrame, cohort: Cohort, models: Mapping[Any, Checkpo
     models: by repeat and fold. The label is empty if the patient's slides carry different ones.
     """
     columns, rows = list(cohort.task.value_columns), []
+    ids_column = "slide_ids" if cohort.of_patients else "slide_id"
     for (repeat, fold, patient), own in slides.groupby(["repeat", "fold", "patient_id"]):
         answer = own[columns].to_numpy().mean(axis=0)
         rows.append(
@@ -92,7 +99,7 @@ def _patients(slides: pd.DataFrame, cohort: Cohort, models: Mapping[Any, Checkpo
                 "patient_id": patient,
                 "repeat": repeat,
                 "fold": fold,
-                "slides": len(own),
+                "slides": sum(len(ids.split(ID_SEPARATOR)) for ids in own[ids_column]),
                 "label": own["label"].iloc[0] if own["label"].nunique() == 1 else "",
                 **cohort.task.columns(answer, models[repeat, fold].calibration),
             }
@@ -103,9 +110,9 @@ def _patients(slides: pd.DataFrame, cohort: Cohort, models: Mapping[Any, Checkpo
 def _metrics(cohort: Cohort, slides: pd.DataFrame, patients: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
     task, once = cohort.task, slides[slides["repeat"] == 0]
     result: dict[str, Any] = {
-        "slide": task.evaluate(slides, bootstrap),
+        "slide": None if cohort.of_patients else task.evaluate(slides, bootstrap),
         "counts": {
-            "slides": len(once),
+            "slides": int(patients.loc[patients["repeat"] == 0, "slides"].sum()),
             "patients": once["patient_id"].nunique(),
             **task.counts(once),
             "folds": slides["fold"].nunique(),

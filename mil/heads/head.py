@@ -12,6 +12,7 @@ from mil.heads.bags import Bags, segment_softmax, segment_sum
 from mil.heads.dropout import SlideDropout
 from mil.heads.standardise import standardise
 from mil.tasks.losses import Criterion
+from mil.tasks.task import Targets, Task
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class TrainingSlides:
     """The training part of a fold, S slides, as a head that trains by its own recipe gets it."""
 
     features: tuple[Tensor, ...]  # S of (N, D) float16 on the CPU
-    labels: NDArray[np.int64]  # (S,)
+    labels: Targets  # (S,) positions in classes; for a head that takes other targets too, as the task reads them
     patient_ids: NDArray[np.str_]  # (S,)
     slide_ids: NDArray[np.str_]  # (S,)
+    task: Task | None = None  # whose targets they are; a head for classes alone needs none
 
 
 @dataclass(frozen=True)

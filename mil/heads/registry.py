@@ -19,6 +19,7 @@ HEADS = {  # name of the head: module below mil.heads.zoo
     "transmil": "transmil",
     "additive": "additive",
     "mean": "mean",
+    "linear": "linear",
     "max": "max",
     "top-k": "top_k",
     "bag-stats": "bag_stats",
@@ -29,11 +30,25 @@ AUTO = "auto"
 _STACKED = ("mean", "gated-abmil", "bag-stats")  # by AUTO: it shows all over, in some patches, in moments
 _MANY_PATCHES = 20  # from which the best ten, of which needle and top-k speak, are few
 _SLIDES_ALONE = ("bag-stats",)
+_WITHIN_BAGS = ("needle", "clam-sb", "clam-mb")  # taught by what sets some patches of a bag apart from its others
+_OF_VECTORS = ("linear", "mean", "bag-stats", "patch-label-copy")  # lose nothing where a bag is one row
 
 
 def judges_patches(name: str) -> bool:
     """Whether a head says something of a single patch, so that there is a map to draw."""
     return name not in _SLIDES_ALONE
+
+
+def of_single_rows(name: str) -> str:
+    """What a head is worth where each bag is one row, such as the embedding of a whole slide; empty where it fits.
+
+    ValueError for one that cannot learn from such bags.
+    """
+    if name in _WITHIN_BAGS:
+        raise ValueError(f"the head {name} learns from what sets patches of a bag apart; take --head linear, or mean")
+    if name in _OF_VECTORS:
+        return ""
+    return f"the head {name} has no patches to weigh and is a small network on that row; compare with --head linear"
 
 
 def heads_of(name: str, outputs: int, patches: float) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.interop.reader import open_features
 from mil.heads.registry import judges_patches
 from mil.maps import faithfulness, lesions
 from mil.maps.config import HeatmapConfig
@@ -18,9 +19,10 @@ from mil.maps.forms.registry import FORMS, Form, load_form
 from mil.maps.index import write_index
 from mil.maps.measured import was_measured
 from mil.maps.scores import default_class, patch_scores, title
-from mil.run.attention import SlideAttention, attention_path, read_attention
-from mil.run.layout import require_complete
+from mil.run.attention import SlideAttention, attention_path, read_bag
+from mil.run.layout import bags_of, require_complete
 from mil.run.novelty import read_training_slides
+from mil.run.trained_on import read_trained_on
 from mil.tasks.registry import restored
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
@@ -63,7 +65,7 @@ def export_heatmaps(
     if config.class_name and config.class_name not in classes:
         raise RequestError(f"--class-name {config.class_name}: not a class of {run}; expected {', '.join(classes)}")
     finer = make_finer(features, rows, config, out / "finer", listener) if config.finer > 1 else None
-    work = _Export(run, features, finer, config, out, read_training_slides(run)[1])
+    work = _Export(run, features, finer, config, out, read_training_slides(run)[1], _bags(run, features, rows))
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(rows))
     execution = Execution(workers, scheduler=config.scheduler, gpu=config.device.startswith("cuda"))
     outcomes = run_slides(largest_first(rows), work, out, execution, listener)
@@ -85,19 +87,20 @@ class _Export:
     config: HeatmapConfig
     out: Path
     known: dict[str, str]  # fingerprints of the slides that the run was trained on
+    bags: Mapping[str, Sequence[str]]  # by slide id: all slides of its patient, where these are one bag
 
     def __call__(self, row: SlideRow) -> Outcome:
         assert row.path is not None
         _require_name_of_its_own(row.slide_id)
         models = functools.cache(lambda: self._models(row, self.features))
-        slide, expected = self._stored(row, models)
+        bag, expected = self._stored(row, models)
         fingerprint = slide_fingerprint(row.path)
         with closing(open_slide(row.path)) as source:
-            require_same_slide(row.path, source, slide, fingerprint, expected)
+            require_same_slide(row.path, source, bag[0], fingerprint, expected)
             if (finer := self.finer) is not None:  # the decision stays that of the run
-                models = functools.cache(lambda: self._models(row, finer))
-                slide = replace(models().attention(slide.label), probabilities=slide.probabilities)
-            drawn = self._drawn(row, slide, source, models, fingerprint)
+                models, coarse = functools.cache(lambda: self._models(row, finer)), bag[0]
+                bag = [replace(of, probabilities=coarse.probabilities) for of in models().attention(coarse.label)]
+            drawn = self._drawn(row, bag, source, models, fingerprint)
             written = [self._write(form, drawn) for form in self.config.chosen_formats()]
         if self.config.faithfulness:
             written.append(self._measure_faithfulness(drawn, models))
@@ -105,32 +108,47 @@ class _Export:
             written.append(self._measure_lesions(drawn))
         if not any(written):
             return Outcome(row.slide_id, "skipped", "already done")
-        return Outcome(row.slide_id, "done", patches=len(slide.attention))
+        return Outcome(row.slide_id, "done", patches=len(bag[0].attention))
 
     def _models(self, row: SlideRow, features: Path) -> "SlideModels":
         from mil.maps.judges import slide_models  # torch, which stored scores do without
 
-        return slide_models(self.run, features, row, self.config.device, self.config.fold)
+        bag = self.bags.get(row.slide_id, ())
+        return slide_models(self.run, features, row, bag, self.config.device, self.config.fold)
 
-    def _stored(self, row: SlideRow, models: Callable[[], "SlideModels"]) -> tuple[SlideAttention, str]:
-        """What the run saw in the slide, or sees where that is not stored; the fingerprint of its file, if known."""
+    def _stored(self, row: SlideRow, models: Callable[[], "SlideModels"]) -> tuple[list[SlideAttention], str]:
+        """What the run saw in the slide and the others of its bag, or sees where that is not stored.
+
+        Then the fingerprint of the slide's file, if known.
+        """
         path = attention_path(self.run, row.slide_id)
-        slide = read_attention(path) if path.exists() and self.config.fold < 0 else models().attention("")
+        stored = path.exists() and self.config.fold < 0
+        bag = read_bag(self.run, row.slide_id) if stored else models().attention("")
+        slide = bag[0]
+        if len(slide.attention) == 1 and not slide.patch_size_l0:
+            raise SlideError(
+                f"{row.slide_id}: its features are one row, a vector of the whole slide, so there is no map"
+            )
         if not (slide.patch_size_l0 and slide.width_l0 and slide.height_l0):
             raise SlideError(
                 f"{row.slide_id}: its features did not say how large a patch and the slide are in level-0 pixels, so "
                 "they cannot be drawn; convert them with convert-features --to slidemil, and train on the result"
             )
         known = self.known.get(row.slide_id)
-        return slide, known or ("" if path.exists() else models().embeddings.info.slide_fingerprint)
+        return bag, known or ("" if path.exists() else models().embeddings.info.slide_fingerprint)
 
     def _drawn(
-        self, row: SlideRow, slide: SlideAttention, source: Slide, models: Callable[[], "SlideModels"], fingerprint: str
+        self,
+        row: SlideRow,
+        bag: Sequence[SlideAttention],
+        source: Slide,
+        models: Callable[[], "SlideModels"],
+        fingerprint: str,
     ) -> Drawn:
-        config = self.config
+        config, (slide, *others) = self.config, bag
         assert row.path is not None
         gradient = models().gradients() if config.score == "gradient" else None
-        scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient)
+        scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient, others)
         bounds_l0 = bounds_of(row.path) if config.qupath_bounds else None
         provenance = {
             "version": VERSION,
@@ -141,6 +159,7 @@ class _Export:
             "frame": list(bounds_l0) if bounds_l0 else None,
             "scores": hashlib.sha256(scores.values.tobytes()).hexdigest(),
             "attention": _digest(slide),
+            **({"colours": list(scores.span)} if scores.span else {}),
             "slide file": fingerprint,
             "annotation": hashlib.sha256(row.annotation.read_bytes()).hexdigest() if row.annotation else None,
         }
@@ -182,6 +201,22 @@ class _Export:
 
     def _class(self, drawn: Drawn) -> str:
         return self.config.class_name or default_class(drawn.slide)
+
+
+def _bags(run: Path, features: Path, rows: Sequence[SlideRow]) -> dict[str, list[str]]:
+    """By slide id: the slides of its patient, as the run knows them, and those rows that have features.
+
+    Empty where slides are bags.
+    """
+    if bags_of(run) == "slide":
+        return {}
+    present = open_features(features).paths
+    patients = {row.slide_id: row.patient_id for row in rows if row.slide_id in present}
+    patients |= read_trained_on(run).patient_of
+    slides: dict[str, list[str]] = {}
+    for slide_id in sorted(patients):
+        slides.setdefault(patients[slide_id], []).append(slide_id)
+    return {slide_id: slides[patient] for slide_id, patient in patients.items()}
 
 
 def _require_name_of_its_own(slide_id: str) -> None:

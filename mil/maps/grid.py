@@ -38,10 +38,10 @@ class ColourScale:
 
 
 def colour_scale(scores: PatchScores) -> ColourScale:
-    """The range of a slide's scores; the same in every form."""
+    """The range of the scores of a slide, or of all slides of its bag; the same in every form."""
     if not len(scores.values):
         return ColourScale(0.0, 1.0)
-    low, high = float(scores.values.min()), float(scores.values.max())
+    low, high = scores.span or (float(scores.values.min()), float(scores.values.max()))
     if scores.logarithmic:
         low, high = min(1.0, max(_SMALLEST_SHARE, low)) * 0.999, max(1.0, high) * 1.001
     elif high <= low:

@@ -9,8 +9,9 @@ gradient      input × gradient of the slide's log-odds of a class, summed over 
               al. 2016); 0 is a patch that is average in the training part
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class PatchScores:
     kind: str
     meaning: str
     logarithmic: bool = False  # of the colours: values are shares > 0 that differ by orders of magnitude
+    span: tuple[float, float] | None = None  # lowest and highest of all slides of the bag; None: of these
 
 
 def patch_scores(
@@ -40,14 +42,21 @@ def patch_scores(
     of_class: str = "",
     attention_as: AttentionAs = "raw",
     gradient: NDArray[np.float32] | None = None,
+    others: Sequence[SlideAttention] = (),
 ) -> PatchScores:
     """The scores of a slide's N patches.
 
+    others: the other slides of its bag, which its scores, their ranks and their colours can be compared with.
+
     of_class: one of the slide's classes; empty: the positive one, for more than two classes the predicted one.
         Attention is the slide's own unless a class is named.
-    gradient: (N, C), the attribution of each class's logit, see mil.maps.gradients.
+    gradient: (N, C), the attribution of each class's logit, see mil.maps.gradients; of the bag, the slide's own first.
     Raises RequestError for an unknown class, SlideError where the head does not give what is asked for.
     """
+    if others:
+        of_bag = patch_scores(_joined([slide, *others]), kind, of_class, attention_as, gradient)
+        span = float(of_bag.values.min()), float(of_bag.values.max())
+        return replace(of_bag, values=of_bag.values[: len(slide.attention)], span=span)
     if kind == "attention":
         return _attention(slide, of_class, attention_as)
     task, at = slide.task, _class_index(slide, of_class or default_class(slide))
@@ -56,7 +65,7 @@ def patch_scores(
         return PatchScores(scores, kind, f"{task.scored(at)} for the patch alone")
     if kind == "contribution":
         given = _present(slide.contributions, slide, "contribution", "contributions")
-        return PatchScores(_shares(task, given, at), kind, f"contribution to the slide's {task.scored(at)}")
+        return PatchScores(_shares(task, given, at), kind, f"contribution to the {_bag(slide)}'s {task.scored(at)}")
     given = _present(gradient, slide, "gradient", "gradients")
     return PatchScores(_shares(task, given, at), kind, f"input × gradient of the {task.scored(at)}")
 
@@ -70,11 +79,24 @@ def decision(slide: SlideAttention) -> list[str]:
     """What the models said of the slide, beside its label, in a few words each."""
     said = slide.task.say(slide.probabilities, slide.classes.index(default_class(slide)))
     label = [f"label: {slide.label}"] if slide.label else []
-    return [f"{said.what}: {said.number}", *label, f"{len(slide.attention):,} patches"]
+    share = [f"{slide.share:.0%} of the attention of patient {slide.patient_id}"] if slide.patient_id else []
+    return [f"{said.what}: {said.number}", *label, f"{len(slide.attention):,} patches", *share]
 
 
 def title(slide: SlideAttention) -> str:
     return "   ".join([slide.slide_id, *decision(slide)])
+
+
+def _joined(slides: Sequence[SlideAttention]) -> SlideAttention:
+    """Their patches one after another."""
+    names = ("attention", "patch_logits", "coords", "class_attention", "contributions")
+    arrays = {name: [getattr(slide, name) for slide in slides] for name in names}
+    given: dict[str, Any] = {name: np.concatenate(values) for name, values in arrays.items() if values[0] is not None}
+    return replace(slides[0], **given)
+
+
+def _bag(slide: SlideAttention) -> str:
+    return "patient" if slide.patient_id else "slide"
 
 
 def _attention(slide: SlideAttention, of_class: str, how: AttentionAs) -> PatchScores:
@@ -86,7 +108,7 @@ def _attention(slide: SlideAttention, of_class: str, how: AttentionAs) -> PatchS
     values, n = attention.astype(np.float64), len(attention)
     if how == "raw":
         return PatchScores(
-            values * n, "attention", f"attention{of} (1 = the average patch of this slide)", logarithmic=True
+            values * n, "attention", f"attention{of} (1 = the average patch of this {_bag(slide)})", logarithmic=True
         )
     ranks = rankdata(values)  # equal patches share their mean rank
     if how == "rank":

@@ -10,8 +10,6 @@ from mil.metrics.bootstrap import PERCENTILES, Bootstrap, Floats, draw_weights, 
 from mil.metrics.classification import macro_auroc
 from mil.metrics.delong import delong_p
 
-_KEYS = ["slide_id", "repeat"]
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -66,8 +64,9 @@ def auroc_difference(
 
 
 def _in_one_order(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    first, second = (t.sort_values(_KEYS, ignore_index=True) for t in (first, second))
-    if not first[[*_KEYS, "label"]].equals(second[[*_KEYS, "label"]]):
+    keys = ["slide_id" if "slide_id" in first and "slide_id" in second else "patient_id", "repeat"]
+    first, second = (t.sort_values(keys, ignore_index=True) for t in (first, second))
+    if not first[[*keys, "label"]].equals(second[[*keys, "label"]]):
         raise ValueError("the two prediction tables do not hold the same slides, repeats and labels")
     return first, second
 

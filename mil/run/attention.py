@@ -1,7 +1,7 @@
 """What the out-of-fold models saw in a slide: `attention/<slide_id>.h5`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from features.feature_file import EmbeddingInfo
 from features.hdf5 import atomic_hdf5
+from mil.cohort.cohort import ID_SEPARATOR
 from mil.tasks.registry import named, restored
 from mil.tasks.task import Task
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 
-ATTENTION_FORMAT, ATTENTION_VERSION = "slidemil-attention", 1
+ATTENTION_FORMAT, ATTENTION_VERSION = "slidemil-attention", 2
 _DATA_SETS = ("attention", "patch_logits", "coords")
 _OPTIONAL_DATA_SETS = ("class_attention", "contributions")
 
@@ -38,6 +39,8 @@ class SlideAttention:
     width_l0: int
     height_l0: int
     mpp_l0: float  # NaN if the slide has no scale
+    patient_id: str = ""  # whose slides were one bag; empty where the slide was one
+    bag: str = ""  # ids of all slides of that patient, as in predictions.csv
     class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has an attention for each class
     contributions: NDArray[np.float32] | None = None  # (N, C), where the slide's logits are a sum over patches
 
@@ -46,10 +49,15 @@ class SlideAttention:
         """C names, the task's outputs."""
         return self.task.output_names
 
+    @property
+    def share(self) -> float:
+        """Of the attention in the slide's bag: 1 unless the bag is a patient."""
+        return float(self.attention.sum(dtype=np.float64)) if self.patient_id else 1.0
+
 
 @dataclass(frozen=True)
 class SlidePrediction:
-    """What one model says of a slide of N patches and C outputs, or the mean over several."""
+    """What one model says of a bag of N patches and C outputs, or the mean over several."""
 
     answer: NDArray[np.float64]  # (C,), calibrated
     attention: NDArray[np.float32]  # (N,), sums to 1
@@ -57,6 +65,12 @@ class SlidePrediction:
     spread: float  # standard deviation over models of the output that the task watches
     class_attention: NDArray[np.float32] | None = None  # (N, C), where the head has one an output
     contributions: NDArray[np.float32] | None = None  # (N, C), where the head's logits are a sum over patches
+
+    def part(self, rows: slice) -> "SlidePrediction":
+        """The same of some of the bag's patches, those of one slide."""
+        of_patches = ("attention", "patch_logits", "class_attention", "contributions")
+        given = {name: value[rows] for name in of_patches if (value := getattr(self, name)) is not None}
+        return replace(self, **given)
 
 
 def describe_attention(
@@ -86,6 +100,25 @@ def attention_path(run: Path, slide_id: str) -> Path:
     return run / "attention" / f"{slide_id}.h5"
 
 
+def describe_bag(
+    slides: Sequence[tuple[EmbeddingInfo, NDArray[np.int64]]],
+    prediction: SlidePrediction,
+    task: Task,
+    label: str,
+    patient: str,
+) -> list[SlideAttention]:
+    """What models saw in each slide of a bag: its info and coords_l0 (N, 2), in the order of the bag's patches.
+
+    patient: whose bag it is; empty where the bag is one slide.
+    """
+    described, start = [], 0
+    bag = ID_SEPARATOR.join(info.slide_id for info, _ in slides) if patient else ""
+    for info, coords_l0 in slides:
+        own = prediction.part(slice(start, start := start + len(coords_l0)))
+        described.append(replace(describe_attention(info, coords_l0, own, task, label), patient_id=patient, bag=bag))
+    return described
+
+
 def write_attention(path: Path, slide: SlideAttention) -> None:
     data = {name: vars(slide)[name] for name in (*_DATA_SETS, *_OPTIONAL_DATA_SETS) if vars(slide)[name] is not None}
     with atomic_hdf5(path) as file:
@@ -104,7 +137,7 @@ def read_attention(path: Path) -> SlideAttention:
     try:
         with h5py.File(path, "r") as file:
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
-            check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path)
+            check_format(attributes, ATTENTION_FORMAT, ATTENTION_VERSION, path, still_read=(1,))
             data = {name: file[name][:] for name in _DATA_SETS}
             data |= {name: file[name][:] for name in _OPTIONAL_DATA_SETS if name in file}
     except FileNotFoundError:
@@ -115,6 +148,13 @@ def read_attention(path: Path) -> SlideAttention:
     of_slide = {name: value for name, value in attributes.items() if name in own}
     of_task = {name: value for name, value in attributes.items() if name not in (*own, "format", "version")}
     return SlideAttention(**of_slide, **data, task=restored(of_task))
+
+
+def read_bag(run: Path, slide_id: str) -> list[SlideAttention]:
+    """The slide, then the other slides of its bag. Raises SlideError as `read_attention` does."""
+    own = read_attention(attention_path(run, slide_id))
+    others = [name for name in own.bag.split(ID_SEPARATOR) if name not in ("", slide_id)]
+    return [own, *(read_attention(attention_path(run, name)) for name in others)]
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

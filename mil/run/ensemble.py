@@ -42,18 +42,25 @@ class Ensemble:
     device: torch.device
     columns_told: Columns | None = None  # of the slide table, that the models are told of
 
-    def predict(
-        self, embeddings: Embeddings, models: Sequence[int] | None = None, covariates: Values | None = None
-    ) -> SlidePrediction:
-        """The mean over all models, or over those at the positions `models`; covariates: (K,) of the slide.
-
-        RequestError for features of another encoder; SlideError for a slide without patches.
-        """
+    def require_usable(self, embeddings: Embeddings) -> Embeddings:
+        """The same. RequestError for features of another encoder; SlideError for no patches, or another scale."""
         self.require_encoder(embeddings.info, embeddings.features.shape[1])
         _require_scale(self.encoder.get("mpp"), embeddings.info)
         if not len(embeddings.features):
             raise SlideError(f"{embeddings.info.slide_id}: no patches, so there is nothing to predict from")
-        features = torch.from_numpy(in_float16(embeddings).features)
+        return embeddings
+
+    def predict(
+        self, *bag: Embeddings, models: Sequence[int] | None = None, covariates: Values | None = None
+    ) -> SlidePrediction:
+        """The mean over all models, or over those at the positions `models`, for the slides of a bag.
+
+        covariates: (K,) of the bag.
+
+        Raises what `require_usable` does.
+        """
+        slides = [torch.from_numpy(in_float16(self.require_usable(embeddings)).features) for embeddings in bag]
+        features = torch.cat(slides) if len(slides) > 1 else slides[0]
         chosen = range(len(self.heads)) if models is None else models
         return average([self.ask(m, features, covariates) for m in chosen], self.task)
 

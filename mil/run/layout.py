@@ -1,4 +1,4 @@
-"""CONTRACT run directory, what train-mil writes. Version 4.
+"""CONTRACT run directory, what train-mil writes. Version 5.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
@@ -88,16 +88,23 @@ charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` 
 checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
 mil.metrics.ordinal.
 
+With `settings.bag` patient in provenance all slides of a patient are one bag, with one label; otherwise, and in
+versions 1 to 4, each slide is one. What is said of a slide above then holds for a patient: `predictions.csv` has
+patient_id and slide_ids (parted by `|`) in the place of slide_id and patient_id, `slide` in metrics.json is null,
+`worst_step` names patients, and training.safetensors describes mean embeddings of patients. `splits.csv` and
+`attention` stay by slide.
+
 Versions 1 to 3 can still be read: they had one model a fold, 1 and 2 no bias (it was 0) and no shares, version 1 no
 temperature (it was 1), no training.safetensors, and fewer figures.
 
-An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1. Where the
-head has them there are `class_attention` (N, C), of which each column sums to 1 (`attention` is then that of the class
-predicted), and `contributions` (N, C), which sum to the slide's logits before the bias and what columns add;
-they and `patch_logits` are divided by the temperature (not in runs of versions 1 to 3). `coords`
-are level-0 (x, y) of the patches' top-left corners, row for row those of the feature file. Attributes: format,
-version and the fields of `SlideAttention` that are not data sets; what features of another tool did not say is 0
-(sizes), -1 (the overlap) or NaN (the scale).
+An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1 over the bag:
+where this is a patient, named by `patient_id`, the slide's sum is its share of the patient's attention, and `bag` the
+ids of all its slides; else both are empty, as in attention files of version 1. Where the head has them there are
+`class_attention` (N, C), of which each column sums to 1 over the bag (`attention` is then that of the class predicted),
+and `contributions` (N, C), which sum to the bag's logits before the bias and what columns add; they and `patch_logits`
+are divided by the temperature (not in runs of versions 1 to 3). `coords` are level-0 (x, y) of the patches' top-left
+corners, row for row those of the feature file. Attributes: format, version and the fields of `SlideAttention` that are
+not data sets; what features of another tool did not say is 0 (sizes), -1 (the overlap) or NaN (the scale).
 """
 
 import json
@@ -113,8 +120,8 @@ from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-run", 4
-_STILL_READ = (1, 2, 3)
+FORMAT, VERSION = "slidemil-run", 5
+_STILL_READ = (1, 2, 3, 4)
 LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (
@@ -185,6 +192,11 @@ def read_provenance(run: Path) -> dict[str, Any] | None:
     except (SlideError, ValueError, AttributeError) as error:
         raise RequestError(f"not a run directory that can be read: {error}") from error
     return {key: value for key, value in values.items() if key not in ("format", "version")}
+
+
+def bags_of(run: Path) -> str:
+    """What is a bag in a finished run: slide or patient."""
+    return str(require_complete(run)["settings"].get("bag", "slide"))
 
 
 def require_complete(run: Path) -> dict[str, Any]:

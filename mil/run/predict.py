@@ -5,7 +5,7 @@ out-of-fold predictions; where all of them did, it is refused. Nobody gets a fla
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -18,7 +18,10 @@ import torch
 
 from features.feature_file import EmbeddingInfo, Embeddings
 from features.interop.reader import FeatureFolder, open_features
+from mil.cohort.cohort import ID_SEPARATOR
+from mil.cohort.patients import with_patients_labels
 from mil.run.ensemble import Ensemble, Values, load_ensemble
+from mil.run.layout import bags_of
 from mil.run.novelty import TrainingSlides, read_training_slides
 from mil.run.trained_on import TrainedOn, read_trained_on
 from tiling.jobs.errors import RequestError, SlideError
@@ -29,8 +32,9 @@ from tiling.manifest import SlideRow
 @dataclass(frozen=True)
 class Predictions:
     """`table`: slide_id, prediction, the task's value columns, fold_spread, models, in_training, distance,
-    unlike_training; one row a slide. `failures`: why other slides have none, by slide id. `warnings`: what to know of
-    the slides' columns, one sentence each."""
+    unlike_training; one row a slide. Where patients are the bags: one a patient, with patient_id and slide_ids in the
+    place of slide_id. `failures`: why other slides have none, by slide id. `warnings`: what to know of the slides'
+    columns, one sentence each."""
 
     table: pd.DataFrame
     failures: Mapping[str, str]
@@ -66,7 +70,7 @@ class _Request:
         ensemble = load_ensemble(self.run, self.device)
         if self.prevalence:
             ensemble = _for_prevalence(ensemble, self.prevalence)
-        covariates, warnings = _told(ensemble, self.slides)
+        covariates, warnings = _told(ensemble, self.slides, bags_of(self.run) == "patient")
         rows = {row.slide_id: row for row in self.slides}
         training = read_training_slides(self.run)[0]
         return _Judge(ensemble, read_trained_on(self.run), training, rows, covariates), warnings
@@ -80,10 +84,11 @@ def predict_folder(
     prevalence: float = 0.0,
     scheduler: str = "",
 ) -> Predictions:
-    """Predictions of every feature file in `features`.
+    """Predictions of every feature file in `features`, or of the patients whose slides they are where these are bags.
 
     slides: rows of a slide table, by whose patients slides of the run's own patients are known too, and with the
-        columns that the run was told of; may be empty for a run that was told of none.
+        columns that the run was told of; may be empty for a run that was told of none, unless patients are its bags
+        and new ones are to be judged.
     prevalence: share of the positive class where the slides come from; 0: as in training.
     scheduler: address of a Dask scheduler, whose workers do the slides.
     RequestError before any prediction for an unfinished run, a folder without feature files, another encoder's, or
@@ -94,19 +99,24 @@ def predict_folder(
     (judge, warnings), source = request.judge(), open_features(features)
     if not source.paths:
         raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
-    if scheduler:
-        found = _on_cluster(list(source.paths), request, judge, scheduler)
+    if bags_of(run) == "patient":
+        if scheduler:
+            raise RequestError("--scheduler does slide after slide, and in this run patients are bags; leave it out")
+        rows, failures = _of_patients(judge, source)
     else:
-        found = {slide_id: _row_or_fault(judge, slide_id, source) for slide_id in source.paths}
-    task = judge.ensemble.task
-    columns = ["slide_id", "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
-    rows = [found[slide_id] for slide_id in source.paths if not isinstance(found[slide_id], str)]
+        if scheduler:
+            found = _on_cluster(list(source.paths), request, judge, scheduler)
+        else:
+            found = {slide_id: _row_or_fault(judge, slide_id, source) for slide_id in source.paths}
+        rows = [row for row in found.values() if not isinstance(row, str)]
+        failures = {slide_id: fault for slide_id, fault in found.items() if isinstance(fault, str)}
+    task, ids = judge.ensemble.task, ["patient_id", "slide_ids"] if bags_of(run) == "patient" else ["slide_id"]
+    columns = [*ids, "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
-    failures = {slide_id: fault for slide_id in source.paths if isinstance(fault := found[slide_id], str)}
     return Predictions(table, failures, len(judge.ensemble.heads), tuple(warnings))
 
 
-def _told(ensemble: Ensemble, slides: Sequence[SlideRow]) -> tuple[dict[str, Values], list[str]]:
+def _told(ensemble: Ensemble, slides: Sequence[SlideRow], of_patients: bool) -> tuple[dict[str, Values], list[str]]:
     """What models that are told of columns are told, by slide id, and what to know of it."""
     if (columns := ensemble.columns_told) is None:
         return {}, []
@@ -115,6 +125,8 @@ def _told(ensemble: Ensemble, slides: Sequence[SlideRow]) -> tuple[dict[str, Val
             f"the run was trained with the columns {', '.join(columns.names)}; give the slide table that has them "
             "(--slides TABLE)"
         )
+    if of_patients:
+        slides = with_patients_labels(slides, (), columns.names, "the slide table")
     values, warnings = columns.read(slides)
     return dict(zip((row.slide_id for row in slides), values, strict=True)), warnings
 
@@ -147,7 +159,7 @@ def _judge_of(request: _Request) -> tuple[_Judge, FeatureFolder]:
 
 def _row_or_fault(judge: _Judge, slide_id: str, source: FeatureFolder) -> dict[str, Any] | str:
     try:
-        return _row(judge, slide_id, source.read(slide_id))
+        return {"slide_id": slide_id, **_row(judge, {slide_id: source.read(slide_id)})}
     except SlideError as error:
         return str(error)
 
@@ -160,37 +172,80 @@ def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
     return replace(ensemble, calibrations=moved)
 
 
-def _row(judge: _Judge, slide_id: str, embeddings: Embeddings) -> dict[str, Any]:
-    row = judge.rows.get(slide_id)
-    known, models = _allowed(judge, embeddings.info, row.patient_id if row else "")
-    if judge.covariates and not row:
-        raise SlideError(f"{slide_id}: not in the slide table, so its columns are not known; add a row")
-    prediction = judge.ensemble.predict(embeddings, models, judge.covariates.get(slide_id))
+def _of_patients(judge: _Judge, source: FeatureFolder) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row for each patient, and why slides are in none."""
+    bags, failures = _patients(judge, source.paths)
+    rows = []
+    for patient, slide_ids in bags.items():
+        slides: dict[str, Embeddings] = {}
+        for slide_id in slide_ids:
+            try:
+                slides[slide_id] = judge.ensemble.require_usable(source.read(slide_id))
+            except SlideError as error:
+                failures[slide_id] = str(error)
+        try:
+            if slides:
+                whose = {"patient_id": patient, "slide_ids": ID_SEPARATOR.join(slides)}
+                rows.append({**whose, **_row(judge, slides)})
+        except SlideError as error:
+            failures |= dict.fromkeys(slides, str(error))
+    return rows, failures
+
+
+def _patients(judge: _Judge, present: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The slides of each patient of whom one is present, and why others are in no bag. RequestError where none is."""
+    patients = {**judge.trained_on.patient_of, **{name: row.patient_id for name, row in judge.rows.items()}}
+    here = {patients[slide_id] for slide_id in present if slide_id in patients}
+    if not here:
+        raise RequestError(
+            "all slides of a patient are one bag in this run, and nobody says whose these slides are; give a slide "
+            "table with slide_id and patient_id (--slides)"
+        )
+    bags: dict[str, list[str]] = {}
+    failures = {i: f"{i}: its patient is not known; name it in --slides" for i in present if i not in patients}
+    for slide_id, patient in sorted(patients.items()):
+        if patient in here and slide_id in present:
+            bags.setdefault(patient, []).append(slide_id)
+        elif patient in here:
+            failures[slide_id] = f"{slide_id}: no feature file; the patient {patient} is judged without it"
+    return dict(sorted(bags.items())), failures
+
+
+def _row(judge: _Judge, slides: Mapping[str, Embeddings]) -> dict[str, Any]:
+    """slides: of one bag, by their ids."""
+    known, models = _allowed(judge, {slide_id: embeddings.info for slide_id, embeddings in slides.items()})
+    first = next(iter(slides))
+    if judge.covariates and first not in judge.rows:
+        raise SlideError(f"{first}: not in the slide table, so its columns are not known; add a row")
+    covariates = judge.covariates.get(first)
+    prediction = judge.ensemble.predict(*slides.values(), models=models, covariates=covariates)
     return {
-        "slide_id": slide_id,
         **judge.ensemble.columns(prediction.answer, models),
         "fold_spread": prediction.spread,
         "models": len(models),
         "in_training": known,
-        **_novelty(judge.training, embeddings),
+        **_novelty(judge.training, list(slides.values())),
     }
 
 
-def _allowed(judge: _Judge, info: EmbeddingInfo, patient: str) -> tuple[bool, list[int]]:
-    """Whether the slide or its patient taught the run, and the models that did not see it. SlideError if none."""
-    known = judge.trained_on.patient(info.slide_id, info.slide_fingerprint, patient)
-    unseen = judge.trained_on.unseen_by(known)
+def _allowed(judge: _Judge, infos: Mapping[str, EmbeddingInfo]) -> tuple[bool, list[int]]:
+    """Whether the slides or their patient taught the run, and the models that saw none. SlideError if all did."""
+    of, whose = judge.trained_on, {name: row.patient_id for name, row in judge.rows.items() if name in infos}
+    patients = {of.patient(info.slide_id, info.slide_fingerprint, whose.get(i, "")) for i, info in infos.items()}
+    unseen = sorted(set.intersection(*(set(of.unseen_by(patient)) for patient in patients)))
+    known = ", ".join(sorted(patients - {""}))
     if not unseen:
         raise SlideError(
-            f"{info.slide_id}: all models of the run were trained on this slide or its patient {known}, "
+            f"{next(iter(infos))}: all models of the run were trained on this slide or its patient {known}, "
             "so a prediction would look better than it is"
         )
     return bool(known), unseen
 
 
-def _novelty(training: TrainingSlides | None, embeddings: Embeddings) -> dict[str, Any]:
-    """How far the slide's mean embedding is from the training slides', 1 being the limit; empty if not known."""
+def _novelty(training: TrainingSlides | None, slides: Sequence[Embeddings]) -> dict[str, Any]:
+    """How far the bag's mean embedding is from the training slides', 1 being the limit; empty if not known."""
     if training is None:
         return {"distance": None, "unlike_training": None}
-    distance = training.distance(embeddings.features.mean(axis=0, dtype=np.float64))
+    features = np.concatenate([embeddings.features for embeddings in slides])
+    distance = training.distance(features.mean(axis=0, dtype=np.float64))
     return {"distance": distance, "unlike_training": distance > 1}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil.cohort.cohort import ID_SEPARATOR
 from mil.run.checkpoint import fold_folder
 from tiling.jobs.atomic import atomic_file, write_json
 from tiling.jobs.outcomes import without_folders
@@ -53,6 +54,14 @@ def read_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions.csv")
 
 
+def by_slide(predictions: pd.DataFrame) -> pd.DataFrame:
+    """A row for each slide: where rows are patients, each of a patient's slides has what is said of the patient."""
+    if "slide_id" in predictions:
+        return predictions
+    slides = predictions["slide_ids"].str.split(ID_SEPARATOR, regex=False)
+    return predictions.assign(slide_id=slides).explode("slide_id", ignore_index=True)
+
+
 def read_patient_predictions(run: Path) -> pd.DataFrame:
     return _read_csv(run / "predictions_patient.csv")
 
@@ -93,7 +102,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
-    text = ("slide_id", "patient_id", "label", "prediction", "split", "inner")
+    text = ("slide_id", "slide_ids", "patient_id", "label", "prediction", "split", "inner")
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     numbers = table.columns.difference(list(text))
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

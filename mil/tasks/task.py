@@ -36,6 +36,7 @@ class Target:
     event: str = ""  # column that says whether the event was seen at the end of the time in `column`
     order: str = ""  # grades from low to high, parted by commas
     entry: str = ""  # column that says when each slide's patient came under observation, where not at 0
+    bag: str = "slide"  # what has one such target: slide, or patient
 
     @property
     def columns(self) -> tuple[str, ...]:

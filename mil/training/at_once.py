@@ -12,6 +12,7 @@ import torch
 from mil.cohort.cohort import Cohort
 from mil.heads.bags import pack
 from mil.heads.head import OwnRecipe, TrainingSlides
+from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.model import Epoch, Kept, Model
 from tiling.jobs.errors import RequestError
@@ -22,13 +23,15 @@ def fit_at_once(head: OwnRecipe, cohort: Cohort, model: Model, config: TrainConf
     fold, task = model.fold, cohort.task
     slides = TrainingSlides(
         features=tuple(cohort.features[i] for i in fold.train),
-        labels=cohort.labels[fold.train],
+        labels=cohort.targets[fold.train],
         patient_ids=cohort.patient_ids[fold.train],
-        slide_ids=cohort.slide_ids[fold.train],
+        slide_ids=cohort.bag_ids[fold.train],
+        task=task,
     )
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, fold.repeat, fold.fold)))
     head.eval()
-    fitted = head.fit(slides, cohort.positive, rng)
+    positive = cohort.positive if isinstance(task, Classification) else None
+    fitted = head.fit(slides, positive, rng)
     if not math.isfinite(fitted.loss):
         raise RequestError(f"fold {fold.number + 1}: the loss of --head {config.head} is no longer a number")
     logits, judged = fitted.held_out, fold.train

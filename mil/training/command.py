@@ -22,7 +22,7 @@ from mil.cohort.leakage import audit
 from mil.cohort.splits import Fold, make_folds
 from mil.evaluation.compare import compare_runs, require_comparable
 from mil.evaluation.out_of_fold import evaluate_run
-from mil.heads.registry import judges_patches
+from mil.heads.registry import judges_patches, of_single_rows
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.report import write_report
@@ -93,7 +93,7 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
-    asked = Target(target, config.positive, config.task, config.event, config.order, config.entry)
+    asked = Target(target, config.positive, config.task, config.event, config.order, config.entry, config.bag)
     told = config.covariate_names()
     cohort = load_cohort(features, labels, asked, config.memory, scratch, told)
     config = _with_loss(config, cohort)
@@ -148,12 +148,26 @@ def _audited_folds(cohort: Cohort, config: TrainConfig) -> tuple[list[Fold], lis
     """All folds, and what the user should know. RequestError with all that was found, before any training."""
     try:
         folds = make_folds(cohort, config.split_plan())
-        noticed = [*cohort.warnings, *name_constant_features(cohort), *audit(cohort, folds)]
+        noticed = [*cohort.warnings, *_single_rows(cohort, config.head), *name_constant_features(cohort)]
+        noticed += audit(cohort, folds)
     except RequestError as error:
         raise RequestError("\n".join([str(error), *(f"warning: {line}" for line in cohort.warnings)])) from error
     used = np.unique(np.concatenate([part for fold in folds for part in (fold.train, fold.val, fold.test)]))
-    unused = cohort.slide_ids[np.setdiff1d(np.arange(len(cohort.slide_ids)), used)].tolist()
-    return folds, noticed + ([f"slides that are in no fold of {config.splits}, {shown(unused)}"] if unused else [])
+    unused = cohort.bag_ids[np.setdiff1d(np.arange(len(cohort.bag_ids)), used)].tolist()
+    return folds, noticed + (
+        [f"{config.bag}s that are in no fold of {config.splits}, {shown(unused)}"] if unused else []
+    )
+
+
+def _single_rows(cohort: Cohort, head: str) -> list[str]:
+    """What to know where each bag is one row. RequestError for a head that makes no sense there."""
+    if any(len(features) > 1 for features in cohort.features):
+        return []
+    said = f"each {'patient' if cohort.of_patients else 'slide'} is a single row of features"
+    try:
+        return [f"{said}: {worth}" for worth in [of_single_rows(head)] if worth]
+    except ValueError as error:
+        raise RequestError(f"{said}, and {error}") from error
 
 
 def _store_digests(cohort: Cohort) -> dict[str, str]:
@@ -226,8 +240,8 @@ def _split_table(cohort: Cohort, folds: Sequence[Fold]) -> pd.DataFrame:
             {
                 "repeat": fold.repeat,
                 "fold": fold.fold,
-                "slide_id": cohort.slide_ids[part],
-                "patient_id": cohort.patient_ids[part],
+                "slide_id": cohort.slide_ids[cohort.slides_of(part)],
+                "patient_id": cohort.patient_ids[cohort.bags_of(cohort.slides_of(part))],
                 "split": name,
                 "inner": inner,
             }

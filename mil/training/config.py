@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mil.cohort.split_plan import SplitPlan
+from mil.cohort.split_plan import BAGS, SplitPlan
 from mil.heads.registry import AUTO, HEADS
 from mil.tasks.registry import TASKS
 from tiling.jobs.command import setting
@@ -48,6 +48,7 @@ class TrainConfig:
     dropout: float = setting(0.25, "part of the inputs and of the embedding dropped in training, 0 to below 1")
     feature_limit: float = setting(8.0, "standard deviations from the mean to which features are limited; 0: none")
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
+    bag: str = setting("slide", "what has one label and is one bag: slide, or patient (all slides of a patient)")
     task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
     positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
     event: str = setting(
@@ -94,6 +95,8 @@ class TrainConfig:
             raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}, {AUTO}")
         if self.split not in ("patient", "site"):
             raise ValueError(f"split is {self.split!r}, expected patient or site")
+        if self.bag not in BAGS:
+            raise ValueError(f"bag is {self.bag!r}, expected {' or '.join(BAGS)}")
         if self.splits and self.split != "patient":
             raise ValueError("splits names a file and split asks for another way; give one of them")
         if self.track and self.track not in TRACKERS:

@@ -74,7 +74,7 @@ class Descent:
     def run(self, on_epoch: OnEpoch) -> None:
         """To the last epoch, or as far as patience goes. RequestError when a loss is no longer a number."""
         for number in range(1, self._config.epochs + 1):
-            order = epoch_order(self._config.seed, self._repeat, number, len(self._cohort.slide_ids))
+            order = epoch_order(self._config.seed, self._repeat, number, len(self._cohort.bag_ids))
             losses, worst = np.zeros(len(self._models)), np.full(len(self._models), -np.inf)
             worst_steps = [order[:0]] * len(self._models)
             for place, step in enumerate(np.array_split(order, self._steps)):
@@ -203,7 +203,7 @@ class Descent:
     def _set_parts(self) -> None:
         """Who learns from which slides (M, S), who is judged on which (M, S), the loss's terms (M, P)."""
         cohort = self._cohort
-        slides, folds = np.arange(len(cohort.slide_ids)), [model.fold for model in self._models]
+        slides, folds = np.arange(len(cohort.bag_ids)), [model.fold for model in self._models]
         self._in_train = np.stack([np.isin(slides, fold.train) for fold in folds])
         self._in_val = np.stack([np.isin(slides, fold.val) for fold in folds])
         terms = [cohort.task.loss_terms(cohort.targets[fold.train]) for fold in folds]
@@ -221,7 +221,7 @@ class Descent:
         """values (any, M), own (M, B): the models' slides among `slides` (B,)."""
         bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
         if len(bad):
-            names = ", ".join(self._cohort.slide_ids[slides[own[bad[0]]]])
+            names = ", ".join(self._cohort.bag_ids[slides[own[bad[0]]]])
             raise RequestError(
                 f"the loss is no longer a number in epoch {epoch}, with slides {names}; "
                 "look at their features, or lower --learning-rate"

@@ -14,6 +14,7 @@ from mil.cohort.splits import Fold
 from mil.pages import words
 from mil.run.checkpoint import Checkpoint
 from mil.run.tables import by_member, kept_epoch, read_metrics
+from mil.tasks.reports.figures import judged
 from mil.tasks.task import Task
 from mil.training.command import Trained
 from mil.training.plan import trained_heads
@@ -53,14 +54,16 @@ class Display(Watcher):
             self._print(f"warning: {notice}")
         cohort = session.cohort
         sizes = [len(f) for f in cohort.features]
+        bags = ", each patient one bag," if cohort.of_patients else ","
         self._print(
-            f"{len(sizes)} slides of {len(set(cohort.patient_ids))} patients, {min(sizes)} to {max(sizes)} patches "
-            f"(median {np.median(sizes):.0f}), {cohort.encoder['dim']} features from {cohort.encoder['encoder']}"
+            f"{len(cohort.slide_ids)} slides of {len(set(cohort.patient_ids))} patients{bags} {min(sizes)} to "
+            f"{max(sizes)} patches (median {np.median(sizes):.0f}), {cohort.encoder['dim']} features from "
+            f"{cohort.encoder['encoder']}"
         )
         self._print(cohort.task.describe(session.target, cohort.targets))
         first = self._folds[0]
         val = f"in {len(first.inner)} inner parts" if first.inner else f"val {len(first.val)}"
-        parts = f"train {len(first.train)}, {val}, test {len(first.test)} slides in the first"
+        parts = f"train {len(first.train)}, {val}, test {len(first.test)} {session.config.bag}s in the first"
         self._print(f"head {session.config.head} on {session.device}; {len(self._folds)} fold(s), {parts}")
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
@@ -164,7 +167,7 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     table.add_column(f"patients ({counts['patients']})", justify="right")
     levels = (metrics["slide"], metrics["patient"])
     for name, title in task.figure_titles.items():
-        if name in metrics["slide"]:
+        if name in judged(metrics):
             table.add_row(title, *(words.interval(level and level[name]) for level in levels))
     if "patch" in metrics:
         table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]), "")

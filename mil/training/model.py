@@ -57,5 +57,5 @@ class Model:
         """As history.csv has it."""
         table = pd.DataFrame([epoch.columns(cohort.task) for epoch in self.history])
         if self.worst_step:
-            table["worst_step"] = [" ".join(cohort.slide_ids[slides]) for slides in self.worst_step]
+            table["worst_step"] = [" ".join(cohort.bag_ids[slides]) for slides in self.worst_step]
         return table

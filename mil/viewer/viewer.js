@@ -73,7 +73,7 @@ async function openSlide(id) {
 function describe(slide) {
   get("title").textContent = slide.id;
   get("said").textContent = slide.said;
-  get("why").textContent = shown.size ? shown.why : "";
+  get("why").textContent = shown.size ? shown.why || shown.note || "" : "";
   get("controls").hidden = !shown.layers.length;
   get("outlines").hidden = !shown.annotation?.length;
   const scores = [...new Set(shown.layers.map(({score}) => score))];

@@ -1,7 +1,7 @@
 """What the slide viewer shows of a run: the list of slides, and each slide's scores as layers of tiles."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,11 @@ from mil.heads.registry import judges_patches
 from mil.maps.export import require_same_slide
 from mil.maps.extremes import extremes, patch_picture, said
 from mil.maps.grid import colour_scale, render, score_grid
-from mil.maps.scores import PatchScores, default_class, patch_scores
-from mil.run.attention import SlideAttention, attention_path, read_attention
+from mil.maps.scores import Kind, PatchScores, default_class, patch_scores
+from mil.run.attention import SlideAttention, attention_path, read_bag
 from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
-from mil.run.tables import read_predictions
+from mil.run.tables import by_slide, read_predictions
 from mil.tasks.registry import restored
 from mil.tasks.task import Task
 from mil.viewer.tiles import TILE_PX, zooms
@@ -39,7 +39,7 @@ def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
     Answers are means over the repeats that tested the slide; all but id and label, as the table has it, is null for
     other slides. `said` is a sentence on it, `brief` a line of the list.
     """
-    provenance, predictions = require_complete(run), read_predictions(run)
+    provenance, predictions = require_complete(run), by_slide(read_predictions(run))
     task, tested = restored(provenance), dict(list(predictions.groupby("slide_id")))
     return [
         {"id": row.slide_id, **_tested(tested[row.slide_id], task)}
@@ -79,6 +79,7 @@ class SlideView:
     bounds_l0: tuple[int, int, int, int] | None  # where the scanner saw tissue: x, y, width, height
     slide: SlideAttention | None = None
     why: str = ""
+    others: Sequence[SlideAttention] = ()  # of its bag
 
     @cached_property
     def layers(self) -> dict[tuple[str, str], PatchScores]:
@@ -87,13 +88,13 @@ class SlideView:
             return {}
         first = default_class(slide)
         names = sorted(slide.classes, key=lambda name: name != first)
-        layers = {(slide.task.patch_score, n): patch_scores(slide, "logit", n) for n in names}
-        layers["attention", ""] = patch_scores(slide, "attention")
+        asked: dict[tuple[str, str], tuple[Kind, str]] = {(slide.task.patch_score, n): ("logit", n) for n in names}
+        asked["attention", ""] = "attention", ""
         if slide.contributions is not None:
-            layers |= {("contribution", n): patch_scores(slide, "contribution", n) for n in names}
+            asked |= {("contribution", n): ("contribution", n) for n in names}
         if slide.class_attention is not None:
-            layers |= {("attention of a class", n): patch_scores(slide, "attention", n) for n in names}
-        return layers
+            asked |= {("attention of a class", n): ("attention", n) for n in names}
+        return {layer: patch_scores(slide, *of, others=self.others) for layer, of in asked.items()}
 
     def description(self) -> dict[str, Any]:
         """What the page needs to know, as JSON. Raises SlideError where the annotation cannot be read."""
@@ -101,6 +102,10 @@ class SlideView:
         view: dict[str, Any] = {"id": self.row.slide_id, "size": self.size_l0, "tile": TILE_PX, "mpp": self.mpp}
         view |= {"zooms": zooms(self.size_l0), "why": self.why, "layers": [], "bounds": self.bounds_l0}
         view["annotation"] = [[ring.tolist() for ring in polygon] for polygon in polygons]
+        if self.slide is not None and self.slide.patient_id:
+            view["note"] = (
+                f"{self.slide.share:.0%} of the attention of patient {self.slide.patient_id} is in this slide."
+            )
         if self.slide is not None:
             view["side"] = self.slide.patch_size_l0
             view["layers"] = [_describe(*name, scores, self.slide) for name, scores in self.layers.items()]
@@ -137,7 +142,9 @@ def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
         return replace(view, why=f"The head {head} says nothing of a single patch, so there is no map.")
     if not path.exists():
         return replace(view, why="The run did not test this slide, so there is no map.")
-    slide = read_attention(path)
+    slide, *others = read_bag(run, row.slide_id)
+    if len(slide.attention) == 1 and not slide.patch_size_l0:
+        return replace(view, why="Its features are one row, a vector of the whole slide, so there is no map.")
     if not slide.patch_size_l0:
         return replace(view, why="Its features do not say how large a patch is, so there is no map.")
     try:
@@ -145,7 +152,7 @@ def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
         require_same_slide(row.path, source, slide, slide_fingerprint(row.path) if expected else "", expected)
     except SlideError as error:
         return replace(view, why=f"There is no map: {error}")
-    return replace(view, mpp=mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide=slide)
+    return replace(view, mpp=mpp if math.isnan(slide.mpp_l0) else slide.mpp_l0, slide=slide, others=others)
 
 
 def _describe(score: str, of_class: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from mil.pages.parts import (
 )
 from mil.pages.words import Figure
 from mil.pages.words import interval as in_short
-from mil.tasks.reports.figures import cards, cautions, every_figure, title
+from mil.tasks.reports.figures import cards, cautions, every_figure, judged, title
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "auroc": (
@@ -79,14 +79,14 @@ def classification_sections(
     return [
         Section("Result", (_headline(metrics), *_in_words(metrics, positive), every_figure(metrics, FIGURES))),
         Section("Ranking", _ranking(scores)),
-        Section("Labels", (*_confusion(predictions, classes, positive), *_by_class(metrics["slide"], classes))),
+        Section("Labels", (*_confusion(predictions, classes, positive), *_by_class(judged(metrics), classes))),
         Section("Probabilities", (Figures((_calibration(calibration_bins(scores), positive),)),)),
     ]
 
 
 def _headline(metrics: Mapping[str, Any]) -> Cards:
     """The few numbers that matter."""
-    shown = cards(metrics["slide"], _HEADLINE, FIGURES)
+    shown = cards(judged(metrics), _HEADLINE, FIGURES)
     if "patch" in metrics:
         shown.append(Card("accuracy on copied patch labels", number(metrics["patch"]["accuracy"])))
     return Cards(tuple(shown))
@@ -94,7 +94,7 @@ def _headline(metrics: Mapping[str, Any]) -> Cards:
 
 def _in_words(metrics: Mapping[str, Any], positive: str | None) -> list[Paragraph]:
     """What the numbers say, and what to keep in mind."""
-    return [Paragraph(line) for line in [*_auroc_said(metrics["slide"]["auroc"], positive), *cautions(metrics)]]
+    return [Paragraph(line) for line in [*_auroc_said(judged(metrics)["auroc"], positive), *cautions(metrics)]]
 
 
 def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:

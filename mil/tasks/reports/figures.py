@@ -20,16 +20,24 @@ def cards(figures: Mapping[str, Figure], names: Sequence[str], meanings: Meaning
     return [Card(title(name, meanings), number(figures[name])) for name in names if name in figures]
 
 
+def judged(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of slides, or of patients where these are the bags."""
+    figures: dict[str, Any] = metrics["slide"] or metrics["patient"]
+    return figures
+
+
 def cautions(metrics: Mapping[str, Any]) -> list[str]:
     """What to keep in mind; metrics: of metrics.json."""
     lines = [
         "All intervals draw the patients again and take the models of the folds as they are: how much another training "
         "set, split or seed would change is not in them."
     ]
+    if not metrics["slide"]:
+        lines.insert(0, "All slides of a patient are one bag: what this page says of slides, it says of patients.")
     counts = metrics["counts"]
     if counts["patients"] < _FEW_PATIENTS:
         lines.append(f"Only {counts['patients']} patients: another cohort can give quite another result.")
-    figures = [figure for figure in metrics["slide"].values() if is_figure(figure) and figure["low"] is not None]
+    figures = [figure for figure in judged(metrics).values() if is_figure(figure) and figure["low"] is not None]
     if any(figure["low"] == figure["high"] for figure in figures):
         lines.append("An interval without width means that no error of this kind was seen, not that there is none.")
     if counts["repeats"] > 1:

@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 from mil.metrics.bootstrap import Floats
 from mil.pages.parts import Cards, Cell, Heading, Matrix, Paragraph, Section, Table, number
-from mil.tasks.reports.figures import cards, cautions, every_figure
+from mil.tasks.reports.figures import cards, cautions, every_figure, judged
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "kappa": ("quadratic kappa", "agreement beyond chance; far off counts more than near; 0 is chance, 1 is perfect"),
@@ -28,7 +28,7 @@ _HEADLINE = ("kappa", "mae", "within_one", "auroc")
 
 def ordinal_sections(grades: Sequence[str], metrics: Mapping[str, Any], predictions: pd.DataFrame) -> list[Section]:
     """The result in short first, then what is behind it. metrics, predictions: of metrics.json and predictions.csv."""
-    slide = metrics["slide"]
+    slide = judged(metrics)
     said = [Paragraph(line) for line in [*_in_words(slide), *cautions(metrics)]]
     counts = confusion_matrix(predictions["label"], predictions["prediction"], labels=grades)  # (K, K)
     share: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

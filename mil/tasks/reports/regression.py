@@ -11,7 +11,7 @@ from mil.metrics.regression import numbers_of
 from mil.pages.chart import Chart
 from mil.pages.parts import Cards, Figures, Paragraph, Picture, Section
 from mil.pages.words import interval as in_short
-from mil.tasks.reports.figures import cards, cautions, every_figure
+from mil.tasks.reports.figures import cards, cautions, every_figure, judged
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "mae": ("MAE", "mean absolute error, in the target's own unit; 0 is perfect"),
@@ -29,7 +29,7 @@ _MOST_DOTS = 1500
 
 def regression_sections(column: str, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> list[Section]:
     """The result in short first, then what is behind it. metrics, predictions: of metrics.json and predictions.csv."""
-    slide = metrics["slide"]
+    slide = judged(metrics)
     said = [Paragraph(line) for line in [*_in_words(column, slide), *cautions(metrics)]]
     return [
         Section("Result", (Cards(tuple(cards(slide, _HEADLINE, FIGURES))), *said, every_figure(metrics, FIGURES))),
@@ -59,7 +59,7 @@ def _scatter(column: str, predictions: pd.DataFrame, slide: Mapping[str, Any]) -
         line = np.linspace(*ends, 101)
         chart.band(line, line - half, line + half, "c0")
     chart.guide(ends, ends)
-    names, shown = predictions["slide_id"].to_numpy(str), _spread(truth)
+    names, shown = predictions.iloc[:, 0].to_numpy(str), _spread(truth)
     for i in shown:
         chart.dot(truth[i], said[i], "c0", 2.5, f"{names[i]}: labelled {truth[i]:.4g}, predicted {said[i]:.4g}")
     some = f" {len(shown):,} of {len(truth):,} slides are drawn." if len(shown) < len(truth) else ""

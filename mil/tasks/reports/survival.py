@@ -21,7 +21,7 @@ from mil.metrics.survival import (
 from mil.pages.chart import Chart
 from mil.pages.parts import Cards, Cell, Figures, Heading, Paragraph, Part, Picture, Section, Table
 from mil.pages.words import p_value
-from mil.tasks.reports.figures import cards, cautions, every_figure
+from mil.tasks.reports.figures import cards, cautions, every_figure, judged
 
 FIGURES = {  # name in metrics.json: title, and what it means
     "c_index": (
@@ -55,7 +55,7 @@ def survival_sections(
     column: str, times: Sequence[float], metrics: Mapping[str, Any], predictions: pd.DataFrame, bootstrap: Bootstrap
 ) -> list[Section]:
     """The result in short first, then what is behind it. metrics, predictions: of metrics.json and predictions.csv."""
-    slide = metrics["slide"]
+    slide = judged(metrics)
     weights = draw_weights(predictions["patient_id"].tolist(), bootstrap.draws, bootstrap.seed)
     followed, said = followed_of(predictions), predicted_of(predictions, times)
     words = [Paragraph(line) for line in [*_in_words(slide), *cautions(metrics)]]

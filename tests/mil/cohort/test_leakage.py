@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.cohort.cohort import load_cohort
+from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.leakage import audit, near_identical
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import Fold, make_folds
@@ -133,4 +133,5 @@ def test_no_false_alarm_on_real_bags(data, name):
     features = _tensors(own[columns].to_numpy() for _, own in table.groupby("bag"))
     assert near_identical(features) == {}
     infos = tuple(SimpleNamespace(store_digest="unknown", slide_fingerprint="") for _ in features)
-    assert audit(SimpleNamespace(features=features, infos=infos), []) == []
+    ids = np.arange(len(features)).astype(str)
+    assert audit(Cohort(ids, ids, None, ids, None, None, features, (), infos, "", "", (), {}, ()), []) == []

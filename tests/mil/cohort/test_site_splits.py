@@ -1,16 +1,16 @@
 """Whole sites and whole patients in every test fold, evenly dealt; the user's own splits; clear refusals."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mil.cohort.cohort import Cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
 from mil.run.checkpoint import fold_numbers
+from mil.tasks.classification import Classification
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -20,15 +20,9 @@ SITE = SplitPlan(split="site", folds=3)
 
 def _cohort(sites, labels, patients=None):
     ids = np.array([f"s{i:03d}" for i in range(len(sites))])
-    return SimpleNamespace(
-        slide_ids=ids,
-        patient_ids=ids if patients is None else np.array(patients),
-        labels=np.array(labels),
-        strata=(np.array(labels), ("normal", "tumour")),
-        splits=None,
-        sites=np.array(sites),
-        left_out={},
-    )
+    whose, targets = ids if patients is None else np.array(patients), np.array(labels)
+    task = Classification(("normal", "tumour"), 1)
+    return Cohort(ids, whose, task, targets, None, np.array(sites), (), (), (), "", "", (), {}, ())
 
 
 APART = np.repeat([0, 1], 12), ("normal", "tumour")

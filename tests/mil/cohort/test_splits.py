@@ -1,25 +1,23 @@
 """Whole patients on one side, both classes in every part, the same split for the same seed."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mil.cohort.cohort import Cohort
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
+from mil.tasks.classification import Classification
 from tiling.jobs.errors import RequestError
 
 
 def _cohort(patients, labels, splits=None, classes=("normal", "tumour")):
-    return SimpleNamespace(
-        slide_ids=np.array([f"s{i}" for i in range(len(patients))]),
-        patient_ids=np.array(patients),
-        labels=np.array(labels),
-        strata=(np.array(labels), classes),
-        splits=None if splits is None else np.array(splits),
-    )
+    ids, splits = np.array([f"s{i}" for i in range(len(patients))]), None if splits is None else np.array(splits)
+    task, targets = Classification(classes, 1), np.array(labels)
+    return Cohort(ids, np.array(patients), task, targets, splits, None, (), (), (), "", "", (), {}, ())
 
 
 def _balanced(n=40, per_patient=2):
@@ -99,16 +97,16 @@ def test_inner_folds_are_for_small_cohorts_that_hold_something_out():
     assert SplitPlan(inner_folds=3, val_fraction=0).inner_parts(9999) == 3
     assert [len(fold.inner) for fold in make_folds(_balanced(80), SplitPlan(inner_folds=1))] == [0] * 5
     given = _balanced()
-    given.splits = np.array(["train"] * 24 + ["val"] * 8 + ["test"] * 8)
+    given = replace(given, splits=np.array(["train"] * 24 + ["val"] * 8 + ["test"] * 8))
     assert not make_folds(given, SplitPlan(inner_folds=5))[0].inner
-    given.splits = np.array(["train"] * 32 + ["test"] * 8)
+    given = replace(given, splits=np.array(["train"] * 32 + ["test"] * 8))
     assert len(make_folds(given, SplitPlan(inner_folds=5))[0].inner) == 5
 
 
 def test_the_column_split_is_the_single_fold():
     splits = ["train"] * 24 + ["val"] * 8 + ["test"] * 8
     cohort = _balanced()
-    cohort.splits = np.array(splits)
+    cohort = replace(cohort, splits=np.array(splits))
     (fold,) = make_folds(cohort, SplitPlan())
     assert [cohort.splits[part].tolist() for part in (fold.train, fold.val, fold.test)] == [
         ["train"] * 24,
@@ -119,7 +117,7 @@ def test_the_column_split_is_the_single_fold():
 
 def test_val_is_taken_from_train_where_the_column_has_none():
     cohort = _balanced()
-    cohort.splits = np.array(["train"] * 32 + ["test"] * 8)
+    cohort = replace(cohort, splits=np.array(["train"] * 32 + ["test"] * 8))
     (fold,) = make_folds(cohort, SplitPlan())
     assert fold.test.tolist() == list(range(32, 40))
     assert len(fold.val) == 8 and sorted([*fold.train, *fold.val]) == list(range(32))
@@ -135,7 +133,7 @@ def test_val_is_taken_from_train_where_the_column_has_none():
 )
 def test_a_fixed_split_that_would_mislead_is_refused(splits, message):
     cohort = _balanced()
-    cohort.splits = np.array(splits)
+    cohort = replace(cohort, splits=np.array(splits))
     with pytest.raises(RequestError, match=message):
         make_folds(cohort, SplitPlan())
 

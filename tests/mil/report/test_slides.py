@@ -28,11 +28,12 @@ def predictions():
 
 def test_one_row_a_slide_the_highest_loss_first(predictions):
     bad, torn, good = slides_by_loss(TASK, predictions, ())
-    assert [row.slide_id for row in (bad, torn, good)] == ["bad", "torn", "good"]
+    assert [row.name for row in (bad, torn, good)] == ["bad", "torn", "good"]
     assert (torn.shown, torn.wrong, torn.rows, torn.folds) == (pytest.approx(0.5), 1, 2, "2, 2")
     assert torn.loss == pytest.approx(-(math.log(0.6) + math.log(0.4)) / 2)
     assert bad.loss == pytest.approx(-(math.log(1e-7) + math.log(0.5)) / 2)  # finite where the probability is 0
-    assert (good.patient, good.label, good.prediction, good.folds, good.pictures) == ("p1", "b", "b", "1, 2", ())
+    assert (good.other, good.label, good.prediction, good.folds) == ("p1", "b", "b", "1, 2")
+    assert [slide.pictures for slide in good.slides] == [()]
 
 
 def _page(out, predictions) -> str:

@@ -16,13 +16,14 @@ from mil.heads.committee import joined
 from mil.heads.head import HeadShape
 from mil.heads.registry import build_head
 from mil.metrics.bootstrap import Bootstrap
-from mil.run.attention import attention_path, read_attention
+from mil.run.attention import attention_path, read_attention, read_bag
 from mil.run.checkpoint import Checkpoint, fold_folder, fold_numbers, read_checkpoint, write_fold
 from mil.run.ensemble import load_ensemble, load_head, predict_slide
-from mil.run.layout import clear, clear_temporaries, require_complete, write_provenance
+from mil.run.layout import bags_of, clear, clear_temporaries, require_complete, write_provenance
 from mil.run.novelty import read_training_slides
 from mil.run.tables import (
     by_member,
+    by_slide,
     read_history,
     read_metrics,
     read_patient_predictions,
@@ -156,10 +157,10 @@ def test_the_golden_runs_of_further_kinds(kind, covariates, expected):
 
 
 def test_another_version_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v5")
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v6")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 5}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 5, this program reads version 4"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 6}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 6, this program reads version 5"):
         require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):
@@ -267,3 +268,19 @@ def test_a_fold_of_several_members_is_read_back(tmp_path):
     bags = pack([torch.randn(5, 3), torch.randn(2, 3)])
     parts = [w * head(bags).logits for w, head in zip(weights, model.heads, strict=True)]
     torch.testing.assert_close(model(bags).logits, sum(parts) + offset)
+
+
+def test_the_golden_run_of_version_5():
+    """Patients as bags: a row a patient, attention by slide."""
+    golden = GOLDEN.parent / "run-v5"
+    assert bags_of(golden) == "patient" and bags_of(GOLDEN) == bags_of(GOLDEN.parent / "run-v4") == "slide"
+    predictions, metrics = read_predictions(golden), read_metrics(golden)
+    assert list(predictions)[:4] == ["patient_id", "slide_ids", "repeat", "fold"] and len(predictions) == 12
+    assert by_slide(predictions)["slide_id"].tolist() == [f"s{i:02d}" for i in range(24)]
+    assert read_patient_predictions(golden)["slides"].tolist() == [2] * 12 and len(read_splits(golden)) == 48
+    assert metrics["slide"] is None and metrics["counts"]["slides"] == 24
+    own, other = read_bag(golden, "s03")
+    assert (own.slide_id, other.slide_id, own.patient_id, own.bag) == ("s03", "s02", "p01", "s02|s03")
+    assert own.share + other.share == pytest.approx(1, abs=1e-6) and own.share == pytest.approx(0.573673, abs=1e-5)
+    ensemble, features = load_ensemble(golden, "cpu"), torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    assert [ensemble.ask(m, features).answer[1] for m in (0, 1)] == pytest.approx([0.5511369, 0.5067479], abs=1e-6)

@@ -1,0 +1,89 @@
+"""What a patient's label loses when it is copied to each of his slides: slides as bags against patients as bags.
+
+Generated cohorts of three slides a patient, 40 patches of 24 features each. Positive patients have tumour in one slide
+of three, in a tenth of its patches, which lie --shift deviations away; patients differ from each other as well. Both
+ways have the same patients in the same folds. A patient's answer is the mean over slides, their highest, or
+that of the bag; AUROCs by patient, out of fold, and their paired difference over seeds (mean, 95 % interval by t).
+
+    python tests/benchmarks/accuracy_patients.py [--seeds 6] [--patients 60] [--head gated-abmil] [--shift 3.5]
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from mil import train
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+from planted_cohorts import write_features
+
+SLIDES, PATCHES, DIM, WITNESS = 3, 40, 24, 0.1
+WAYS = ("slides, mean over a patient's", "slides, highest of a patient's", "patients")
+
+
+def make_cohort(folder: Path, patients: int, shift: float, seed: int) -> Path:
+    """Feature files in `folder`, and their slide table."""
+    rng, rows = np.random.default_rng(seed), []
+    direction = rng.normal(size=DIM)
+    direction *= shift / np.linalg.norm(direction)
+    for p in range(patients):
+        own, tumour = 0.5 * rng.normal(size=DIM), p % 2
+        for s in range(SLIDES):
+            features = rng.normal(size=(PATCHES, DIM)) + own
+            if tumour and s == 0:
+                features[: round(WITNESS * PATCHES)] += direction
+            write_features(folder, f"p{p:03d}-{s}", rng.permutation(features))
+            rows.append((f"p{p:03d}-{s}", f"p{p:03d}", ("normal", "tumour")[tumour]))
+    table = folder / "slides.csv"
+    pd.DataFrame(rows, columns=["slide_id", "patient_id", "diagnosis"]).to_csv(table, index=False)
+    return table
+
+
+def aurocs(folder: Path, head: str, patients: int, shift: float, seed: int) -> list[float]:
+    """By patient, one a way."""
+    table = make_cohort(folder / "features", patients, shift, seed)
+    told = dict(head=head, seed=seed, bootstrap=100, device="cpu")
+    of_patients = train(table.parent, table, "diagnosis", folder / "patients", bag="patient", **told)
+    splits = str(of_patients.path / "splits.csv")
+    of_slides = train(table.parent, table, "diagnosis", folder / "slides", splits=splits, **told)
+    by_patient = of_slides.predictions.groupby("patient_id").agg(
+        label=("label", "first"), highest=("prob_tumour", "max")
+    )
+    mean = of_slides.patient_predictions.set_index("patient_id")["prob_tumour"]
+    bags = of_patients.predictions.set_index("patient_id")["prob_tumour"]
+    truth = by_patient["label"] == "tumour"
+    said = (mean, by_patient["highest"], bags)
+    return [float(roc_auc_score(truth, of.reindex(by_patient.index))) for of in said]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--patients", type=int, default=60)
+    parser.add_argument("--head", default="gated-abmil")
+    parser.add_argument("--shift", type=float, default=3.5)
+    arguments = parser.parse_args()
+    found = []
+    for seed in range(arguments.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(aurocs(Path(folder), arguments.head, arguments.patients, arguments.shift, seed))
+        print(f"seed {seed}: " + ", ".join(f"{way} {value:.3f}" for way, value in zip(WAYS, found[-1], strict=True)))
+    table = np.array(found)  # (seeds, ways)
+    print("\n| bags | patient AUROC, mean over seeds | lowest to highest | lost against patients as bags |")
+    print("| --- | --- | --- | --- |")
+    for at, way in enumerate(WAYS):
+        own, lost = table[:, at], table[:, -1] - table[:, at]
+        half = stats.t.ppf(0.975, len(lost) - 1) * lost.std(ddof=1) / np.sqrt(len(lost))
+        said = "–" if at == len(WAYS) - 1 else f"{lost.mean():.3f} ({lost.mean() - half:.3f}–{lost.mean() + half:.3f})"
+        print(f"| {way} | {own.mean():.3f} | {own.min():.3f}–{own.max():.3f} | {said} |")
+
+
+if __name__ == "__main__":
+    main()
