@@ -5,6 +5,7 @@ from typing import Any
 
 from mil.pages import words
 from mil.pages.parts import Cell, Paragraph, Section, Table, number
+from mil.tasks.reports.figures import judged
 from mil.tasks.task import Task
 
 
@@ -15,7 +16,7 @@ def covariates_section(task: Task, names: Sequence[str], metrics: Mapping[str, A
         "the slide alone": ("What the columns add", metrics["against_slide"]),
         f"{told} alone": ("What the slide adds", metrics["against_columns"]),
     }
-    rows: list[tuple[Cell, ...]] = [(f"the slide and {told}", number(metrics["slide"][headline]))]
+    rows: list[tuple[Cell, ...]] = [(f"the slide and {told}", number(judged(metrics)[headline]))]
     rows += [(name, number(against[headline])) for name, (_, against) in alone.items()]
     differences = [
         Paragraph(f"{what}: {words.difference_sentence(against, title, name, against[headline]['value'])}.")

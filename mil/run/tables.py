@@ -47,7 +47,9 @@ def write_predictions(run: Path, slides: pd.DataFrame, patients: pd.DataFrame) -
 
 def write_alone(run: Path, name: str, table: pd.DataFrame) -> None:
     """Predictions by a part of what the run's models are told, `slide` or `columns`."""
-    write_table(run / f"predictions_{name}_alone.csv", table.sort_values(["repeat", "slide_id"], ignore_index=True))
+    write_table(
+        run / f"predictions_{name}_alone.csv", table.sort_values(["repeat", table.columns[0]], ignore_index=True)
+    )
 
 
 def read_predictions(run: Path) -> pd.DataFrame:
