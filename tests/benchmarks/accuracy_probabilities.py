@@ -6,10 +6,10 @@ the mean probability (true: the prevalence), the Brier score beside that of alwa
 calibration over all of them (1: neither too sure nor too shy; Cox 1958), the AUROC. Then UCSB breast (as
 accuracy_ucsb.py embeds it) with 5 of its 26 malignant images, out of fold, mean over draws of these five.
 
-    python tests/benchmarks/accuracy_probabilities.py [HEAD ...]      default gated-abmil mean bag-stats
+    python tests/benchmarks/accuracy_probabilities.py [--heads gated-abmil,mean,bag-stats] [--cases 0.05,ucsb]
 """
 
-import sys
+import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
 
 CPU = torch.device("cpu")
-PREVALENCES, DRAWS = (0.05, 0.1, 0.5, 0.9), (10, 11)  # the priors of the calibration were chosen on others
+DRAWS = (10, 11)  # the priors of the calibration were chosen on others
 SLIDES, NEW, DIM = 300, 1000, 24
 KINDS = {  # of generated cohorts: patches a slide, share that shows, by how many deviations
     "few": (10, 0.1, 4.0),
@@ -113,19 +113,27 @@ def thinned(cohort: Cohort, positives: int, seed: int) -> Cohort:
     )
 
 
-def main(heads: tuple[str, ...]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", default="gated-abmil,mean,bag-stats")
+    parser.add_argument("--cases", default="0.05,0.1,0.5,0.9,ucsb", help="prevalences, and ucsb")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    ucsb = embedded_ucsb() if DATA.is_dir() else None
     print("| head | prevalence | mean probability | Brier | of the prevalence | slope | AUROC |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for head in heads:
-        for share in PREVALENCES:
-            row("", share, (drawn("few", SLIDES, seed, share) for seed in DRAWS), TrainConfig(head=head, inner_folds=5))
-        if ucsb:
-            cohorts = [thinned(ucsb, 5, seed) for seed in DRAWS]
-            share = float(np.mean(cohorts[0].labels == ucsb.positive))
-            row("UCSB, ", share, cohorts, TrainConfig(head=head, folds=3))
+    for case in given.cases.split(","):
+        if case == "ucsb" and not DATA.is_dir():
+            continue
+        if case == "ucsb":
+            images = embedded_ucsb()
+            cohorts = [thinned(images, 5, seed) for seed in DRAWS]
+            name, share = "UCSB, ", float(np.mean(cohorts[0].labels == images.positive))
+        else:
+            name, share = "", float(case)
+            cohorts = [drawn("few", SLIDES, seed, share) for seed in DRAWS]
+        for head in given.heads.split(","):
+            row(name, share, cohorts, TrainConfig(head=head, folds=3, inner_folds=5))
 
 
 if __name__ == "__main__":
-    main(tuple(sys.argv[1:]) or ("gated-abmil", "mean", "bag-stats"))
+    main()

@@ -46,4 +46,4 @@ def test_probabilities_are_true(cohort, head, monkeypatch):
     slope = LogisticRegression(C=np.inf).fit(np.log(p / (1 - p))[:, None], truth).coef_[0, 0]
     assert p.mean() == pytest.approx(truth.mean(), abs=0.03)  # of one cohort
     assert np.square(p - truth).mean() < 0.9 * truth.mean() * (1 - truth.mean())
-    assert 0.8 < slope < 1.25
+    assert 0.7 < slope < 1.4  # 0.8 to 1.25 over several
