@@ -100,8 +100,8 @@ def train_mil(
     if config.compare:
         notices += require_comparable(Path(config.compare), cohort, folds)
     memory = "mapped" if config.memory == "auto" else config.memory  # a machine may have several workers
-    table = labels.absolute() if isinstance(labels, Path) else labels
-    load = partial(load_cohort, features.absolute(), table, asked, memory, scratch.absolute())
+    there = labels.absolute() if isinstance(labels, Path) else labels
+    load = partial(load_cohort, features.absolute(), there, asked, memory, scratch.absolute())
     session = Session(cohort, folds, target, config, device, out, load)
     watcher.start(session, notices)
     try:
