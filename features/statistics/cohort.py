@@ -2,6 +2,7 @@
 
     encoder, weights_sha256    whose feature files are counted
     slides                     how many of them have statistics
+    files                      feature files that were in the folder, whoever made them
     tissue_pixels              of all their patches
     pixel_mean, pixel_std      RGB in 0..1 over these pixels
     encoder_mean, encoder_std  what the encoder subtracts and divides by
@@ -40,7 +41,8 @@ def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
     slides = (_statistics(path, encoder) for path in sorted(out.glob("*.h5")))
     found = [slide for slide in slides if slide is not None and slide.tissue_pixels]
     if found:
-        write_json(out / "statistics.json", cohort_statistics(found, encoder))
+        files = len(list(out.glob("*.h5")))
+        write_json(out / "statistics.json", {**cohort_statistics(found, encoder), "files": files})
 
 
 def _is_current(out: Path, encoder: Encoder) -> bool:
@@ -50,10 +52,10 @@ def _is_current(out: Path, encoder: Encoder) -> bool:
         said = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
         with os.scandir(out) as entries:
             times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".h5")]
-        counted = {key: said[key] for key in ("format", "version", "weights_sha256", "slides")}
+        counted = {key: said[key] for key in ("format", "version", "weights_sha256", "files")}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    same = {"format": FORMAT, "version": VERSION, "weights_sha256": encoder.weights_sha256, "slides": len(times)}
+    same = {"format": FORMAT, "version": VERSION, "weights_sha256": encoder.weights_sha256, "files": len(times)}
     return counted == same and max(times, default=0) < made
 
 
