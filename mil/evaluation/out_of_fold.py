@@ -121,6 +121,8 @@ def _metrics(cohort: Cohort, slides: pd.DataFrame, patients: pd.DataFrame, boots
         },
         "folds": by_fold(task, slides, bootstrap),
     }
+    if (found := task.found(slides)) is not None:
+        result["found"] = found
     mixed = sorted(set(patients.loc[patients["label"] == "", "patient_id"]))
     if mixed:
         reason = f"slides of one patient carry different labels ({len(mixed)} patients, {mixed[0]} among them)"

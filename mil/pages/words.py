@@ -45,6 +45,16 @@ def p_value(p: float | None) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
+def found_sentence(found: Mapping[str, Any]) -> str:
+    """What the test of mil.metrics.found says; found: p and found."""
+    if found["p"] is None:
+        return "Whether anything was found cannot be tested: no fold has test patients of both labels."
+    test = f"({p_value(found['p'])}; Mann–Whitney test of the test patients in each fold, joined by Cauchy combination)"
+    if found["found"]:
+        return f"Found something: positive test patients stand higher than chance puts them {test}."
+    return f"Nothing found: chance alone may well put the test patients in this order {test}."
+
+
 def difference_sentence(against: Figure, figure: str, name: str, other: float) -> str:
     """One sentence on a difference of a `figure` with its p values, from the `other` that `name` reached."""
     delong = "" if against.get("p_delong") is None else f"; DeLong {p_value(against['p_delong'])}"

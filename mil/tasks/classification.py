@@ -14,6 +14,7 @@ from torch import Tensor
 from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights, interval
 from mil.metrics.classification import evaluate, macro_auroc
 from mil.metrics.difference import auroc_difference
+from mil.metrics.found import found
 from mil.pages.parts import Section
 from mil.tasks.calibration import calibrated, class_shares, fit_calibration
 from mil.tasks.linear_probe import chosen_probe
@@ -166,6 +167,10 @@ class Classification(Task):
 
     def counts(self, table: pd.DataFrame) -> dict[str, Any]:
         return {"slides_of_class": {name: int((table["label"] == name).sum()) for name in self.classes}}
+
+    def found(self, table: pd.DataFrame) -> dict[str, Any] | None:
+        """See mil.metrics.found; for two classes."""
+        return None if self.positive is None else found(table, self.value_columns[self.positive], self.positive_name)
 
     def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
         found = auroc_difference(table, other, self.classes, self.positive, bootstrap.draws, bootstrap.seed)

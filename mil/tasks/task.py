@@ -187,6 +187,10 @@ class Task(ABC):
     def counts(self, table: pd.DataFrame) -> dict[str, Any]:
         """What metrics.json says of the slides (one row a slide) besides their number."""
 
+    def found(self, table: pd.DataFrame) -> dict[str, Any] | None:
+        """Whether a prediction table shows more than chance, and its p value; None where there is no such test."""
+        return None
+
     @abstractmethod
     def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
         """How the headline figure differs from that of another table on the same slides, paired by patient.

@@ -35,7 +35,7 @@ from mil.pages.parts import (
     Table,
     number,
 )
-from mil.pages.words import Figure
+from mil.pages.words import Figure, found_sentence
 from mil.pages.words import interval as in_short
 from mil.tasks.reports.figures import cards, cautions, every_figure, judged, title
 
@@ -94,7 +94,8 @@ def _headline(metrics: Mapping[str, Any]) -> Cards:
 
 def _in_words(metrics: Mapping[str, Any], positive: str | None) -> list[Paragraph]:
     """What the numbers say, and what to keep in mind."""
-    return [Paragraph(line) for line in [*_auroc_said(judged(metrics)["auroc"], positive), *cautions(metrics)]]
+    found = [found_sentence(metrics["found"])] if "found" in metrics else []
+    return [Paragraph(line) for line in [*found, *_auroc_said(judged(metrics)["auroc"], positive), *cautions(metrics)]]
 
 
 def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
