@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Guess = dict[int, Floats]  # by slide, not of all: scores (Q, N) of its patches, by each learner
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Attention that starts at random averages ten positive patches in five thousand a
 nothing starts at random:
 
 1. Each slide is centred and scaled by its own patches, so that stain and scanner, which move all of them, do not count.
-2. Two first guesses say which patches are of a kind that negative slides do not have (mil.heads.search.starts): by
-   nearest neighbours in other slides, which needs few slides, and by local discriminants, which finds kinds that
-   overlap with normal ones and needs many patches.
+2. First guesses say which patches are of a kind that negative slides do not have (mil.heads.search): by neighbours in
+   other slides, which needs few slides, and by local discriminants, which find kinds that overlap with normal ones and
+   need many patches.
 3. A linear discriminant of the best three or ten patches of each positive slide against negative ones is learned from
    each guess, again and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
 4. All of this is done five times without a fifth of the patients, whose slides are scored then. On these scores stand
@@ -33,8 +33,9 @@ from torch import Tensor
 from mil.heads.bags import Bags
 from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
 from mil.heads.search.learners import Learners
+from mil.heads.search.local_discriminants import cell_counts, local_discriminants
+from mil.heads.search.neighbours import neighbours
 from mil.heads.search.refinement import TOPS, Refinement, Slide
-from mil.heads.search.starts import cell_counts, local_discriminants, neighbours
 from tiling.jobs.errors import RequestError
 
 _PARTS = 5  # of the cross-fit

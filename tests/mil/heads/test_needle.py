@@ -1,5 +1,7 @@
 """The head needle finds few patches among many through the whole of train-mil, and does so the same way each time."""
 
+import html
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,12 +11,17 @@ from sklearn.metrics import roc_auc_score
 from mil.heads.bags import pack
 from mil.heads.head import HeadShape, TrainingSlides
 from mil.heads.registry import build_head
-from mil.heads.search import refinement, starts
+from mil.heads.search import neighbours as by_neighbours
+from mil.heads.search import refinement
 from mil.heads.search.learners import Learners
+from mil.heads.search.local_discriminants import _without_each_patient, local_discriminants
+from mil.heads.search.neighbours import neighbours
+from mil.pages.words import found_sentence
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import Checkpoint, read_checkpoint
 from mil.run.ensemble import load_head
 from mil.run.predict import predict_folder
+from mil.run.tables import read_metrics
 from mil.tasks.classification import Classification
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
@@ -90,7 +97,7 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
         patch.setattr(refinement, "_ROUNDS", 0)
         patch.setattr(refinement, "BEST", (3,))
         directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
-    inverse = torch.linalg.inv(covariance + covariance.diagonal().mean() * torch.eye(16))
+    inverse = torch.linalg.inv(covariance + 16 / (16 + 3 * 12) * covariance.diagonal().mean() * torch.eye(16))
 
     def direction(known):
         found = torch.cat([x[i][:3].double() for i in np.flatnonzero(known & positive)]).mean(0)
@@ -111,7 +118,7 @@ def test_neighbours_are_asked_in_other_patients_slides_alone():
     x = [f.float() for f in slides.features]
     patient = np.array([f"p{i // 4}{i % 2}" for i in range(12)])
     learners = Learners.cross_fit(slides.labels == 1, patient, [np.array([1, 2])])
-    guess = starts.neighbours(x, learners, np.random.default_rng(0))
+    guess = neighbours(x, learners, np.random.default_rng(0))
     assert sorted(guess) == [1, 3, 5, 7, 9, 11]
     for i, q in ((3, 0), (3, 1), (9, 1)):
         others = [j for j in range(12) if learners.learns[q, j] and patient[j] != patient[i]]
@@ -122,27 +129,48 @@ def test_neighbours_are_asked_in_other_patients_slides_alone():
             assert guess[i][q, n] == pytest.approx(t, rel=1e-3)
 
 
-@pytest.mark.parametrize("guess", ["neighbours", "local discriminants"])
-def test_both_guesses_put_patches_of_the_new_kind_first(guess):
-    apart = guess == "neighbours"  # the other finds kinds that overlap with normal ones
-    slides = _slides(60, patches=400, positives=12, shift=0.0, distance=6.0 if apart else 3.0)
-    x = [f.float() for f in slides.features]
+def _guessed(guess, slides, positives):
+    """How well the guess tells apart the first patches of positive slides, which are the positive ones."""
+    found = [scores[-1] for i, scores in guess.items() if slides.labels[i]]
+    return np.mean([roc_auc_score(np.arange(len(scores)) < positives, scores) for scores in found])
+
+
+def test_neighbours_put_patches_of_the_new_kind_first():
+    slides = _slides(60, patches=400, positives=12, shift=0.0)
     learners = Learners.cross_fit(slides.labels == 1, slides.patient_ids, [np.arange(8)])
-    rng = np.random.default_rng(0)
-    if apart:
-        found = starts.neighbours(x, learners, rng)
-    else:
-        found = starts.local_discriminants(x, torch.ones(16), 5, learners, rng)
-    areas = [roc_auc_score(np.arange(400) < 12, scores[-1]) for scores in found.values()]
-    assert np.mean(areas) > 0.9
+    guess = neighbours([f.float() for f in slides.features], learners, np.random.default_rng(0))
+    assert _guessed(guess, slides, 12) > 0.9
+
+
+@pytest.mark.parametrize(("distance", "positives", "cells"), [(3.0, 6, 5), (12.0, 40, 6)])
+def test_local_discriminants_find_kinds_in_shifted_slides_and_those_with_a_cell_of_their_own(
+    distance, positives, cells
+):
+    slides = _slides(60, patches=400, positives=positives, distance=distance)
+    learners = Learners.cross_fit(slides.labels == 1, slides.patient_ids, [np.arange(8)])
+    x = [f.float() for f in slides.features]
+    guess = local_discriminants(x, torch.ones(16), cells, learners, np.random.default_rng(0))
+    assert _guessed(guess, slides, positives) > 0.95
+
+
+def test_local_discriminants_judge_a_patient_by_what_they_know_of_others():
+    patient, half = np.array([f"p{i // 4}{i % 2}" for i in range(12)]), np.arange(12) // 4 % 2
+    learners = Learners.cross_fit(np.arange(12) % 2 == 1, patient, [np.array([1, 2])])
+    sums = np.random.default_rng(0).standard_normal((12, 2, 3, 5)).astype(np.float32)  # (S, Q, cells, 1 + d)
+    for i, known in enumerate(_without_each_patient(sums, half, learners)):
+        for q, h, c in np.ndindex(2, 2, 2):
+            others = [
+                j for j in np.flatnonzero(learners.learns[q] & (patient != patient[i])) if (half[j], j % 2) == (h, c)
+            ]
+            np.testing.assert_allclose(known[q, h, c], sums[others, q].sum(axis=0), atol=1e-5)
 
 
 def test_many_patches_are_asked_of_a_part_of_the_slides(monkeypatch):
     slides = _slides(40, patches=100)
-    monkeypatch.setattr(starts, "_PAIRS", 200_000)
-    monkeypatch.setattr(starts, "_REFERENCES", 6)
+    monkeypatch.setattr(by_neighbours, "_PAIRS", 200_000)
+    monkeypatch.setattr(by_neighbours, "_REFERENCES", 6)
     learners = Learners.cross_fit(slides.labels == 1, slides.patient_ids, [np.arange(8)])
-    guess = starts.neighbours([f.float() for f in slides.features], learners, np.random.default_rng(0))
+    guess = neighbours([f.float() for f in slides.features], learners, np.random.default_rng(0))
     assert len(guess) == 4 and set(guess) <= set(np.flatnonzero(slides.labels == 1))
     assert len(_fitted(slides)[1].held_out) == 40
 
@@ -208,6 +236,8 @@ def test_from_feature_files_to_predictions(tmp_path, write_features):
     pd.DataFrame({"slide_id": slides.slide_ids, "diagnosis": names}).to_csv(table, index=False)
     config = TrainConfig(head="needle", folds=2, bootstrap=200, device="cpu")
     assert not train_mil(folder, table, "diagnosis", tmp_path / "run", config).unreadable
+    said = found_sentence(read_metrics(tmp_path / "run")["found"])
+    assert said in html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     slide = read_attention(attention_path(tmp_path / "run", "s01"))
     assert slide.attention.sum() == pytest.approx(1, abs=1e-4) and slide.patch_logits.shape == (120, 2)
     assert read_checkpoint(tmp_path / "run", 0).tensors["direction"].shape == (16,)
