@@ -7,12 +7,18 @@ regression on the true labels of training tiles, a bag scores the mean of its be
 chosen on draws 1 to 6.
 
     python tests/benchmarks/accuracy_planted.py                         draws 101 to 110 of 3, 5 and 10 among 130
-    python tests/benchmarks/accuracy_planted.py --permuted --heads needle   labels shuffled: what it finds in nothing
+    python tests/benchmarks/accuracy_planted.py --permuted --heads needle --planted 3 --draws 1 40
+                                                   labels shuffled: how often it says to have found something in nothing
+    python tests/benchmarks/accuracy_planted.py --heads needle,needle/centring,needle/rounds --draws 1 5
+                                                   without a part of it, see WITHOUT
 """
 
 import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -27,6 +33,11 @@ from sklearn.model_selection import StratifiedKFold
 
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold
+from mil.heads.bags import Bags as HeadBags
+from mil.heads.search import local_discriminants, refinement
+from mil.heads.zoo import needle
+from mil.heads.zoo.needle import Needle
+from mil.metrics.found import found
 from mil.run.ensemble import load_head, predict_slide
 from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
@@ -59,6 +70,7 @@ def slides() -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     return found
 
 
+@cache
 def plant(planted: int, size: int, draw: int) -> Bags:
     rng = np.random.default_rng(draw)
     of_slide = np.repeat(np.arange(len(slides())), [len(x) for x, _ in slides()])
@@ -100,8 +112,31 @@ def oracle(bags: Bags) -> tuple[Floats, list[Floats]]:
     return np.array([np.sort(t)[-3:].mean() for t in tiles]), tiles
 
 
+def _standardised(head: Needle, features: torch.Tensor) -> torch.Tensor:
+    """Instead of centred by the slide's own patches."""
+    return head.standardise(HeadBags(features, torch.tensor([0, len(features)]))).clamp(-8, 8)
+
+
+WITHOUT = {  # parts of needle, and what stands in their place
+    "centring": (Needle, "_centred", _standardised),
+    "neighbours": (needle, "neighbours", lambda *_: {}),
+    "discriminants": (needle, "cell_counts", lambda _: []),
+    "alignment": (local_discriminants, "_ALIGN_STEPS", 0),
+    "tails": (local_discriminants, "_BEYOND", (-np.inf,)),
+    "rounds": (refinement, "_ROUNDS", 0),
+    "three": (refinement, "BEST", (10,)),
+    "ten": (refinement, "BEST", (3,)),
+}
+
+
 def of_head(name: str, bags: Bags) -> tuple[Floats, list[Floats]]:
-    """The same of a head, trained without a validation part."""
+    """The same of a head, trained without a validation part; `needle/PART` is needle without it."""
+    name, _, part = name.partition("/")
+    with patch.object(*WITHOUT[part]) if part else nullcontext():
+        return _of_head(name, bags)
+
+
+def _of_head(name: str, bags: Bags) -> tuple[Floats, list[Floats]]:
     ids = np.array([f"b{i:03d}" for i in range(len(bags.labels))])
     features = tuple(torch.from_numpy(t).half() for t in bags.tiles)
     task = Classification(("without", "with"), 1)
@@ -125,30 +160,50 @@ def areas(bags: Bags, scores: Floats, tiles: list[Floats]) -> tuple[float, float
     return float(roc_auc_score(bags.labels, scores)), float(np.mean(of_tiles)) if of_tiles else float("nan")
 
 
+def says_found(bags: Bags, scores: Floats) -> float:
+    """1 where a run's report would say that something was found, see mil.metrics.found."""
+    fold = np.zeros(len(scores), np.int64)
+    for of in bags.folds():
+        fold[of.test] = of.fold
+    columns = {"repeat": 0, "fold": fold, "patient_id": np.arange(len(scores)), "label": bags.labels, "said": scores}
+    return float(found(pd.DataFrame(columns), "said", 1)["found"])
+
+
+def row_of(bags: Bags, heads: Sequence[str], permuted: bool) -> dict[str, float]:
+    """Of each head and the oracle: AUROC of bags (s), of tiles (p), and whether something is said to be found (f)."""
+    said = {name: of_head(name, bags) for name in heads}
+    if not permuted:
+        said = {"oracle": oracle(bags)} | said
+    return {
+        f"{name} {what}": value
+        for name, (scores, tiles) in said.items()
+        for what, value in zip("spf", (*areas(bags, scores, tiles), says_found(bags, scores)), strict=True)
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="needle,gated-abmil,top-k,bag-stats")
     parser.add_argument("--planted", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--size", type=int, default=130)
     parser.add_argument("--draws", type=int, nargs=2, default=[101, 110])
-    parser.add_argument("--permuted", action="store_true")
+    parser.add_argument("--permuted", action="store_true", help="labels of the first draw, shuffled once a draw")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for planted in given.planted:
         rows = []
         for draw in range(given.draws[0], given.draws[1] + 1):
-            bags = plant(planted, given.size, draw)
+            bags = plant(planted, given.size, given.draws[0] if given.permuted else draw)
             if given.permuted:
                 bags = Bags(bags.tiles, bags.rare, np.random.default_rng(draw).permutation(bags.labels))
-            row = {"oracle": areas(bags, *oracle(bags))} | {
-                name: areas(bags, *of_head(name, bags)) for name in given.heads.split(",")
-            }
-            rows.append({f"{name} {what}": v for name, both in row.items() for what, v in zip("sp", both, strict=True)})
+            rows.append(row_of(bags, given.heads.split(","), given.permuted))
             print(planted, draw, " ".join(f"{name} {v:.2f}" for name, v in rows[-1].items()), flush=True)
         table = pd.DataFrame(rows)
         low, middle, high = (table.quantile(q).round(2).tolist() for q in (0, 0.5, 1))
-        for name, mean, *spread in zip(table, table.mean(), low, middle, high, strict=True):
-            print(f"{planted} of {given.size}, {name}: mean {mean:.3f}, least, median, largest {spread}", flush=True)
+        error = 1.96 * table.std() / np.sqrt(len(table))
+        for name, mean, half, *spread in zip(table, table.mean(), error, low, middle, high, strict=True):
+            said = f"mean {mean:.3f} ± {half:.3f} (95 %), least, median, largest {spread}"
+            print(f"{planted} of {given.size}, {name}: {said}", flush=True)
 
 
 if __name__ == "__main__":
