@@ -27,13 +27,13 @@ check: .venv/dev.done
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: .venv/dev.done
-	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in tests/benchmarks/speed/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 accuracy: .venv/dev.done
-	for script in tests/benchmarks/accuracy_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in tests/benchmarks/accuracy/*.py; do $(BIN)/python $$script || exit 1; done
 
 bench-gpu: .venv/dev.done
-	for script in tests/benchmarks/gpu_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in tests/benchmarks/speed/gpu_*.py; do $(BIN)/python $$script || exit 1; done
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("slidemil needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose one with make PYTHON=python3.12")'

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_data import DATA
 
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

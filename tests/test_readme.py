@@ -46,7 +46,7 @@ def unknown_flags(text: str, told: dict[str, str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def told(command: Callable[..., CompletedProcess[str]]) -> dict[str, str]:
-    scripts = (ROOT / "tests/benchmarks").glob("*.py")
+    scripts = (ROOT / "tests/benchmarks").glob("*/*.py")
     return {name: command(name, "--help").stdout for name in COMMANDS} | {
         str(script.relative_to(ROOT)): script.read_text() for script in scripts
     }

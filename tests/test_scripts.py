@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = sorted(script for room in ("benchmarks", "stress") for script in (Path(__file__).parent / room).glob("*.py"))
+SCRIPTS = sorted(script for room in ("benchmarks", "stress") for script in (Path(__file__).parent / room).rglob("*.py"))
 LOAD = "import runpy, sys; sys.path[0], sys.argv = sys.argv[1], sys.argv[2:]; runpy.run_path(sys.argv[0])"
 
 

@@ -28,8 +28,8 @@ _OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 def pick_engine(engine: Engine, model: nn.Module, device: torch.device, precision: str) -> Engine:
     """What "auto" stands for: OpenVINO where it is installed and was clearly faster when measured, else torch.
 
-    That is on x86 CPUs in fp32 and bf16, and not for plain vision transformers (tests/benchmarks/bench_engines.py).
-    Other engines are returned as they are.
+    That is on x86 CPUs in fp32 and bf16, and not for plain vision transformers, as measured by
+    tests/benchmarks/speed/bench_engines.py. Other engines are returned as they are.
     """
     if engine != "auto":
         return engine

@@ -5,7 +5,8 @@ from typing import Literal
 
 BAGS = ("slide", "patient")
 INNER_FOLDS = 5
-_SMALL_COHORT = 500  # slides, of which 400 train; at 800 nothing was gained (tests/benchmarks/accuracy_inner_folds.py)
+# Slides, of which 400 train; at 800 nothing was gained (tests/benchmarks/accuracy/accuracy_inner_folds.py).
+_SMALL_COHORT = 500
 
 
 @dataclass(frozen=True)

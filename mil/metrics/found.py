@@ -4,7 +4,7 @@ The test patients of a fold were seen by none of its models. Where labels have n
 probability is a random one, and the Mann–Whitney test that positive patients stand higher has a p value that holds for
 the fold. Folds are not independent: a label that is tested here taught a model there, and a test of all of them pooled
 finds something in nothing about one time in ten. So their p values are joined by the Cauchy combination test (Liu and
-Xie, Journal of the American Statistical Association 115, 2020), which holds whatever depends on what.
+Xie, Journal of the American Statistical Association 115, 2020), whose small p values hardly feel what depends on what.
 """
 
 from typing import Any

@@ -106,7 +106,7 @@ class Classification(Task):
 
         The threshold is None unless C = 2, else the positive class's share: there both classes are as likely as each
         other where they are equally frequent, which makes the balanced accuracy the best. Chosen on a hundred slides it
-        would be worse, by chance (tests/benchmarks/accuracy_threshold.py).
+        would be worse, by chance (tests/benchmarks/accuracy/accuracy_threshold.py).
         """
         shares = class_shares(trained_on, len(self.classes))
         temperature, bias = fit_calibration(answers, targets, shares)

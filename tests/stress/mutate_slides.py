@@ -27,8 +27,10 @@ import tifffile
 
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from real_data import DATA
+
 ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", ROOT.parent / "shared" / "data"))
 RSS_MAX = 1.5 * 2**30
 BATCH = 50  # slides a run of tile-slides
 HANG_S = 20.0  # a slide may take, on average of its batch, beside a minute for the run

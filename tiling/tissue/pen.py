@@ -52,7 +52,7 @@ def _ink(density: NDArray[np.float32], unseen: NDArray[np.bool_]) -> tuple[NDArr
     """Where (H, W) the colour is surely ink, and where it is ink if it touches sure ink.
 
     Set by the stains of Ruifrok & Johnston 2001 (haematoxylin .65 .70 .29, eosin .07 .99 .11, DAB .27 .57 .78), by H&E
-    and IHC of three scanners, and by half of 160 slides with felt-tip (tests/benchmarks/accuracy_pen.py).
+    and IHC of three scanners, and by half of 160 slides with felt-tip (tests/benchmarks/accuracy/accuracy_pen.py).
     """
     coloured = (density.max(0) >= _PALEST) & ~unseen
     r, g, b = density[:, coloured]  # each (n,)

@@ -1,4 +1,7 @@
-"""What is said of new slides is true at the cohort's own prevalence (tests/benchmarks/accuracy_probabilities.py)."""
+"""What is said of new slides is near the truth at the cohort's own prevalence; limits leave room for one small cohort.
+
+tests/benchmarks/accuracy/accuracy_probabilities.py measures it on larger ones.
+"""
 
 import numpy as np
 import pandas as pd

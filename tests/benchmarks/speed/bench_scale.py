@@ -5,7 +5,7 @@ feature file of 20 kB. Each part runs in a process of its own; seconds, its peak
 the exponent with which the seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are
 measured alone, when their modules are loaded. Last, what one lock costs in a folder of many.
 
-    python tests/benchmarks/bench_scale.py [SLIDES ...]      default 1000 10000
+    python tests/benchmarks/speed/bench_scale.py [SLIDES ...]      default 1000 10000
 """
 
 import importlib
@@ -29,7 +29,7 @@ from tiling.jobs.locks import lock
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TILING = TilingConfig(mpp=2.0, patch_px=64, workers=2)
 ENCODER = FeatureConfig(encoder="mobilenet-v3-small", weights="random", device="cpu")
 PARTS = {

@@ -4,7 +4,7 @@ Drawn log-odds of two classes, twice too sure, calibrated on n slides as `train-
 accuracy on 6,000 others: with normal values of equal spread, where log-odds are true after calibration, and with a
 heavy tail in the positive class, where no temperature makes them so. Means over prevalences, distances and 40 draws.
 
-    python tests/benchmarks/accuracy_threshold.py
+    python tests/benchmarks/accuracy/accuracy_threshold.py
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Seconds and memory of one fit of `needle`, on features without anything in them, by number of slides.
 
-    python tests/benchmarks/bench_needle.py                          20 and 40 slides of 5,000 patches, 1,024 features
-    python tests/benchmarks/bench_needle.py --slides 1000            the whole of it; hours
+    python tests/benchmarks/speed/bench_needle.py                    20 and 40 slides of 5,000 × 1,024
+    python tests/benchmarks/speed/bench_needle.py --slides 1000      the whole of it; hours
 
 Each number of slides has a process of its own; memory is its peak less that before the features were made, and holds
 the features (float16). The slope between the first and the last says what a further patch costs.

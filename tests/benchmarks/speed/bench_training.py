@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -23,13 +22,16 @@ from torch.nn.utils import clip_grad_norm_
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import Fold, make_folds
 from mil.run.ensemble import load_head, predict_slide
-from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from classic_bags import cohort_of, load_bags
+from real_data import DATA
+
 CPU = torch.device("cpu")
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mil"
 RUNS = 3
 LARGE_SLIDES = 40
 
@@ -80,16 +82,6 @@ def plain_loop(cohort: Cohort, fold: Fold, config: TrainConfig) -> tuple[list[fl
     return losses, float(np.median(np.diff(ends)))
 
 
-def load_bags(name: str) -> Cohort:
-    """A public set of bags as a cohort whose bags are patients of their own; z-scores, because float16 is short."""
-    table = pd.read_csv(DATA / f"{name}.csv.gz")
-    columns = [column for column in table.columns if column not in ("bag", "label")]
-    scaled = (table[columns] - table[columns].mean()) / (table[columns].std() + 1e-9)
-    bags = {bag: (rows["label"].iloc[0], scaled.loc[rows.index]) for bag, rows in table.groupby("bag")}
-    labels, features = zip(*bags.values(), strict=True)
-    return make_cohort(labels, [x.to_numpy(np.float16) for x in features])
-
-
 def large_bags() -> Cohort:
     rng = np.random.default_rng(0)
     labels = np.arange(LARGE_SLIDES) % 2
@@ -98,18 +90,7 @@ def large_bags() -> Cohort:
         x = rng.standard_normal((rng.integers(500, 5001), 1024), dtype=np.float32)
         x[: 20 * label, :32] += 2
         features.append(x.astype(np.float16))
-    return make_cohort(labels, features)
-
-
-def make_cohort(labels: Sequence[int], features: Sequence[np.ndarray]) -> Cohort:
-    ids = np.array([f"bag{i:03d}" for i in range(len(labels))])
-    tensors = tuple(torch.from_numpy(x) for x in features)
-    return Cohort(
-        slide_ids=ids, patient_ids=ids, task=Classification(("0", "1"), 1),
-        targets=np.array(labels, dtype=np.int64),
-        splits=None, sites=None, features=tensors, coords_l0=(), infos=(), features_sha256="", labels_sha256="",
-        warnings=(), left_out={}, unreadable=(),
-    )  # fmt: skip
+    return cohort_of(labels, features)
 
 
 def ours(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig) -> tuple[list[float], float]:

@@ -5,10 +5,9 @@ scale, and tissue all over). The 10 source slides are the patients, so none stan
 out-of-fold image AUROC with its interval, as the runs' metrics.json have it. Works in a folder that is gone at the end,
 or in FOLDER.
 
-    python tests/benchmarks/accuracy_ucsb.py [FOLDER]
+    python tests/benchmarks/accuracy/accuracy_ucsb.py [FOLDER]
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from mil.run.tables import read_metrics
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from real_data import DATA
 from ucsb_breast import unpack
 
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ucsb_breast"
 TARGET = "diagnosis"
 ROWS = {"default": "ImageNet weights", "random": "random weights"}
 HEADS = ("gated-abmil", "mean")
@@ -35,7 +34,7 @@ def embed(folder: Path, weights: str = "default") -> tuple[Path, Path]:
     """The slide table and the folder of feature files, made where they are not there."""
     images, patches, features = (folder / name for name in ("images", "patches", f"features-{weights}"))
     images.mkdir(parents=True, exist_ok=True)
-    table = unpack(DATA, images)
+    table = unpack(DATA / "ucsb_breast", images)
     how = ["--mpp", "native", "--patch-px", 224, "--tissue", "all", "--grid", "origin"]
     call("tile-slides", table, "--out", patches, *how)
     network = ["--encoder", "efficientnet-lite0", "--weights", weights, "--precision", "fp32"]  # on every processor

@@ -7,7 +7,7 @@ start of the process. Small slides: two of 18 patches in memory at once, against
 and ratios, by the clock and by the cores' time, which a busy machine disturbs less. ResNet-50 with random weights at
 512 px.
 
-    python tests/benchmarks/bench_features.py [PATCHES [RUNS]]      default 32 3, about five minutes
+    python tests/benchmarks/speed/bench_features.py [PATCHES [RUNS]]      default 32 3, about five minutes
 """
 
 import os

@@ -2,7 +2,7 @@
 
 Seconds of wall and of CPU (user + system, which other load on the machine hardly changes), medians.
 
-    python tests/benchmarks/bench_startup.py [RUNS]      default 5
+    python tests/benchmarks/speed/bench_startup.py [RUNS]      default 5
 """
 
 import os
@@ -67,5 +67,5 @@ def main(runs: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[2]))
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[3]))
     main(*map(int, sys.argv[1:]))

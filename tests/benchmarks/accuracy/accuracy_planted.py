@@ -6,25 +6,26 @@ tiles of it from their own slide, so no slide's stain goes with the label. Four 
 regression on the true labels of training tiles, a bag scores the mean of its best three. The recipe of `needle` was
 chosen on draws 1 to 6.
 
-    python tests/benchmarks/accuracy_planted.py                         draws 101 to 110 of 3, 5 and 10 among 130
-    python tests/benchmarks/accuracy_planted.py --permuted --heads needle --planted 3 --draws 1 40
+    python tests/benchmarks/accuracy/accuracy_planted.py                 draws 101 to 110 of 3, 5 and 10 among 130
+    python tests/benchmarks/accuracy/accuracy_planted.py --permuted --heads needle --planted 3 --draws 1 40
                                                    labels shuffled: how often it says to have found something in nothing
-    python tests/benchmarks/accuracy_planted.py --heads needle,needle/centring,needle/rounds --draws 1 5
+    python tests/benchmarks/accuracy/accuracy_planted.py --heads needle,needle/centring,needle/rounds --draws 1 5
                                                    without a part of it, see WITHOUT
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import h5py
 import numpy as np
 import pandas as pd
 import torch
-from bench_training import DATA
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
@@ -43,6 +44,10 @@ from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from real_data import DATA
 
 CPU = torch.device("cpu")
 KINDS, FOLDS = 40, 4
@@ -64,7 +69,7 @@ class Bags:
 def slides() -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Features and coordinates."""
     found = []
-    for path in sorted((DATA.parent / "tcga_crc").glob("*.h5")):
+    for path in sorted((DATA / "tcga_crc").glob("*.h5")):
         with h5py.File(path) as file:
             found.append((file["feats"][:].astype(np.float32), file["coords"][:]))
     return found

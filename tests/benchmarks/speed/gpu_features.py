@@ -6,7 +6,7 @@ torchvision's transforms, fp32 network, one slide after another. ResNet-50 with 
 patches per second, ratios, how busy the GPU was (where nvidia-smi tells), and the share of time that decoding alone
 takes. Medians of interleaved runs.
 
-    python tests/benchmarks/gpu_features.py [PATCHES [RUNS]]      default 8192 3
+    python tests/benchmarks/speed/gpu_features.py [PATCHES [RUNS]]      default 8192 3
 """
 
 import io

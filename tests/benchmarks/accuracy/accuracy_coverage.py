@@ -10,11 +10,12 @@ over tissue area / patch area (most of any slide).
 
 import argparse
 import resource
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from bench_training import DATA
 from numpy.typing import NDArray
 
 from tiling.grid.corners import covered_fraction, covered_share, patch_grid
@@ -26,6 +27,10 @@ from tiling.tissue.polygons import rasterise
 from tiling.tissue.thumbnail import mask_downsample, read_thumbnail
 from tiling.tissue.tissue import map_tissue
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from real_data import DATA
+
 CHOICES = (("origin", 0.5), ("origin", 0.2), ("fit", 0.5), ("fit", 0.3), ("fit", 0.2), ("fit", 0.1))
 SEEDS = range(10)
 PHANTOM_L0 = SimpleNamespace(patch_size_l0=1024, stride_l0=1024, downsample=2.0)  # 0.25 µm per level-0 pixel
@@ -33,7 +38,7 @@ CELL_L0 = 32  # of a phantom's mask: 8 µm
 
 
 def real(name: str, mpp: float | None) -> tuple[NDArray[np.bool_], float, tuple[int, int], object]:
-    slide = open_slide(DATA.parent / "slides" / name)
+    slide = open_slide(DATA / "slides" / name)
     scale = choose_scale(slide, 0.5, 512, 0, mpp)
     thumbnail = read_thumbnail(slide, mask_downsample(slide, scale.mpp_l0))
     tissue = map_tissue(thumbnail, "otsu", scale.mpp_l0).tissue

@@ -6,7 +6,7 @@ pixel; other scales are resampled from them. `tuned` are the slides on which the
 held out. `taken for pen` is the share of the tissue inside of the outlines, off the line. The coloured tiles have no
 outlines: there, ink is what has a colour that no stain has. Slides without pen are real H&E, IHC and phantoms.
 
-    python tests/benchmarks/accuracy_pen.py [--every N] [--scales 20 8 4] [--masks FOLDER]
+    python tests/benchmarks/accuracy/accuracy_pen.py [--every N] [--scales 20 8 4] [--masks FOLDER]
 
 --every takes each N-th slide of a half. --masks keeps what is found at 20 µm per pixel in FOLDER, or where another
 version kept it there, compares: intersection over union of the tissue where neither version sees pen or dark ink.
@@ -14,7 +14,6 @@ version kept it there, compares: intersection over union of the tissue where nei
 
 import argparse
 import io
-import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -29,12 +28,12 @@ from tiling.slides.opening import open_slide
 from tiling.tissue.thumbnail import Thumbnail, read_thumbnail
 from tiling.tissue.tissue import map_tissue
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from pen_slides import MPP, PenSlide, pen_slides
+from real_data import DATA
 from slide_artefacts import SCENES
 
-DATA = Path(os.environ.get("SLIDE_MIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 HALVES = ("tuned", "held out")
 LEAST_INK_PX = 50  # at 20 µm per pixel; slides with less say nothing about a share
 

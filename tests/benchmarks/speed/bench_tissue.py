@@ -17,8 +17,8 @@ from skimage.filters import threshold_li, threshold_otsu, threshold_triangle, th
 from tiling.tissue.thumbnail import Thumbnail
 from tiling.tissue.tissue import map_tissue
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from slide_artefacts import MPP, SCENES
 
 Mask = NDArray[np.bool_]

@@ -3,7 +3,7 @@
 The server is so slow that copying takes half as long as tiling. Hidden is what of the copies' time is not seen in the
 wall time of the run with them, compared with a run on local files. One worker; medians of interleaved runs.
 
-    python tests/benchmarks/bench_staging.py [SLIDES] [RUNS]      default 20 slides, 3 runs
+    python tests/benchmarks/speed/bench_staging.py [SLIDES] [RUNS]      default 20 slides, 3 runs
 """
 
 import os
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT))  # the packages before the folders of their tests
 

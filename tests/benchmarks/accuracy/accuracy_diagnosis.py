@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices; more threads only wait for each other
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 
 import numpy as np
 from planted_cohorts import FLIPPED, Plan, inputs_in_memory

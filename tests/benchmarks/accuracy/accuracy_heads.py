@@ -5,11 +5,12 @@ MUSK1 and Fox in the protocol of Ilse et al. 2018: 10 folds, all nine tenths tra
 AUROC of slides. Settings are the defaults, but nothing is stopped on held-out data, unless `--val-fraction` says so;
 intervals are from a bootstrap over patients (bags), each with the mean over its repeats.
 
-    python tests/benchmarks/accuracy_heads.py [--heads a,b] [--sets musk1,fox,ucsb] [--repeats 5] [--val-fraction 0]
-    python tests/benchmarks/accuracy_heads.py --features DIR --labels TABLE --target COLUMN
+    python tests/benchmarks/accuracy/accuracy_heads.py [--heads a,b] [--sets musk1,fox,ucsb] [--repeats 5]
+    python tests/benchmarks/accuracy/accuracy_heads.py --features DIR --labels TABLE --target COLUMN
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accuracy_ucsb import TARGET, embed
-from bench_training import DATA, load_bags
 from sklearn.metrics import roc_auc_score
 
 from mil.cohort.cohort import Cohort, load_cohort
@@ -28,6 +28,11 @@ from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from classic_bags import load_bags
+from real_data import DATA
 
 CPU = torch.device("cpu")
 DRAWS = 2000

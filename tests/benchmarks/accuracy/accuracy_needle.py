@@ -7,8 +7,8 @@ slides take turns among three such clusters. Tested on 100 new slides. The recip
 105 and 302 to 305; report others. The oracle is a logistic regression on true patch labels (features as they are), a
 slide scores the mean of its top 5.
 
-    python tests/benchmarks/accuracy_needle.py                                       the table; hours
-    python tests/benchmarks/accuracy_needle.py --heads needle,max positives=30 seed=7    one row of your own
+    python tests/benchmarks/accuracy/accuracy_needle.py                                       the table; hours
+    python tests/benchmarks/accuracy/accuracy_needle.py --heads needle,max positives=30 seed=7    one row of your own
 
 A cell is the AUROC of slides with its 95 % interval (DeLong) / the AUROC of patches.
 """

@@ -7,12 +7,12 @@ is not better, the defaults stand. Nothing is stopped early (`val_fraction` 0).
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_training import DATA, load_bags
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -22,6 +22,11 @@ from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from classic_bags import load_bags
+from real_data import DATA
 
 CPU = torch.device("cpu")
 OUTER, INNER = 5, 3

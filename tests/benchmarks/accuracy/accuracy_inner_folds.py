@@ -6,20 +6,21 @@ core. With `auto` also the mean of the folds' AUROC that each of its heads has a
 breast (as accuracy_ucsb.py embeds it) with 5, out of fold; generated cohorts, as `tenth-60` (60 slides of a kind of
 accuracy_probabilities.py), judged on 1,000 new slides, a cohort a repeat.
 
-    python tests/benchmarks/accuracy_inner_folds.py [--sets musk1,fox,ucsb,tenth-60,few-300] [--head auto] [--repeats 1]
-    python tests/benchmarks/accuracy_inner_folds.py --sets few-100,few-200,few-400 --repeats 4 \\
+    python tests/benchmarks/accuracy/accuracy_inner_folds.py [--sets musk1,fox,few-300] [--head auto] [--repeats 1]
+    python tests/benchmarks/accuracy/accuracy_inner_folds.py --sets few-100,few-200,few-400 --repeats 4 \\
         --ways "held out: a quarter,5 inner folds"
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from accuracy_heads import embedded_ucsb
 from accuracy_probabilities import CPU, Tested, drawn, slope, tested
-from bench_training import load_bags
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mil.cohort.cohort import Cohort
@@ -27,6 +28,10 @@ from mil.heads.bags import pack
 from mil.heads.committee import Committee
 from mil.run.ensemble import load_head
 from mil.training.config import TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
+from classic_bags import load_bags
 
 WAYS = {  # of stopping: its settings
     "held out: a quarter": {"inner_folds": 0},

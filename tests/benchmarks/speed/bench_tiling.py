@@ -5,7 +5,7 @@ so it makes no mask and no quality score, and it does not compress. Ours is the 
 mask, scores, JPEG, checksums and the store flushed to disk. Prints medians of interleaved runs and their ratio,
 and the share of our time that JPEG decoding and encoding take, measured alone on the same patches: the floor.
 
-    python tests/benchmarks/bench_tiling.py [WIDTH HEIGHT [RUNS]]      default 40000 30000 3
+    python tests/benchmarks/speed/bench_tiling.py [WIDTH HEIGHT [RUNS]]      default 40000 30000 3
 """
 
 import os

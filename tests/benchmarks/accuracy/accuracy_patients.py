@@ -5,7 +5,7 @@ of three, in a tenth of its patches, which lie --shift deviations away; patients
 ways have the same patients in the same folds. A patient's answer is the mean over slides, their highest, or
 that of the bag; AUROCs by patient, out of fold, and their paired difference over seeds (mean, 95 % interval by t).
 
-    python tests/benchmarks/accuracy_patients.py [--seeds 6] [--patients 60] [--head gated-abmil] [--shift 3.5]
+    python tests/benchmarks/accuracy/accuracy_patients.py [--seeds 6] [--patients 60] [--head gated-abmil] [--shift 3.5]
 """
 
 import argparse
@@ -20,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 
 from mil import train
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages before the folders of their tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from planted_cohorts import write_features
 
 SLIDES, PATCHES, DIM, WITNESS = 3, 40, 24, 0.1
