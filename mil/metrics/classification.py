@@ -133,6 +133,8 @@ def evaluate(
 def _of_folds(
     table: pd.DataFrame, probabilities: Floats, labels: NDArray[np.int64], weights: Floats, positive: int | None
 ) -> dict[str, Floats]:
+    if "fold" not in table:
+        return {}
     rows = [np.asarray(own) for own in table.groupby(["repeat", "fold"]).indices.values()]
     if len(rows) < 2:
         return {}

@@ -143,7 +143,7 @@ def _on_cluster(
             if isinstance(row, Lost) and row.stops:
                 raise RequestError(row.reason)
             found[slide_id] = f"{slide_id}: {row.reason}" if isinstance(row, Lost) else row
-    return found
+    return {slide_id: found[slide_id] for slide_id in slide_ids}
 
 
 def _on_worker(slide_id: str, request: _Request) -> dict[str, Any] | str:

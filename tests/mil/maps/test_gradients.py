@@ -12,6 +12,7 @@ class Rule:
 
     def __init__(self, weights):
         self.weights = torch.tensor(weights)  # (D, C)
+        self.of_slide = self
 
     def standardise(self, bags):
         return (bags.features.float() - 1) / 2

@@ -41,8 +41,8 @@ def test_only_training_leaves_patches_out(planted, monkeypatch):
     folds = make_folds(cohort, config.split_plan())
     seen = []
 
-    def spy(features):
-        bags = pack(features)
+    def spy(features, covariates):
+        bags = pack(features, covariates)
         seen.append((torch.is_grad_enabled(), bags.sizes))
         return bags
 

@@ -151,7 +151,8 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     (tmp_path / "tests_batch.py").write_text(Path(__file__).read_text())
     (tmp_path / "run.py").write_text(RUN)
     pids = tmp_path / "pids"
-    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
+    tests, root = Path(__file__).parents[2:4]
+    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": f"{tmp_path}:{root}:{tests}"}
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "run.py", tmp_path / "out"],
         env=environment,
