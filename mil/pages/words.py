@@ -52,7 +52,7 @@ def found_sentence(found: Mapping[str, Any]) -> str:
     test = f"({p_value(found['p'])}; Mann–Whitney test of the test patients in each fold, joined by Cauchy combination)"
     if found["found"]:
         return f"Found something: positive test patients stand higher than chance puts them {test}."
-    return f"Nothing found: chance alone may well put the test patients in this order {test}."
+    return f"Nothing shown to be found: chance alone may well put the test patients in this order {test}."
 
 
 def difference_sentence(against: Figure, figure: str, name: str, other: float) -> str:

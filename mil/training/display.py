@@ -161,18 +161,22 @@ class Display(Watcher):
 
 def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     counts = metrics["counts"]
+    levels = {"patients": metrics["patient"]}
+    if metrics["slide"]:  # else patients are the bags
+        levels = {"slides": metrics["slide"], **levels}
+    whose = next(iter(levels))
     table = Table(
-        title="Test slides, none seen in training (95 % intervals by patient, models as trained)", title_justify="left"
+        title=f"Test {whose}, none seen in training (95 % intervals by patient, models as trained)",
+        title_justify="left",
     )
     table.add_column("")
-    table.add_column(f"slides ({counts['slides']})", justify="right")
-    table.add_column(f"patients ({counts['patients']})", justify="right")
-    levels = (metrics["slide"], metrics["patient"])
+    for name in levels:
+        table.add_column(f"{name} ({counts[name]})", justify="right")
     for name, title in task.figure_titles.items():
         if name in judged(metrics):
-            table.add_row(title, *(words.interval(level and level[name]) for level in levels))
+            table.add_row(title, *(words.interval(level and level[name]) for level in levels.values()))
     if "patch" in metrics:
-        table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]), "")
+        table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]))
     return table
 
 

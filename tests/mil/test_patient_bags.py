@@ -27,6 +27,7 @@ from mil.run.checkpoint import read_checkpoint
 from mil.run.ensemble import load_head
 from mil.run.tables import read_predictions, read_splits
 from mil.tasks.task import Target
+from mil.training.display import _figures
 from mil.viewer.views import list_slides
 from tiling.jobs.errors import RequestError
 from tiling.jobs.execution import IN_THIS_PROCESS
@@ -206,6 +207,12 @@ def test_the_report_names_the_slides_of_a_patient(run):
         shares = {name: read_attention(attention_path(run.path, name)).share for name in row.slide_ids.split("|")}
         best = max(shares, key=shares.get)
         assert f"{best} {shares[best]:.0%}" in page
+
+
+def test_the_terminal_has_the_figures_of_patients_alone(run, cohort):
+    table = _figures(run.metrics, read_checkpoint(cohort / "run", 0).task)
+    assert str(table.title).startswith("Test patients") and len(table.columns) == 2
+    assert "undefined" not in list(table.columns[1].cells)
 
 
 def test_predictions_of_a_folder_are_those_of_the_run(run, cohort):

@@ -70,4 +70,4 @@ def test_what_cannot_be_tested_is_said():
     nothing = found(table, "prob_pos", "pos")
     assert nothing == {"p": None, "found": None} and "cannot be tested" in found_sentence(nothing)
     assert found_sentence({"p": 0.01, "found": True}).startswith("Found something")
-    assert found_sentence({"p": 0.4, "found": False}).startswith("Nothing found")
+    assert found_sentence({"p": 0.4, "found": False}).startswith("Nothing shown")

@@ -152,7 +152,7 @@ def test_the_interval_decides_what_is_said(low, high, said):
     assert sum(said in part.text for part in _of(result, Paragraph)) == 1
 
 
-@pytest.mark.parametrize(("p", "said"), [(0.003, "Found something"), (0.4, "Nothing found")])
+@pytest.mark.parametrize(("p", "said"), [(0.003, "Found something"), (0.4, "Nothing shown to be found")])
 def test_whether_anything_was_found_is_said_first(p, said):
     result = _sections(_binary(), TWO, "pos", found={"p": p, "found": p <= 0.05})["Result"]
     assert _of(result, Paragraph)[0].text.startswith(said)
