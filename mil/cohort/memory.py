@@ -6,6 +6,7 @@ system; what the page cache has room for is read from the disk once.
 """
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, overload
@@ -79,7 +80,23 @@ def _joined(parts: list[NDArray[np.float16]]) -> NDArray[np.float16]:
     return parts[0]
 
 
-class MappedFeatures(Sequence[Tensor]):
+class TakenOneByOne(Sequence[Tensor], ABC):
+    """Tensors that are made when they are asked for."""
+
+    @abstractmethod
+    def take(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        return self.take(index)
+
+
+class MappedFeatures(TakenOneByOne):
     """S of (N, D) float16 in a file, mapped one by one; what is written into a tensor does not reach the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -100,13 +117,7 @@ class MappedFeatures(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
+    def take(self, index: int) -> Tensor:
         offset, shape = self._places[index]
         mapped = np.memmap(self._file, np.float16, "c", offset, shape)
         return torch.from_numpy(mapped)

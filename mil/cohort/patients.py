@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mil.cohort.memory import TakenOneByOne
 from tiling.jobs.errors import RequestError
 from tiling.manifest import SlideRow
 
@@ -44,7 +44,7 @@ def with_patients_labels(
     return filled
 
 
-class SlidesOfBags(Sequence[Tensor]):
+class SlidesOfBags(TakenOneByOne):
     """L of (N, D), views of the bags' features, taken when they are asked for: a mapped bag is not held."""
 
     def __init__(self, features: Sequence[Tensor], bag_of: NDArray[np.int64], sizes: Sequence[int]) -> None:
@@ -57,12 +57,6 @@ class SlidesOfBags(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
+    def take(self, index: int) -> Tensor:
         start = int(self.starts[index])
         return self._features[int(self._bag_of[index])][start : start + self._sizes[index]]
