@@ -38,11 +38,11 @@ def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
     """Of all feature files in `out` that this encoder made; nothing where none has statistics, or none is new."""
     if _is_current(out, encoder):
         return
-    slides = (_statistics(path, encoder) for path in sorted(out.glob("*.h5")))
+    paths = sorted(out.glob("*.h5"))
+    slides = (_statistics(path, encoder) for path in paths)
     found = [slide for slide in slides if slide is not None and slide.tissue_pixels]
     if found:
-        files = len(list(out.glob("*.h5")))
-        write_json(out / "statistics.json", {**cohort_statistics(found, encoder), "files": files})
+        write_json(out / "statistics.json", {**cohort_statistics(found, encoder), "files": len(paths)})
 
 
 def _is_current(out: Path, encoder: Encoder) -> bool:
