@@ -27,7 +27,7 @@ import tifffile
 
 from tiling.phantom.phantom import PhantomSpec, write_phantom
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from real_data import DATA
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from tiling.tissue.polygons import rasterise
 from tiling.tissue.thumbnail import mask_downsample, read_thumbnail
 from tiling.tissue.tissue import map_tissue
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from real_data import DATA
 

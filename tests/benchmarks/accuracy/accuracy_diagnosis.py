@@ -1,6 +1,6 @@
 """How often diagnose-cohort says what is planted in cohorts of 78 slides, and how often what is not there.
 
-`accuracy_diagnosis.py [--cohorts 200] [--case NAME …]` draws so many cohorts for each case (tests/planted_cohorts.py),
+`accuracy_diagnosis.py [--cohorts 200] [--case NAME …]` draws so many cohorts for each case (planted_cohorts.py),
 a tenth of them where heads are trained, with seeds that no threshold was chosen on, and prints a Markdown table. The
 interval of a share is Wilson's. The learning curve over patients, which gives no verdict, is left out. It takes half an
 hour of one core.
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices; more threads only wait for each other
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 
 import numpy as np

@@ -29,7 +29,7 @@ from mil.heads.committee import Committee
 from mil.run.ensemble import load_head
 from mil.training.config import TrainConfig
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from classic_bags import load_bags
 

@@ -22,7 +22,7 @@ from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.slides.opening import open_slide
 from tiling.slides.slide import Pixels
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from real_data import DATA
 

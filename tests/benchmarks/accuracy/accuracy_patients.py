@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil import train
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from planted_cohorts import write_features
 

@@ -1,7 +1,7 @@
 """Felt-tip on 160 real slides: how much of the ink is found, how much is called tissue, and what is taken for ink.
 
 Ink is what is dark (mean RGB below 90) within 7 px of the outlines that people drew along the pen's line
-(tests/pen_slides.py). That holds some dark tissue too, so 100 % is out of reach. The thumbnails have about 20 µm per
+(pen_slides.py). That holds some dark tissue too, so 100 % is out of reach. The thumbnails have about 20 µm per
 pixel; other scales are resampled from them. `tuned` are the slides on which the rules were set, what counts are those
 held out. `taken for pen` is the share of the tissue inside of the outlines, off the line. The coloured tiles have no
 outlines: there, ink is what has a colour that no stain has. Slides without pen are real H&E, IHC and phantoms.
@@ -28,7 +28,7 @@ from tiling.slides.opening import open_slide
 from tiling.tissue.thumbnail import Thumbnail, read_thumbnail
 from tiling.tissue.tissue import map_tissue
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from pen_slides import MPP, PenSlide, pen_slides
 from real_data import DATA

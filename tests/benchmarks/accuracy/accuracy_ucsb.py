@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mil.run.tables import read_metrics
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from real_data import DATA
 from ucsb_breast import unpack

@@ -18,7 +18,7 @@ import numpy as np
 
 from mil.maps.forms.registry import load_form
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from drawn_slides import White, attention, drawn_of
 

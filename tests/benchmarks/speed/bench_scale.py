@@ -1,9 +1,10 @@
 """What very many slides cost before any work is done: start-up where all is finished, summary, pages, the audit.
 
 Stub slides of a few bytes, each with a true patch store of nine patches, its quality picture and facts, and a true
-feature file of 20 kB. Each part runs in a process of its own; seconds, its peak memory without that of workers, and
-the exponent with which the seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are
-measured alone, when their modules are loaded. Last, what one lock costs in a folder of many.
+feature file of 20 kB. Each part runs in a process of its own; seconds, the processor's seconds with those of loading
+modules (on a busy machine the truer figure), its peak memory without that of workers, and the exponent with which the
+seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are measured alone, when their
+modules are loaded. Last, what one lock costs in a folder of many.
 
     python tests/benchmarks/speed/bench_scale.py [SLIDES ...]      default 1000 10000
 """
@@ -169,8 +170,8 @@ def _audit(features: Path, table: Path) -> None:
     assert not same_slides(_cohort(features, table))
 
 
-def measured(name: str, folder: Path) -> tuple[float, float]:
-    """Seconds, and the peak memory of a process and of those that it started, each alone, in GB."""
+def measured(name: str, folder: Path) -> tuple[float, float, float]:
+    """Seconds, the processor's, and the peak memory of a process and of those that it started, each alone, in GB."""
     command = [sys.executable, __file__, "--part", name, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -178,7 +179,7 @@ def measured(name: str, folder: Path) -> tuple[float, float]:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, name
-    return float(said.split()[-1]), usage.ru_maxrss * 1024 / 1e9
+    return float(said.split()[-1]), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def lock_ms(slides: int) -> float:
@@ -194,24 +195,26 @@ def lock_ms(slides: int) -> float:
 
 
 def main(sizes: list[int]) -> None:
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS.values()}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PARTS.values()}
     for slides in sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name, str(slides))
-            made_s, _ = measured("make", folder)
+            made_s, *_ = measured("make", folder)
             (folder / "tile.json").write_text(json.dumps({"mpp": 2.0, "patch_px": 64, "workers": 2}))
             given = {key: getattr(ENCODER, key) for key in ("encoder", "weights", "device")}
             (folder / "extract.json").write_text(json.dumps(given))
             print(f"{slides} slides, made in {made_s:.0f} s", flush=True)
             for text, short in PARTS.items():
                 found[short].append(measured(short, folder))
-                seconds, memory = found[short][-1]
+                seconds, processor, memory = found[short][-1]
                 slope = ""
                 if len(found[short]) > 1:
                     before = found[short][-2][0]
                     grown = math.log(seconds / before) / math.log(slides / sizes[sizes.index(slides) - 1])
                     slope = f", exponent {grown:.2f}"
-                print(f"  {text:34} {seconds:8.2f} s {memory:6.2f} GB{slope}", flush=True)
+                print(
+                    f"  {text:34} {seconds:8.2f} s {processor:8.2f} s of processor {memory:6.2f} GB{slope}", flush=True
+                )
     locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
     print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/helpers"))
 sys.path.insert(0, str(ROOT))  # the packages before the folders of their tests
 
 from web_server import WebServer, serving  # noqa: E402

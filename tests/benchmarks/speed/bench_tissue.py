@@ -1,6 +1,6 @@
 """Tissue masks on thumbnails with drawn artefacts: pixel precision and recall, ours against plain thresholds.
 
-The scenes are phantoms with drawn pens, borders and dirt (tests/slide_artefacts.py): they rank methods by what they
+The scenes are phantoms with drawn pens, borders and dirt (slide_artefacts.py): they rank methods by what they
 confuse, and say nothing about how well a method does on a laboratory's slides. A cell is precision/recall/F1 in
 per cent; where a scene has no tissue, the share of it that is wrongly called tissue.
 """
@@ -17,7 +17,7 @@ from skimage.filters import threshold_li, threshold_otsu, threshold_triangle, th
 from tiling.tissue.thumbnail import Thumbnail
 from tiling.tissue.tissue import map_tissue
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from slide_artefacts import MPP, SCENES
 

@@ -58,5 +58,5 @@ class DaskProcesses:
     def _start(self, role: str, *arguments: object) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "dask", role, "--no-dashboard", *map(str, arguments)]
         log = (self._folder / f"{role}-{time.monotonic_ns()}.log").open("wb")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2])])}
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, env=environment)
