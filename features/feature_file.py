@@ -143,12 +143,12 @@ def _write_statistics(group: h5py.Group, of: SlideStatistics) -> None:
         group.create_dataset("norm_var", data=of.norm_var, dtype=np.float32, track_times=False)
 
 
-def read_statistics(path: Path) -> SlideStatistics | None:
-    """None for a file without them. Raises SlideError if the file is unreadable or of another version."""
+def read_statistics(path: Path, weights_sha256: str = "") -> SlideStatistics | None:
+    """None for a file without them, or of other weights than these. Raises SlideError like `read_info`."""
     with opened(path) as file:
-        _info(file, path)
+        info = _info(file, path)
         group = file.get("statistics")
-        if group is None:
+        if group is None or weights_sha256 not in ("", info.weights_sha256):
             return None
         try:
             layers = json.loads(group.attrs.get("norm_layers", "{}"))

@@ -1,5 +1,6 @@
 """How one encoder's features are made and where they go: what each file says of itself, and whether it is there."""
 
+import functools
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -102,5 +103,8 @@ def _require_one_making(out: Path, info: EmbeddingInfo) -> None:
 
 def decoder_of(store: PatchStore | StoreHead) -> str:
     """What makes pixels of the store's patches, and its version."""
-    decoders = {"jpeg": f"simplejpeg {metadata.version('simplejpeg')}", "zstd": "zstd, lossless"}
+    decoders = {"jpeg": f"simplejpeg {_version_of('simplejpeg')}", "zstd": "zstd, lossless"}
     return decoders.get(store.info.config["pixels"], f"the slide's own, by {store.info.backend}")
+
+
+_version_of = functools.cache(metadata.version)  # it parses a file, and is asked for each slide

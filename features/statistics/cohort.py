@@ -18,14 +18,16 @@ of the layer's input on this cohort and µ, σ on ImageNet. It is written whole 
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.encoders import Encoder
 from features.encoders.norms import norm_layers, norm_reference
-from features.feature_file import SlideStatistics, read_info, read_statistics
+from features.feature_file import SlideStatistics, read_statistics
 from features.statistics.adapted_norms import ADAPTED
 from tiling.jobs.atomic import write_json
 from tiling.jobs.errors import SlideError
@@ -39,10 +41,9 @@ def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
     if _is_current(out, encoder):
         return
     paths = sorted(out.glob("*.h5"))
-    slides = (_statistics(path, encoder) for path in paths)
-    found = [slide for slide in slides if slide is not None and slide.tissue_pixels]
-    if found:
-        write_json(out / "statistics.json", {**cohort_statistics(found, encoder), "files": len(paths)})
+    content = cohort_statistics((of for path in paths if (of := _statistics(path, encoder)) is not None), encoder)
+    if content["slides"]:
+        write_json(out / "statistics.json", {**content, "files": len(paths)})
 
 
 def _is_current(out: Path, encoder: Encoder) -> bool:
@@ -61,49 +62,45 @@ def _is_current(out: Path, encoder: Encoder) -> bool:
 
 def _statistics(path: Path, encoder: Encoder) -> SlideStatistics | None:
     try:
-        same = read_info(path).weights_sha256 == encoder.weights_sha256
-        return read_statistics(path) if same else None
+        return read_statistics(path, encoder.weights_sha256)
     except SlideError:  # said when the slide itself was to be done
         return None
 
 
-def cohort_statistics(slides: list[SlideStatistics], encoder: Encoder) -> dict[str, Any]:
-    """The content of `statistics.json`."""
-    pixels = np.array([s.tissue_pixels for s in slides], np.float64)
-    mean, variance = pooled(
-        pixels, np.stack([s.pixel_mean for s in slides]), np.stack([s.pixel_std**2 for s in slides])
-    )
+def cohort_statistics(slides: Iterable[SlideStatistics], encoder: Encoder) -> dict[str, Any]:
+    """The content of `statistics.json`; slides without any tissue do not count."""
+    layers = norm_layers(encoder.unmerged)
+    count, colours, norms = 0, Pool(), Pool()
+    for of in slides:
+        if not of.tissue_pixels:
+            continue
+        count += 1
+        colours.add(of.tissue_pixels, of.pixel_mean, of.pixel_std**2)
+        if layers and of.norm_patches and of.norm_layers == layers:
+            norms.add(of.norm_patches, of.norm_mean.astype(np.float64), of.norm_var.astype(np.float64))
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "encoder": encoder.name,
         "weights_sha256": encoder.weights_sha256,
-        "slides": len(slides),
-        "tissue_pixels": int(sum(s.tissue_pixels for s in slides)),
-        "pixel_mean": mean.tolist(),
-        "pixel_std": np.sqrt(variance).tolist(),
+        "slides": count,
+        "tissue_pixels": colours.size,
+        "pixel_mean": colours.mean.tolist(),
+        "pixel_std": np.sqrt(colours.variance).tolist(),
         "encoder_mean": list(encoder.preprocessing.mean),
         "encoder_std": list(encoder.preprocessing.std),
     }
-    layers = norm_layers(encoder.unmerged)
-    probed = [s for s in slides if s.norm_patches and s.norm_layers == layers]
-    if encoder.unmerged is not None and probed:
-        content["batch_norm"] = {"patches": sum(s.norm_patches for s in probed)}
+    if norms.size:
+        content["batch_norm"] = {"patches": norms.size}
         if not encoder.weights.startswith("random") and not encoder.weights.endswith(ADAPTED):
-            content["batch_norm"] |= _distances(probed, encoder, layers)
+            content["batch_norm"] |= _distances(norms, encoder, layers)
     return content
 
 
-def _distances(slides: list[SlideStatistics], encoder: Encoder, layers: dict[str, int]) -> dict[str, Any]:
+def _distances(norms: "Pool", encoder: Encoder, layers: dict[str, int]) -> dict[str, Any]:
     assert encoder.unmerged is not None
-    patches = np.array([s.norm_patches for s in slides], np.float64)
-    mean, variance = pooled(
-        patches,
-        np.stack([s.norm_mean for s in slides], dtype=np.float64),
-        np.stack([s.norm_var for s in slides], dtype=np.float64),
-    )
     trained_mean, trained_variance = norm_reference(encoder.unmerged)
-    distances = frechet_by_layer(mean, variance, trained_mean, trained_variance, layers).tolist()
+    distances = frechet_by_layer(norms.mean, norms.variance, trained_mean, trained_variance, layers).tolist()
     return {"distance": float(np.nanmean(distances)), "layers": dict(zip(layers, distances, strict=True))}
 
 
@@ -119,7 +116,23 @@ def by_layer(values: Any, layers: dict[str, int]) -> list[Any]:
     return np.split(values, np.cumsum(list(layers.values()))[:-1], -1)
 
 
-def pooled(weights: Any, means: Any, variances: Any) -> tuple[Any, Any]:
-    """Mean and variance (K,) of all that is in S groups of means and variances (S, K) and sizes (S,)."""
-    mean = np.average(means, 0, weights)
-    return mean, np.average(variances + (means - mean) ** 2, 0, weights)
+class Pool:
+    """Mean and variance (K,) of all that is in groups, added one by one (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.mean: NDArray[np.float64] = np.zeros(0)
+        self._squares: NDArray[np.float64] = np.zeros(0)  # of deviations from the mean, summed
+
+    def add(self, size: int, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+        """A group of `size` members."""
+        if not self.size:
+            self.mean, self._squares = np.zeros_like(mean), np.zeros_like(mean)
+        apart, before = mean - self.mean, self.size
+        self.size += size
+        self.mean = self.mean + apart * (size / self.size)
+        self._squares = self._squares + size * variance + apart**2 * (before * size / self.size)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        return self._squares / self.size

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.feature_file import SlideStatistics
-from features.statistics.cohort import pooled
+from features.statistics.cohort import Pool
 
 Floats = NDArray[np.float64]
 
@@ -35,10 +35,10 @@ def colours_of(statistics: Iterable[SlideStatistics | None]) -> Colours | None:
     found = [of for _, of in with_colours(list(statistics))]
     if not found:
         return None
-    pixels = np.array([of.tissue_pixels for of in found], np.float64)
-    means, stds = (np.stack([getattr(of, name) for of in found]) for name in ("pixel_mean", "pixel_std"))
-    mean, variance = pooled(pixels, means, stds**2)
-    return Colours(mean, np.sqrt(variance), stds.mean(0))
+    pool = Pool()
+    for of in found:
+        pool.add(of.tissue_pixels, of.pixel_mean, of.pixel_std**2)
+    return Colours(pool.mean, np.sqrt(pool.variance), np.mean([of.pixel_std for of in found], axis=0))
 
 
 def drawn_colours(found: Sequence[SlideStatistics], weights: Floats) -> tuple[Floats, Floats]:
