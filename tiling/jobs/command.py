@@ -145,7 +145,8 @@ def run_command(name: str, body: Callable[[], int]) -> None:
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
     except OSError as error:  # of the output folder; those of slides end in the batch loop
-        print(f"{name}: {error}; is --out a folder that can be written to, with room on its disk?", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"{name}: {what}; is --out a place that can be written to, with room on its disk?", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)
