@@ -104,7 +104,7 @@ def load_slides(source: "str | Path | pd.DataFrame", *, urls: bool = False) -> l
             raise RequestError(f"{source}: no such file, folder or slide table, and no file matches it as a glob")
     rows = [SlideRow(slide_id=in_one_form(_default_id(p)), path=p.absolute()) for p in found]
     rows = [_with_defaults(r) for r in rows]
-    _raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
+    raise_faults(source, _id_faults([(str(r.path), r.slide_id) for r in rows]))
     return rows
 
 
@@ -129,7 +129,7 @@ def load_table(
     else:
         name, folder, (header, records) = "slide table", Path(), _read_frame(table)
     faults = _header_faults(header, needs_path, target)
-    _raise_faults(name, faults)
+    raise_faults(name, faults)
     rows = []
     for number, record in records:
         row, row_faults = _parse_row(record, folder, None if empty_labels else target)
@@ -140,7 +140,7 @@ def load_table(
     faults += _id_faults([(f"row {n}", r.slide_id) for (n, _), r in zip(records, rows, strict=True)])
     if not rows:
         faults.append("the table has a header and no rows")
-    _raise_faults(name, faults)
+    raise_faults(name, faults)
     return rows
 
 
@@ -179,6 +179,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RequestError(f"{path}: no such slide table") from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read as a slide table: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not a UTF-8 text file ({error}); save the table as CSV UTF-8") from None
     lines = csv.reader(text.splitlines())
@@ -325,11 +327,12 @@ def _id_faults(named: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _raise_faults(source: object, faults: list[str]) -> None:
+def raise_faults(source: object, faults: list[str]) -> None:
+    """RequestError with the first faults of a table, if there are any."""
     if faults:
         shown = "\n  ".join(faults[:_SHOWN_FAULTS])
         more = f"\n  … and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-        raise RequestError(f"{source}: {len(faults)} fault(s)\n  {shown}{more}")
+        raise RequestError(f"{source}: {len(faults)} fault{'s' * (len(faults) > 1)}\n  {shown}{more}")
 
 
 def largest_first(rows: Sequence[SlideRow]) -> list[SlideRow]:

@@ -14,6 +14,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):
+            reason = "expected auto, cpu, cuda or cuda:<index>"
         raise RequestError(f"--device {name} is not available here ({reason}); use --device auto") from error
     if device.type not in ("cpu", "cuda"):
         raise RequestError(f"--device {name}: networks run on cpu or cuda, not on {device.type}; use --device auto")

@@ -54,7 +54,7 @@ def read_weights(path: Path) -> StateDict:
     try:
         safe = path.suffix == ".safetensors"
         state: object = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RequestError(
             f"--weights {path}: not a state dict of tensors in .pth or .safetensors form ({reason}); "

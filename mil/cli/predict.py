@@ -68,6 +68,8 @@ def _predict(run: Path, features: Path, out: Path, config: PredictConfig, overwr
 
     if (out.parent / "provenance.json").exists():
         raise RequestError(f"{out}: lies in a run directory, whose files it could replace; choose another --out")
+    if out.is_dir():
+        raise RequestError(f"{out} is a folder; --out names the CSV file to write")
     rows = load_table(Path(slides), needs_path=False) if slides else []
     found = predict_folder(run, features, rows, config.device, config.prevalence, config.scheduler)
     if out.exists() and not overwrite and out.read_text(encoding="utf-8") != found.table.to_csv(index=False):

@@ -1,11 +1,22 @@
 """`view-slide`: slides of a run in the browser, with deep zoom and what the model saw."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import jsonargparse
+from tiling.jobs.command import config_from, parser_for, run_command, setting
 
-from tiling.jobs.command import run_command
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Settings of `view-slide`."""
+
+    slides: str = setting("", "slide table (.csv), folder or glob (default: the run's own label table)")
+    port: int = setting(8450, "port on the loopback address; 0: a free one")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port is {self.port}, expected 0 to 65535")
 
 
 def main() -> None:
@@ -13,19 +24,16 @@ def main() -> None:
 
 
 def _run() -> int:
-    parser = jsonargparse.ArgumentParser(
-        prog="view-slide", description="Serve a page on this machine alone that zooms into the slides of a run."
+    parser = parser_for(
+        ViewConfig, "view-slide", "Serve a page on this machine alone that zooms into the slides of a run."
     )
     parser.add_argument("run", type=Path, help="run directory of train-mil")
-    parser.add_argument(
-        "--slides", type=str, default="", help="slide table (.csv), folder or glob (default: the run's own label table)"
-    )
-    parser.add_argument("--port", type=int, default=8450, help="port on the loopback address; 0: a free one")
     arguments = parser.parse_args()
+    config = config_from(ViewConfig, arguments)
 
     from mil.viewer.server import rows_to_view, serve
 
-    server = serve(arguments.run, rows_to_view(arguments.run, arguments.slides), arguments.port)
+    server = serve(arguments.run, rows_to_view(arguments.run, config.slides), config.port)
     print(f"{len(server.rows):,} slides at {server.address} (Ctrl-C ends)", file=sys.stderr, flush=True)
     try:
         server.serve_forever()

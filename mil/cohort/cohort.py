@@ -26,7 +26,7 @@ from mil.tasks.classification import Classification
 from mil.tasks.registry import task_kind
 from mil.tasks.task import Target, Targets, Task
 from tiling.jobs.errors import RequestError, SlideError
-from tiling.manifest import SlideRow, load_table
+from tiling.manifest import SlideRow, load_table, raise_faults
 
 ID_SEPARATOR = "|"  # of several slides' ids in one cell, which no id has
 _SHOWN_IDS = 8
@@ -207,8 +207,7 @@ def load_cohort(
         told = read_covariates(bags, covariates)
     except ValueError as error:
         faults += str(error).splitlines()
-    if faults:
-        raise RequestError("\n  ".join(["cannot train on these slides:", *faults]))
+    raise_faults("cannot train on these slides", faults)
     keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
     keys += [(r.labels[target.event],) for r in kept if target.event]
     further = [name for name in (target.entry, *covariates) if name]

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.cohort.memory import TakenOneByOne
-from tiling.jobs.errors import RequestError
-from tiling.manifest import SlideRow
+from tiling.manifest import SlideRow, raise_faults
 
 
 def with_patients_labels(
@@ -39,8 +38,7 @@ def with_patients_labels(
                 )
         labels = {column: next(iter(found)) for column, found in said.items() if found}
         filled += [replace(row, labels={**row.labels, **labels}) for row in own]
-    if faults:
-        raise RequestError("\n  ".join([f"{table}: {len(faults)} fault(s)", *faults]))
+    raise_faults(table, faults)
     return filled
 
 

@@ -22,6 +22,7 @@ from mil.cohort.splits_file import read_parts
 from tiling.jobs.errors import RequestError
 from tiling.manifest import SPLITS
 
+_SHOWN_CLASSES = 8
 _ATTEMPTS = 20  # deterministic reshuffles before a split is called impossible
 Indices = NDArray[np.int64]
 
@@ -106,9 +107,13 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
     if scarce:
         least = min(scarce.values())
         remedy = f"use --folds {least}, or add patients" if least >= 3 else "add patients, or leave the class out"
+        if len(counts) > _SHOWN_CLASSES:
+            remedy = "is the target a number? Then give --task regression or survival; else leave the rare classes out"
+        listed = [f"{count} with {name!r}" for name, count in counts.items()]
+        more = [f"… ({len(listed)} classes)"] if len(listed) > _SHOWN_CLASSES else []
         raise RequestError(
             f"{folds} folds need {needed} patients of each class; found "
-            f"{', '.join(f'{count} with {name!r}' for name, count in counts.items())}; {remedy}"
+            f"{', '.join([*listed[:_SHOWN_CLASSES], *more])}; {remedy}"
         )
 
 

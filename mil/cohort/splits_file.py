@@ -12,7 +12,7 @@ import pandas as pd
 
 from mil.cohort.cohort import Cohort, shown
 from tiling.jobs.errors import RequestError
-from tiling.manifest import SPLITS
+from tiling.manifest import SPLITS, raise_faults
 from tiling.slide_ids import in_one_form
 
 
@@ -38,8 +38,7 @@ def read_parts(path: Path, cohort: Cohort) -> dict[tuple[int, int], dict[str, li
     unknown = sorted(set(table["slide_id"]) - set(position) - set(cohort.left_out))
     if unknown:
         faults.append(f"slides that the slide table does not have, {shown(unknown)}")
-    if faults:
-        raise RequestError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
+    raise_faults(path, faults)
     parts: dict[tuple[int, int], dict[str, list[int]]] = {}
     columns = ["slide_id", "split", "repeat", "fold", "inner"]
     for slide_id, split, repeat, fold, inner in table[columns].itertuples(index=False):

@@ -20,22 +20,25 @@ _LARGEST_P = 0.99  # one fold in which all stand the wrong way must not outweigh
 def found(table: pd.DataFrame, probability: str, positive: str) -> dict[str, Any]:
     """p, and whether it is small enough, of predictions (repeat, fold, patient_id, label, and the named probability).
 
-    A patient counts with the mean of its slides, and not at all if they carry different labels. Both None where no fold
-    tests patients of both labels.
+    A patient counts with the mean of its slides, and not at all if they carry different labels. least_p is that of
+    test patients in perfect order: where they are so few that it is not small enough, found is None. All are None where
+    no fold tests patients of both labels.
     """
     patients = table.groupby(["repeat", "fold", "patient_id"]).agg(
         labels=("label", "nunique"), label=("label", "first"), score=(probability, "mean")
     )
-    p_values = []
+    p_values, least = [], []
     for _, fold in patients[patients["labels"] == 1].groupby(["repeat", "fold"]):
         is_positive = fold["label"] == positive
         if is_positive.any() and not is_positive.all():
             own, other = (fold.loc[of, "score"].to_numpy(np.float64) for of in (is_positive, ~is_positive))
             p_values.append(float(mannwhitneyu(own, other, alternative="greater").pvalue))
+            perfect = np.arange(len(own)) + len(other), np.arange(len(other))
+            least.append(float(mannwhitneyu(*perfect, alternative="greater").pvalue))
     if not p_values:
-        return {"p": None, "found": None}
-    p = joined(p_values)
-    return {"p": p, "found": p <= FALSE_ALARMS}
+        return {"p": None, "found": None, "least_p": None}
+    p, least_p = joined(p_values), joined(least)
+    return {"p": p, "found": p <= FALSE_ALARMS if least_p <= FALSE_ALARMS else None, "least_p": least_p}
 
 
 def joined(p_values: list[float]) -> float:

@@ -172,7 +172,10 @@ def uncensored(followed: Followed, weights: Floats, times: Floats | None = None)
 
 
 def hazard_ratio(followed: Followed, high: NDArray[np.bool_], weights: Floats) -> Floats:
-    """(R,) of the rows `high` (n,) against the others; NaN where one of the two has no event or is empty."""
+    """(R,) of the rows `high` (n,) against the others; NaN where one of the two has no event or is empty.
+
+    Where all events of one come before those of the other no finite ratio is the best: 1,000 or 1 in 1,000 stands then.
+    """
     died, died_high = (_by_time(followed, of)[2] for of in (weights, weights * high))
     own, others = (_at_risk(followed, weights * of) for of in (high, ~high))
     of_high, total = died_high.sum(axis=1), died.sum(axis=1)
@@ -181,7 +184,7 @@ def hazard_ratio(followed: Followed, high: NDArray[np.bool_], weights: Floats) -
         share = _ratio(own * np.exp(log_ratio)[:, None], own * np.exp(log_ratio)[:, None] + others, 0.0)
         score, information = of_high - (died * share).sum(axis=1), (died * share * (1 - share)).sum(axis=1)
         log_ratio += np.clip(_ratio(score, information, 0.0), -1, 1)
-    return np.where((of_high > 0) & (of_high < total), np.exp(log_ratio), np.nan)
+    return np.where((of_high > 0) & (of_high < total), np.clip(np.exp(log_ratio), 1e-3, 1e3), np.nan)
 
 
 def log_rank(followed: Followed, high: NDArray[np.bool_]) -> float:

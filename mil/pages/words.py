@@ -30,7 +30,9 @@ def interval(figure: Figure | None, digits: int = 3, undefined: str = "undefined
 
 
 def _decimal(number: float, digits: int) -> str:
-    """With so many decimals, or two significant digits where these would all be 0."""
+    """With so many decimals, two significant digits where these would all be 0, and none from 1,000 on."""
+    if abs(number) >= 1000:
+        return f"{number:,.0f}"
     return f"{number:.2g}" if 0 < abs(number) < 0.5 * 10.0**-digits else f"{number:.{digits}f}"
 
 
@@ -46,9 +48,14 @@ def p_value(p: float | None) -> str:
 
 
 def found_sentence(found: Mapping[str, Any]) -> str:
-    """What the test of mil.metrics.found says; found: p and found."""
+    """What the test of mil.metrics.found says; found: p, found, least_p."""
     if found["p"] is None:
         return "Whether anything was found cannot be tested: no fold has test patients of both labels."
+    if found["found"] is None:
+        return (
+            "Whether anything was found cannot be tested: folds have so few test patients that even a perfect order "
+            f"of them would give {p_value(found['least_p'])}. Fewer --folds have more patients each."
+        )
     test = f"({p_value(found['p'])}; Mann–Whitney test of the test patients in each fold, joined by Cauchy combination)"
     if found["found"]:
         return f"Found something: positive test patients stand higher than chance puts them {test}."

@@ -79,7 +79,7 @@ class TrainConfig:
         if self.loss == "auto":
             return losses[0]
         if self.loss not in losses:
-            raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(losses)}")
+            raise ValueError(f"--loss is {self.loss!r}, expected one of {', '.join(losses)}")
         return self.loss
 
     def covariate_names(self) -> tuple[str, ...]:
@@ -92,33 +92,33 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.head not in (*HEADS, AUTO):
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}, {AUTO}")
+            raise ValueError(f"--head is {self.head!r}, expected one of {', '.join(HEADS)}, {AUTO}")
         if self.split not in ("patient", "site"):
-            raise ValueError(f"split is {self.split!r}, expected patient or site")
+            raise ValueError(f"--split is {self.split!r}, expected patient or site")
         if self.bag not in BAGS:
-            raise ValueError(f"bag is {self.bag!r}, expected {' or '.join(BAGS)}")
+            raise ValueError(f"--bag is {self.bag!r}, expected {' or '.join(BAGS)}")
         if self.splits and self.split != "patient":
-            raise ValueError("splits names a file and split asks for another way; give one of them")
+            raise ValueError("--splits names a file and --split asks for another way; give one of them")
         if self.track and self.track not in TRACKERS:
-            raise ValueError(f"track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
+            raise ValueError(f"--track is {self.track!r}, expected {' or '.join(TRACKERS)}, or nothing")
         if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+            raise ValueError(f"--task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if bool(self.event) != (self.task == "survival"):
             raise ValueError(
-                "event names the column of events for task survival, which needs it; no other task has one"
+                "--event COLUMN goes with --task survival, and only with it: 1 where the event was seen, 0 where not"
             )
         if self.entry and self.task != "survival":
-            raise ValueError("entry names a column of task survival; no other task has one")
+            raise ValueError("--entry COLUMN goes with --task survival alone")
         if bool(self.order) != (self.task == "ordinal"):
-            raise ValueError("order names the grades for task ordinal, which needs it; no other task has one")
+            raise ValueError("--order G1,G2,G3 goes with --task ordinal, and only with it: the grades from low to high")
         if len(set(self.covariate_names())) < len(self.covariate_names()):
-            raise ValueError(f"covariates is {self.covariates!r}, expected each column once")
+            raise ValueError(f"--covariates is {self.covariates!r}, expected each column once")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
+            raise ValueError(f"--label-smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.memory not in MEMORIES:
-            raise ValueError(f"memory is {self.memory!r}, expected one of {', '.join(MEMORIES)}")
+            raise ValueError(f"--memory is {self.memory!r}, expected one of {', '.join(MEMORIES)}")
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+            raise ValueError(f"--precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _at_least("folds", self.folds, 2)
         for name in ("repeats", "epochs", "patience", "batch_slides", "embed_dim", "attention_dim"):
             _at_least(name, getattr(self, name), 1)
@@ -131,14 +131,18 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+                raise ValueError(f"{_flag(name)} is {getattr(self, name)}, expected more than 0")
         for name in ("dropout", "instance_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to below 1")
+                raise ValueError(f"{_flag(name)} is {getattr(self, name)}, expected 0 to below 1")
         if not 0 <= self.val_fraction <= 0.5:
-            raise ValueError(f"val_fraction is {self.val_fraction}, expected 0 to 0.5")
+            raise ValueError(f"--val-fraction is {self.val_fraction}, expected 0 to 0.5")
 
 
 def _at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
-        raise ValueError(f"{name} is {value}, expected at least {least}")
+        raise ValueError(f"{_flag(name)} is {value}, expected at least {least}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -149,7 +149,7 @@ def test_slides_that_disagree_are_named_with_their_rows(cohort, tmp_path):
     with pytest.raises(RequestError) as error:
         load_cohort(cohort / "f", table, TARGET)
     said = str(error.value)
-    assert "3 fault(s)" in said
+    assert "3 faults\n" in said
     assert "patient p01: diagnosis is 'tumour' in row 5, 'normal' in row 7; with --bag patient it is one" in said
     assert "patient p04: diagnosis is empty in all rows (14, 15, 16)" in said
     assert "patient p00: split is 'test' in row 2, 'train' in row 3" in said

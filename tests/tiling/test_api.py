@@ -60,8 +60,8 @@ def test_a_data_frame_is_a_slide_table(phantom_slide, tmp_path):
         ("nowhere.csv", {}, "no such slide table"),
         (pd.DataFrame({"slide_id": ["a", "b"], "path": ["a.svs", None]}), {}, "row 3: path is empty"),
         (".", {"patch_px": 0}, "--patch-px is 0, expected at least 16 pixels"),
-        (".", {"pixels": "png"}, "'jpeg', 'zstd', 'reference'"),
-        (".", {"patch_size": 3}, "patch_size"),
+        (".", {"pixels": "png"}, "--pixels png: expected jpeg, zstd or reference"),
+        (".", {"patch_size": 3}, "no setting patch_size; close to it is patch_px"),
         (".", {"part": "3/2"}, "--part 3/2: expected i/n"),
     ],
 )

@@ -57,7 +57,7 @@ def test_every_fault_is_reported_at_once_with_its_row(folder):
     assert "row 3: label 'y' is empty" in said
     assert "row 4: mpp is 'half'" in said
     assert "row 4: slide_id 'bad?id'" in said
-    assert "7 fault(s)" in said
+    assert "7 faults\n" in said
 
 
 def test_missing_columns_are_named_with_what_there_is(folder):
@@ -92,6 +92,8 @@ def test_nothing_to_do_is_said(tmp_path):
         load_slides(str(tmp_path / "nowhere"))
     with pytest.raises(RequestError, match="no such slide table"):
         load_slides(str(tmp_path / "nowhere.csv"))
+    with pytest.raises(RequestError, match="cannot be read as a slide table: Is a directory"):
+        load_table(tmp_path, needs_path=False)
 
 
 def test_two_slides_of_one_name_are_refused(folder):
@@ -174,7 +176,7 @@ def test_a_data_frame_is_read_as_the_file_it_would_be(folder, monkeypatch):
     with pytest.raises(RequestError) as error:
         load_table(frame, needs_path=True, target="grade")
     assert str(error.value).splitlines() == [
-        "slide table: 5 fault(s)",
+        "slide table: 5 faults",
         "  row 3: label 'grade' is empty; fill it in or leave the row out",
         f"  row 4: no such file: {folder / 'gone.svs'}",
         "  row 4: mpp is 900, expected 0.05 to 20.0 µm per pixel",

@@ -78,7 +78,7 @@ def _scale_of_file(slide: Slide, mpp_table: float | None) -> tuple[float, str]:
     mpp_x, mpp_y = slide.mpp
     if not (MPP_MIN <= mpp_x <= MPP_MAX and MPP_MIN <= mpp_y <= MPP_MAX):
         raise SlideError(
-            f"{slide.path}: {slide.mpp_source} says {mpp_x:.4g} × {mpp_y:.4g} µm per pixel, "
+            f"{slide.path}: {mpp_x:.4g} × {mpp_y:.4g} µm per pixel by its {slide.mpp_source}, "
             f"expected {MPP_MIN} to {MPP_MAX}; {_REMEDY}"
         )
     if abs(mpp_x / mpp_y - 1) > TOLERANCE:

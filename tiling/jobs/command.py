@@ -4,11 +4,14 @@ Every field of the dataclass made with `setting` is one flag (`patch_px` is `--p
 YAML file. A key that no field has is an error.
 """
 
+import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -24,11 +27,62 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class _Help(jsonargparse.DefaultHelpFormatter):
+    """What a flag does, and its default where that says something; its type is in the words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.dest in ("help", "config", "print_config"):
+            return action.help or ""
+        if action.required:
+            return f"{action.help} (required)"
+        says_nothing = action.default is False or action.default in ("", [])
+        return f"{action.help}{'' if says_nothing else ' (default: %(default)s)'}"
+
+
 class _Parser(jsonargparse.ArgumentParser):
-    """`--print_config` leaves out what was not given, so that the file does not unset inputs when it is used."""
+    """One line for a fault. `--print_config` leaves out what was not given, so that the file does not unset inputs."""
 
     def dump(self, *arguments: Any, **how: Any) -> str:
         return str(super().dump(*arguments, **{**how, "skip_unset": True}))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        said = _plain(message, [flag for action in self._actions for flag in action.option_strings])
+        if self.exit_on_error:
+            self.exit(2, f"{self.prog}: {said}; all flags are in {self.prog} --help\n")
+        raise jsonargparse.ArgumentError(None, said) from ex
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}
+_EXPECTED = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])"
+
+
+def _plain(message: str, flags: list[str]) -> str:
+    """What the parser found wrong, in words for those who never saw its source; its own words where they are new."""
+    if unknown := re.fullmatch(r"unrecognized arguments: (-\S*).*", message, re.DOTALL):
+        return f"no flag {unknown[1]}{_close(unknown[1].split('=')[0], flags)}"
+    if unknown := re.fullmatch(r"Option '(.*)' is not accepted", message):
+        keys = [flag.removeprefix("--").replace("-", "_") for flag in flags]
+        return f"no setting {unknown[1]}{_close(unknown[1], keys)}"
+    if other := re.fullmatch(r"Unexpected config: (.*)", message, re.DOTALL):
+        return f"--config: expected lines such as key: value, found {other[1].strip()[:80]!r}"
+    if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
+        names = [f"--{name}" if f"--{name}" in flags else name.upper() for name in missing[1].split(", ")]
+        return f"{', '.join(names)}: not given"
+    if named := re.match(r'Parser key "(.*?)":\s*|argument (-\S+): |Problems parsing config: ', message):
+        flag = named[2] or "--" + (named[1] or "config").replace("_", "-")
+        rest = message[named.end() :].replace('in "<unicode string>", ', "")
+        wrong = re.search(r"(?:Got|Given) value: (.*)", rest)
+        kinds = [_KINDS.get(kind) or choices for kind, choices in re.findall(_EXPECTED, rest)]
+        if wrong and kinds:
+            one_of = ", ".join(kinds).replace("'", "").rpartition(", ")
+            return f"{flag} {wrong[1]}: expected {one_of[0]}{' or ' if one_of[0] else ''}{one_of[2]}"
+        return f"{flag}: {' '.join(rest.split())}"
+    return message.strip()
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; close to it is {close[0]}" if close else ""
 
 
 def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:
@@ -36,7 +90,7 @@ def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.
 
     A field that is a config itself, such as `tile`, is a section: its flags are `--tile.patch-px` and so on.
     """
-    parser = _Parser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     _add_flags(parser, config_class, "--")
     return parser
@@ -91,7 +145,8 @@ def run_command(name: str, body: Callable[[], int]) -> None:
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
     except OSError as error:  # of the output folder; those of slides end in the batch loop
-        print(f"{name}: {error}; is --out a folder that can be written to, with room on its disk?", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"{name}: {what}; is --out a place that can be written to, with room on its disk?", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; what is finished stays, run the same command again to go on", file=sys.stderr)

@@ -109,7 +109,7 @@ def _auroc_said(auroc: Figure, positive: str | None) -> list[str]:
         "other slide of its patient."
     ]
     low, high = auroc["low"], auroc["high"]
-    if low is None:
+    if low is None or low == high:
         return lines
     between = f"With 95 % confidence it is between {100 * low:.0f} and {100 * high:.0f}. "
     if low <= 0.5 <= high:

@@ -39,7 +39,10 @@ FIGURES = {  # name in metrics.json: title, and what it means
     ),
     "ibs": ("integrated Brier score", "mean squared error of predicted survival over the time; 0 is perfect"),
     "ibs_km": ("that of Kaplan–Meier", "of the one curve of these very slides for all"),
-    "hazard_ratio": ("hazard ratio of groups", "of high against low risk; 1 is no difference"),
+    "hazard_ratio": (
+        "hazard ratio of groups",
+        "of high against low risk; 1 is no difference, 1,000 stands for no bound",
+    ),
 }
 _HEADLINE = ("c_index", "auc", "ipa", "hazard_ratio")
 _GROUPS = (("high risk", "c1"), ("low risk", "c0"))

@@ -171,7 +171,7 @@ def says_found(bags: Bags, scores: Floats) -> float:
     for of in bags.folds():
         fold[of.test] = of.fold
     columns = {"repeat": 0, "fold": fold, "patient_id": np.arange(len(scores)), "label": bags.labels, "said": scores}
-    return float(found(pd.DataFrame(columns), "said", 1)["found"])
+    return float(bool(found(pd.DataFrame(columns), "said", 1)["found"]))
 
 
 def row_of(bags: Bags, heads: Sequence[str], permuted: bool) -> dict[str, float]:

@@ -169,7 +169,7 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("content", ["code", "text", "list", "safetensors"])
+@pytest.mark.parametrize("content", ["code", "text", "table", "list", "safetensors"])
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content):
     file, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     if content == "code":
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content):
         torch.save([1, 2], file)
     else:
         file = file.with_suffix(".safetensors") if content == "safetensors" else file
-        file.write_text("not weights")
+        file.write_text("slide_id,path\n" if content == "table" else "not weights")
     with pytest.raises(RequestError, match=r"weights\.(pth|safetensors).*state dict"):
         load_encoder("resnet18", str(file))
     assert not sprung.exists()

@@ -60,7 +60,11 @@ def test_a_patient_counts_once_and_one_of_two_labels_not_at_all():
         }
     )
     expected = mannwhitneyu([0.5, 0.8], [0.2, 0.6], alternative="greater").pvalue
-    assert found(table, "prob_pos", "pos") == {"p": pytest.approx(expected), "found": False}
+    assert found(table, "prob_pos", "pos") == {
+        "p": pytest.approx(expected),
+        "found": None,
+        "least_p": pytest.approx(1 / 6),
+    }
 
 
 def test_what_cannot_be_tested_is_said():
@@ -68,6 +72,14 @@ def test_what_cannot_be_tested_is_said():
         {"repeat": 0, "fold": [0, 1], "patient_id": ["a", "b"], "label": ["pos", "neg"], "prob_pos": 0.5}
     )
     nothing = found(table, "prob_pos", "pos")
-    assert nothing == {"p": None, "found": None} and "cannot be tested" in found_sentence(nothing)
+    assert nothing == {"p": None, "found": None, "least_p": None} and "cannot be tested" in found_sentence(nothing)
     assert found_sentence({"p": 0.01, "found": True}).startswith("Found something")
     assert found_sentence({"p": 0.4, "found": False}).startswith("Nothing shown")
+
+
+def test_so_few_patients_that_not_even_a_perfect_order_could_be_found_are_said():
+    label = np.array(["neg", "pos"] * 10)
+    few = pd.DataFrame({"repeat": 0, "fold": np.arange(20) // 4, "patient_id": np.arange(20), "label": label})
+    perfect = found(few.assign(prob_pos=(label == "pos") + np.arange(20) / 100), "prob_pos", "pos")
+    assert perfect == {"p": pytest.approx(1 / 6), "found": None, "least_p": pytest.approx(1 / 6)}
+    assert "even a perfect order of them would give p = 0.167" in found_sentence(perfect)

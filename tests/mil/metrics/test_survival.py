@@ -154,6 +154,12 @@ def test_curves_equal_scikit_survival():
     assert uncensored(followed, ones, times)[1][0] == pytest.approx(library.predict_proba(times))
 
 
+def test_a_hazard_ratio_without_a_bound_is_a_thousand():
+    followed, first = Followed(np.arange(4.0), np.ones(4, bool)), np.arange(4) < 2
+    assert hazard_ratio(followed, first, np.ones((1, 4)))[0] == pytest.approx(1000)
+    assert hazard_ratio(followed, ~first, np.ones((1, 4)))[0] == pytest.approx(1e-3)
+
+
 def test_what_is_not_defined_is_nan():
     followed = Followed(np.array([1.0, 2, 3, 4]), np.array([True, True, False, False]))
     ones = np.ones((1, 4))

@@ -14,6 +14,11 @@ def test_a_value_and_its_interval():
     assert words.interval(FIGURE) == "0.934 (0.880–0.970)" and words.interval(FIGURE, 2) == "0.93 (0.88–0.97)"
 
 
+def test_numbers_have_no_more_digits_than_can_be_read():
+    figure = {"value": 4.8912, "low": 0.00012, "high": 23456.789}
+    assert words.interval(figure) == "4.891 (0.00012–23,457)" and words.spread(figure, 2) == "0.00012 – 23,457"
+
+
 def test_without_an_interval_the_value_stands_alone():
     assert words.value(ALONE) == "0.500" and words.spread(ALONE) == "" and words.interval(ALONE) == "0.500"
 

@@ -42,7 +42,7 @@ def test_other_grades_are_refused(order, said):
 
 def test_an_order_goes_with_grades_alone():
     for given in (dict(task="ordinal"), dict(order="a,b")):
-        with pytest.raises(ValueError, match="order names the grades for task ordinal"):
+        with pytest.raises(ValueError, match="--order G1,G2,G3 goes with --task ordinal"):
             TrainConfig(**given)
 
 

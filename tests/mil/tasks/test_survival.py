@@ -81,7 +81,7 @@ def test_a_time_of_entry_is_read_and_has_to_come_first():
         _read_late(wrong)
     with pytest.raises(ValueError, match=r"no column 'from' in t.csv; --entry names the one that says when a patient"):
         _read_late(wrong, "from")
-    with pytest.raises(ValueError, match="entry names a column of task survival"):
+    with pytest.raises(ValueError, match="--entry COLUMN goes with --task survival"):
         TrainConfig(task="regression", entry="since")
 
 
@@ -109,7 +109,7 @@ def test_a_late_entry_has_the_hazard_from_then_on():
 
 def test_an_event_column_goes_with_survival_alone():
     for given in (dict(task="survival"), dict(event="died"), dict(task="regression", event="died")):
-        with pytest.raises(ValueError, match="event names the column of events for task survival"):
+        with pytest.raises(ValueError, match="--event COLUMN goes with --task survival"):
             TrainConfig(**given)
 
 
