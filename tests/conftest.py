@@ -13,6 +13,11 @@ from tiling.phantom.phantom import PhantomSpec, write_phantom
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with one of them when all else is done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of real slides. Without it the test is skipped, or fails where SLIDE_MIL_REQUIRE_DATA is set."""

@@ -80,6 +80,7 @@ def test_the_readme_is_read_in_ten_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     """On phantoms of ten patients, as it stands there."""
     [code] = re.findall(r"<!-- api -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

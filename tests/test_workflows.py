@@ -63,6 +63,7 @@ def slides(tmp_path_factory):
     return folder / "slides.csv"
 
 
+@pytest.mark.long
 def test_slurm_jobs_run_in_turn(slides, tmp_path, monkeypatch):
     """As bash runs them in an array of two; srun of the cluster script is a stand-in that runs the command here."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin")

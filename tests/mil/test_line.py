@@ -47,6 +47,7 @@ def table(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_one_command_does_all_and_names_stage_and_slide(command, table, tmp_path):
     (tmp_path / "line.yaml").write_text(SETTINGS)
     given = ("mil-line", table, "--target", "tumour", "--out", tmp_path / "study", "--config", tmp_path / "line.yaml")

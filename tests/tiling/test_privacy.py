@@ -107,6 +107,7 @@ def slides(tmp_path, data, write_mrxs):
     return folder
 
 
+@pytest.mark.long
 def test_no_planted_value_and_no_label_image_reaches_any_output(slides, command, tmp_path):
     table, out = tmp_path / "slides.csv", tmp_path / "out"
     names = ["svs.svs", "tiff.tiff", "ome.ome.tiff", "jpeg.jpg", "png.png", "dicom", "mrxs.mrxs"]

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STRESS = Path(__file__).parents[1] / "stress"
 
 
@@ -14,6 +16,7 @@ def stress(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_and_resumed_gives_the_same_bytes():
     said = stress("kill_tiling.py", 8, 2)
     assert "7 × SIGKILL" in said and "1 × SIGTERM" in said

@@ -135,7 +135,7 @@ def map_cluster(
     job taking one. RequestError where `work` raises it, no scheduler answers, or none of its workers has a GPU.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import CancelledError, Client, as_completed
     except ImportError:
         raise RequestError("--scheduler needs the extra `cluster`: pip install 'slidemil[cluster]'") from None
     try:
@@ -150,15 +150,23 @@ def map_cluster(
             )
         resources = {"GPU": 1} if gpu else None
         futures = {client.submit(OnOneCore(work), job, pure=False, resources=resources): job for job in jobs}
+        lost = Lost(f"the Dask scheduler {scheduler} was lost; run again", stops=True)
         for future in as_completed(futures):
             job = futures.pop(future)  # kept, it would be done again if its worker died later
             fault = future.exception()
             if isinstance(fault, RequestError):
                 raise fault
             if future.cancelled():
-                yield job, Lost(f"the Dask scheduler {scheduler} was lost; run again", stops=True)
+                yield job, lost
+            elif fault is not None:
+                yield job, Lost(_why_lost(fault))
             else:
-                yield job, future.result() if fault is None else Lost(_why_lost(fault))
+                try:
+                    result = future.result()
+                except (OSError, CancelledError):  # it was done, and is out of reach
+                    yield job, lost
+                else:
+                    yield job, result
 
 
 def _has_no_gpu(dask_scheduler: Any) -> bool:

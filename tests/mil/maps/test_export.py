@@ -182,13 +182,18 @@ def test_wrong_requests(command, tmp_path):
     for more, said in [(["--formats", "svg"], "--formats svg"), (["--slide-id", "b"], "--slide-id b: not in")]:
         done = command(*base, *more)
         assert done.returncode == 2 and said in done.stderr
-    done = command("export-heatmaps", tmp_path / "nowhere", *base[2:])
-    assert done.returncode == 2 and "no run directory" in done.stderr
+    rows = [SlideRow("a", path=tmp_path / "s.csv")]
+    with pytest.raises(RequestError, match="no run directory"):
+        export_heatmaps(tmp_path / "nowhere", tmp_path, rows, HeatmapConfig(), tmp_path / "out")
+
+
+def test_wrong_slides_fail_with_the_reason(tmp_path):
+    shutil.copytree(Path(__file__).parents[2] / "golden" / "run-v1", tmp_path / "run")
     slide = tmp_path / "a.tif"
     tifffile.imwrite(slide, np.zeros((300, 400, 3), np.uint8), photometric="rgb")
-    (tmp_path / "other.csv").write_text(f"slide_id,path\ns00,{slide}\n")  # the run tested s00, of another size
-    done = command(*base[:4], tmp_path / "other.csv", *base[5:], "--formats", "geojson")
-    assert done.returncode == 1 and "is this the same slide?" in done.stderr
+    rows = [SlideRow("s00", path=slide), SlideRow("a", path=slide)]  # the run tested s00, of another size; not a
+    config = HeatmapConfig(formats="geojson", workers=1)
+    assert export_heatmaps(tmp_path / "run", tmp_path, rows, config, tmp_path / "out").counts == {"failed": 2}
+    reasons = pd.read_csv(tmp_path / "out/failures.csv").set_index("slide_id")["reason"]
+    assert "is this the same slide?" in reasons["s00"] and "no such feature file" in reasons["a"]
     assert not (tmp_path / "out/s00.geojson").exists()
-    done = command(*base)  # a slide that nothing is known of fails, with the reason
-    assert done.returncode == 1 and "no such feature file" in (tmp_path / "out/failures.csv").read_text()

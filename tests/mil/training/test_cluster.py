@@ -75,6 +75,7 @@ def test_a_killed_worker_costs_nothing(tmp_path, table, long):
     assert content(tmp_path / "run") == long
 
 
+@pytest.mark.long
 def test_a_lost_scheduler_ends_the_run_which_goes_on_with_another(tmp_path, table, long):
     out = tmp_path / "run"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in LONG.items()]

@@ -114,6 +114,7 @@ def test_a_limit_on_file_size_is_one_failure(slides, tmp_path):
     assert not list(tmp_path.glob("*.zarr")) and not left_over(tmp_path)
 
 
+@pytest.mark.long
 def test_extract_features_stops_once_too(slides, small_disk, tmp_path):
     assert tile(slides, tmp_path / "patches").returncode == 0
     weights = ["--encoder", "resnet18", "--weights", "random", "--input-px", "64"]

@@ -356,3 +356,14 @@ def test_a_lost_scheduler_ends_the_run(tmp_path):
         run.join()
     counts = json.loads((tmp_path / "summary.json").read_text())["counts"]
     assert "was lost; run again" in results[0].stopped and counts["failed"] == 1 and counts["not done"] > 0
+
+
+def test_a_scheduler_that_is_lost_with_a_result_ends_the_run(tmp_path, monkeypatch):
+    def unreachable(future, timeout=None):
+        raise distributed.comm.CommClosedError("in <TCP>: Stream is closed")
+
+    with DaskProcesses(tmp_path, workers=1) as cluster:
+        monkeypatch.setattr(distributed.Future, "result", unreachable)
+        execution = Execution(scheduler=cluster.address)
+        outcomes = run_slides([Job("0")], functools.partial(noted_work, out=tmp_path), tmp_path, execution)
+    assert "was lost; run again" in outcomes.stopped
