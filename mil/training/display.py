@@ -123,6 +123,8 @@ class Display(Watcher):
         for key, name in (("against_columns", "the columns alone"), ("against_slide", "the slide alone")):
             if key in metrics:
                 self._print(_difference(trained.task, name, metrics[key]))
+        if trained.compared is not None:
+            self._print(_difference(trained.task, compared_with, trained.compared))
         if metrics["counts"]["repeats"] > 1:
             self._print(f"each slide counts once in each of {metrics['counts']['repeats']} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
@@ -131,8 +133,6 @@ class Display(Watcher):
         self._print(f"charts       {out / 'charts'}")
         self._print(f"attention    {out / 'attention'}")
         self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
-        if trained.compared is not None:
-            self._print(_difference(trained.task, compared_with, trained.compared))
 
     def _of_validation(self, values: Mapping[str, float] | pd.Series) -> str:
         watched = self._task.watched
@@ -161,9 +161,8 @@ class Display(Watcher):
 
 def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     counts = metrics["counts"]
-    levels = {"patients": metrics["patient"]}
-    if metrics["slide"]:  # else patients are the bags
-        levels = {"slides": metrics["slide"], **levels}
+    levels = {"slides": metrics["slide"], "patients": metrics["patient"]}  # none of slides where patients are the bags
+    levels = {name: level for name, level in levels.items() if level}
     whose = next(iter(levels))
     table = Table(
         title=f"Test {whose}, none seen in training (95 % intervals by patient, models as trained)",
@@ -174,7 +173,7 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
         table.add_column(f"{name} ({counts[name]})", justify="right")
     for name, title in task.figure_titles.items():
         if name in judged(metrics):
-            table.add_row(title, *(words.interval(level and level[name]) for level in levels.values()))
+            table.add_row(title, *(words.interval(level[name]) for level in levels.values()))
     if "patch" in metrics:
         table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]))
     return table
