@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
@@ -34,9 +34,8 @@ class Display(Watcher):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Progress(
+            BarColumn(bar_width=10),  # first, where the text's length does not move it
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
