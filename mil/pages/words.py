@@ -30,9 +30,14 @@ def interval(figure: Figure | None, digits: int = 3, undefined: str = "undefined
 
 
 def _decimal(number: float, digits: int) -> str:
-    """With so many decimals, two significant digits where these would all be 0, and none from 1,000 on."""
+    """With so many decimals, two significant digits where these would all be 0, and none from 1,000 on.
+
+    Below one in a million is what rounding leaves of 0.
+    """
     if abs(number) >= 1000:
         return f"{number:,.0f}"
+    if abs(number) < 1e-6:
+        number = 0.0
     return f"{number:.2g}" if 0 < abs(number) < 0.5 * 10.0**-digits else f"{number:.{digits}f}"
 
 

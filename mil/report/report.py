@@ -6,6 +6,7 @@ a time nor a path: the same run gives the same bytes. Metrics are taken as they 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from mil.metrics.bootstrap import Bootstrap
 from mil.pages.page import draw_sections, report_style
 from mil.pages.parts import Blocks, Cell, Paragraph, Section, Table, number
-from mil.pages.words import is_figure
+from mil.pages.words import difference_sentence, is_figure
 from mil.report.covariates import covariates_section
 from mil.report.learning import learning_section
 from mil.report.slides import slides_section
@@ -54,7 +55,7 @@ def _sections(out: Path, provenance: Mapping[str, Any], metrics: Mapping[str, An
     result, *behind = task.sections(metrics, predictions, Bootstrap(settings["bootstrap"], settings["seed"]))
     histories = {n: read_history(out, n) for n in fold_numbers(out)}
     return [
-        result,
+        replace(result, parts=(*result.parts, *_against_baseline(task, metrics))),
         learning_section(histories, settings["epochs"], metrics["counts"]),
         *_covariates(task, provenance, metrics),
         *behind,
@@ -64,6 +65,14 @@ def _sections(out: Path, provenance: Mapping[str, Any], metrics: Mapping[str, An
         *_heads(metrics.get("heads")),
         _settings(provenance),
     ]
+
+
+def _against_baseline(task: Task, metrics: Mapping[str, Any]) -> list[Paragraph]:
+    """How much better than the plain model on the same folds; none where a run has none."""
+    if not (against := metrics.get("against_mean")):
+        return []
+    title, plain = task.figure_title(task.headline), against[task.headline]["value"]
+    return [Paragraph(f"Against a plain model: {difference_sentence(against, title, task.baseline, plain)}.")]
 
 
 def _facts(provenance: Mapping[str, Any], counts: Mapping[str, Any]) -> list[tuple[str, str]]:

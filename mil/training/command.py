@@ -313,7 +313,8 @@ def _trained_alone(
     session: Session, folds: Sequence[Fold], plan: Plan, watcher: Watcher
 ) -> list[tuple[Checkpoint, pd.DataFrame]]:
     """The same models without being told of columns, to be compared with; their epochs are not shown."""
-    watcher.note(f"fold(s) {', '.join(str(fold.number + 1) for fold in folds)} again, of the slide alone")
+    numbers = ", ".join(str(fold.number + 1) for fold in folds)
+    watcher.note(f"fold {numbers}: trained again without the columns, to say what they add")
     plan = replace(plan, shape=replace(plan.shape, covariates=0))
     ((_, trained),) = _trained(session, [folds], plan, lambda fold, values: None)
     return trained

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from mil.cohort.splits import Fold
@@ -34,9 +34,8 @@ class Display(Watcher):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Progress(
+            BarColumn(bar_width=10),  # first, where the text's length does not move it
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -76,8 +75,8 @@ class Display(Watcher):
         models = len(self._folds[0].members)
         model = f", model {fold.member + 1} of {models}" if models > 1 else ""
         text = (
-            f"{self._name(fold)}{model}  epoch {values['epoch']}/{self._epochs}  train {values['train_loss']:.3f}  "
-            f"{self._of_validation(values)}  {words.seconds(self._seconds_left())} left"
+            f"{self._name(fold)}{model}  epoch {values['epoch']}/{self._epochs}  "
+            f"{words.seconds(self._seconds_left())} left  train {values['train_loss']:.3f}  {self._of_validation(values)}"
         )
         self._live.update(self._bar, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
@@ -123,6 +122,8 @@ class Display(Watcher):
         for key, name in (("against_columns", "the columns alone"), ("against_slide", "the slide alone")):
             if key in metrics:
                 self._print(_difference(trained.task, name, metrics[key]))
+        if trained.compared is not None:
+            self._print(_difference(trained.task, compared_with, trained.compared))
         if metrics["counts"]["repeats"] > 1:
             self._print(f"each slide counts once in each of {metrics['counts']['repeats']} repeats")
         self._print(f"predictions  {out / 'predictions.csv'}")
@@ -131,8 +132,6 @@ class Display(Watcher):
         self._print(f"charts       {out / 'charts'}")
         self._print(f"attention    {out / 'attention'}")
         self._print(f"losses live  tensorboard --logdir {out / 'tensorboard'}")
-        if trained.compared is not None:
-            self._print(_difference(trained.task, compared_with, trained.compared))
 
     def _of_validation(self, values: Mapping[str, float] | pd.Series) -> str:
         watched = self._task.watched
@@ -161,9 +160,8 @@ class Display(Watcher):
 
 def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
     counts = metrics["counts"]
-    levels = {"patients": metrics["patient"]}
-    if metrics["slide"]:  # else patients are the bags
-        levels = {"slides": metrics["slide"], **levels}
+    levels = {"slides": metrics["slide"], "patients": metrics["patient"]}  # none of slides where patients are the bags
+    levels = {name: level for name, level in levels.items() if level}
     whose = next(iter(levels))
     table = Table(
         title=f"Test {whose}, none seen in training (95 % intervals by patient, models as trained)",
@@ -174,7 +172,7 @@ def _figures(metrics: Mapping[str, Any], task: Task) -> Table:
         table.add_column(f"{name} ({counts[name]})", justify="right")
     for name, title in task.figure_titles.items():
         if name in judged(metrics):
-            table.add_row(title, *(words.interval(level and level[name]) for level in levels.values()))
+            table.add_row(title, *(words.interval(level[name]) for level in levels.values()))
     if "patch" in metrics:
         table.add_row("accuracy on copied patch labels", words.interval(metrics["patch"]["accuracy"]))
     return table

@@ -213,6 +213,9 @@ def test_the_terminal_has_the_figures_of_patients_alone(run, cohort):
     table = _figures(run.metrics, read_checkpoint(cohort / "run", 0).task)
     assert str(table.title).startswith("Test patients") and len(table.columns) == 2
     assert "undefined" not in list(table.columns[1].cells)
+    of_slides = {**run.metrics, "counts": {**run.metrics["counts"], "slides": 9}, "slide": run.metrics["patient"]}
+    table = _figures({**of_slides, "patient": None}, read_checkpoint(cohort / "run", 0).task)
+    assert len(table.columns) == 2 and table.columns[1].header == "slides (9)"
 
 
 def test_predictions_of_a_folder_are_those_of_the_run(run, cohort):

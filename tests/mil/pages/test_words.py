@@ -17,6 +17,7 @@ def test_a_value_and_its_interval():
 def test_numbers_have_no_more_digits_than_can_be_read():
     figure = {"value": 4.8912, "low": 0.00012, "high": 23456.789}
     assert words.interval(figure) == "4.891 (0.00012–23,457)" and words.spread(figure, 2) == "0.00012 – 23,457"
+    assert words.value({**figure, "value": -4.4e-16}) == "0.000"
 
 
 def test_without_an_interval_the_value_stands_alone():

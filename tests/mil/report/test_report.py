@@ -119,9 +119,12 @@ def test_metrics_are_shown_as_they_are_found(golden):
     metrics["slide"]["auprc_by_class"] = {c: {"value": 0.4321, "low": 0.1, "high": 0.9} for c in ("normal", "tumour")}
     metrics["folds"] = [{"repeat": 0, "fold": 1, "rows": 8, "mcc": {"value": 0.777, "low": 0.5, "high": 0.9}}]
     metrics["patient"], metrics["patient_reason"] = None, "slides of one patient carry different labels"
+    difference = {"value": -0.083, "low": -0.388, "high": 0.36, "p": 0.772, "p_delong": None}
+    metrics["against_mean"] = {**difference, "auroc": {"value": 0.444, "low": 0.1, "high": 0.8}}
     (golden / "metrics.json").write_text(json.dumps(metrics))
     text = _Page(_report(golden)).text
     assert "kappa of cohen" in text and "0.123" in text
+    assert "Against a plain model: AUROC -0.083 (-0.388 to +0.360, p = 0.772) against logistic regression" in text
     assert "auprc" in text.lower() and "0.432" in text
     assert "1.2" in text and "0.777" in text
     assert "slides of one patient carry different labels" in text
