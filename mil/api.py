@@ -119,7 +119,7 @@ def train(
     """Train a head on the slide labels in a column, or finish the run that the same request began in `out`.
 
     features: folder of feature files. labels: slide table (.csv file, or data frame with its columns). target: its
-    column. Settings of train-mil are given by name, such as `head="mean"`.
+    column, or several parted by commas. Settings of train-mil are given by name, such as `head="mean"`.
     on_epoch: called with the fold and the values of history.csv, epoch by epoch.
     """
     config = settings(TrainConfig, None, given)

@@ -13,7 +13,7 @@ Columns
   mask        optional: what is tissue, instead of finding it: GeoJSON polygons in level-0 pixels, or a PNG of the
               whole slide in which everything but 0 is tissue
   format_version  optional: 1. Any other version is refused; a table without the column is version 1
-  any other   a label, chosen with --target
+  any other   a label, chosen with --target, of which several are parted by commas
 
 A column whose name differs from these in case or spacing only is refused, and so is a `patient_id` that is filled
 in some rows only or differs in case only: both would split a patient.
@@ -122,17 +122,19 @@ def load_table(
         paths start at the working folder.
     needs_path: the slides themselves will be opened, so each row needs a path that exists.
     urls: or a URL, which is not asked yet whether it names anything.
-    target: the label column; must exist and be filled in every row, unless there may be empty_labels.
+    target: the label column, or several parted by commas; they must exist, and each row must fill one of them, unless
+        there may be empty_labels.
     """
+    targets = target_columns(target or "")
     if isinstance(table, Path):
         name, folder, (header, records) = str(table), table.parent, _read_csv(table)
     else:
         name, folder, (header, records) = "slide table", Path(), _read_frame(table)
-    faults = _header_faults(header, needs_path, target)
+    faults = _header_faults(header, needs_path, targets)
     raise_faults(name, faults)
     rows = []
     for number, record in records:
-        row, row_faults = _parse_row(record, folder, None if empty_labels else target)
+        row, row_faults = _parse_row(record, folder, () if empty_labels else targets)
         row_faults = (_path_faults(row, urls) if needs_path else []) + row_faults
         faults += [f"row {number}: {fault}" for fault in row_faults]
         rows.append(replace(row, number=number))
@@ -142,6 +144,11 @@ def load_table(
         faults.append("the table has a header and no rows")
     raise_faults(name, faults)
     return rows
+
+
+def target_columns(target: str) -> tuple[str, ...]:
+    """The columns that a target names, parted by commas."""
+    return tuple(filter(None, (name.strip() for name in target.split(","))))
 
 
 def select_part(rows: Sequence[SlideRow], part: str) -> list[SlideRow]:
@@ -207,7 +214,7 @@ def _as_text(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
-def _header_faults(header: list[str], needs_path: bool, target: str | None) -> list[str]:
+def _header_faults(header: list[str], needs_path: bool, targets: Sequence[str]) -> list[str]:
     faults = [f"column {name!r} appears {n} times" for name, n in Counter(header).items() if n > 1]
     faults += [
         f"column {name!r} looks like {meant!r}, which is written exactly so; rename it"
@@ -221,13 +228,16 @@ def _header_faults(header: list[str], needs_path: bool, target: str | None) -> l
         faults.append(f"no column 'path'; found {', '.join(map(repr, header)) or 'an empty file'}")
     if not needs_path and "slide_id" not in header and "path" not in header:
         faults.append(f"no column 'slide_id'; found {', '.join(map(repr, header)) or 'an empty file'}")
-    if target is not None and (target not in header or target in _RESERVED):
-        labels = [name for name in header if name not in _RESERVED]
-        faults.append(f"no label column {target!r}; the label columns are {', '.join(map(repr, labels)) or 'none'}")
-    return faults
+    labels = [name for name in header if name not in _RESERVED]
+    faults += [
+        f"no label column {name!r}; the label columns are {', '.join(map(repr, labels)) or 'none'}"
+        for name in dict.fromkeys(targets)
+        if name not in labels
+    ]
+    return faults + [f"--target names {name!r} {n} times" for name, n in Counter(targets).items() if n > 1]
 
 
-def _parse_row(record: dict[str, str], folder: Path, target: str | None) -> tuple[SlideRow, list[str]]:
+def _parse_row(record: dict[str, str], folder: Path, targets: Sequence[str]) -> tuple[SlideRow, list[str]]:
     faults = []
     place = record.get("path", "")
     url = place if is_url(place) else ""
@@ -239,8 +249,10 @@ def _parse_row(record: dict[str, str], folder: Path, target: str | None) -> tupl
     if version != VERSION:
         faults.append(f"format_version is {version!r}, this program reads slide tables of version {VERSION}")
     mpp, mpp_fault = _parse_mpp(record.get("mpp", ""))
-    if target is not None and not record[target]:
-        faults.append(f"label {target!r} is empty; fill it in or leave the row out")
+    if targets and not any(record[name] for name in targets):
+        names = ", ".join(map(repr, targets))
+        several = f"labels {names} are all empty; fill one" if len(targets) > 1 else f"label {names} is empty; fill it"
+        faults.append(f"{several} in or leave the row out")
     files = {name: (folder / record[name]).absolute() for name in ("annotation", "mask") if record.get(name)}
     row = SlideRow(
         slide_id=in_one_form(record.get("slide_id") or PurePosixPath(url_name(url) if url else place).stem),

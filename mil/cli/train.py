@@ -16,7 +16,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("features", type=str, help="folder of feature files: ours, CLAM's or TRIDENT's")
     parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
     parser.add_argument(
-        *("--target", "--time"), type=str, required=True, help="column of the table that holds the label, or the time"
+        *("--target", "--time"),
+        type=str,
+        required=True,
+        help="column of the table that holds the label, or the time; or several of labels, such as er,pr,her2",
     )
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     arguments = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from mil.cohort.memory import FeatureIntake
 from mil.cohort.patients import SlidesOfBags, with_patients_labels
 from mil.tasks.classification import Classification
 from mil.tasks.registry import task_kind
-from mil.tasks.task import Target, Targets, Task
+from mil.tasks.task import Strata, Target, Targets, Task
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.manifest import SlideRow, load_table, raise_faults
 
@@ -92,8 +92,8 @@ class Cohort:
         return {"patient_id": patients, "slide_ids": slides}
 
     @cached_property
-    def strata(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Stratum (S,) of each slide, by which splits are balanced, and their names."""
+    def strata(self) -> tuple[Strata, ...]:
+        """Of each target, by which splits are balanced."""
         return self.task.strata(self.targets)
 
     @property
@@ -115,7 +115,7 @@ class Cohort:
     @property
     def _classification(self) -> Classification:
         if not isinstance(self.task, Classification):
-            raise RequestError(f"this asks for classes, and the target is a {self.task.kind}")
+            raise RequestError(f"this asks for classes, and the target is {self.task.noun}")
         return self.task
 
     @property
@@ -170,14 +170,15 @@ def load_cohort(
     covariates: columns that models are told of.
     """
     target = Target(target) if isinstance(target, str) else target
-    kind = task_kind(target.task)
+    kind = task_kind(target.kind)
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
     name = str(table) if isinstance(table, Path) else "the slide table"
     of_patients = target.bag == "patient"
     rows = load_table(table, needs_path=False, target=target.column, empty_labels=of_patients)
     if of_patients:
-        rows = with_patients_labels(rows, target.columns, covariates, name)
+        needed, others = ((), target.columns) if target.kind == "several" else (target.columns, ())
+        rows = with_patients_labels(rows, needed, (*others, *covariates), name)
     else:
         rows.sort(key=lambda row: row.slide_id)
     _refuse_partial_split(rows, name)
@@ -208,7 +209,10 @@ def load_cohort(
     except ValueError as error:
         faults += str(error).splitlines()
     raise_faults("cannot train on these slides", faults)
-    keys = [(r.slide_id, r.patient_id, r.labels[target.column], r.split, *([r.site] if r.site else [])) for r in kept]
+    keys: list[tuple[str, ...]] = [
+        (r.slide_id, r.patient_id, *(r.labels[c] for c in target.names), r.split, *([r.site] if r.site else []))
+        for r in kept
+    ]
     keys += [(r.labels[target.event],) for r in kept if target.event]
     further = [name for name in (target.entry, *covariates) if name]
     keys += [tuple(r.labels[name] for name in further) for r in kept if further]
@@ -226,7 +230,7 @@ def load_cohort(
         labels_sha256=hashlib.sha256(repr(keys).encode()).hexdigest(),
         warnings=tuple(
             warnings
-            + (_label_warning(kept, target.column) if bag_of is None else _incomplete_warning(rows, kept))
+            + (_label_warnings(kept, target.names) if bag_of is None else _incomplete_warning(rows, kept))
             + scale_warning([e.info.mpp for e in embeddings])
             + _unknown_warning(embeddings)
             + intake.notice()
@@ -261,13 +265,18 @@ def _unknown_warning(embeddings: Sequence[Embeddings]) -> list[str]:
     return warnings
 
 
-def _label_warning(rows: Sequence[SlideRow], target: str) -> list[str]:
+def _label_warnings(rows: Sequence[SlideRow], targets: Sequence[str]) -> list[str]:
     """Patients whose slides carry different labels: right for a label of the slide, an error for one of the patient."""
-    labels: dict[str, set[str]] = {}
-    for row in rows:
-        labels.setdefault(row.patient_id, set()).add(row.labels[target])
-    mixed = [patient for patient, own in labels.items() if len(own) > 1]
-    return [f"patients whose slides carry different labels, {shown(mixed)}"] if mixed else []
+    warnings = []
+    for target in targets:
+        labels: dict[str, set[str]] = {}
+        for row in rows:
+            if row.labels[target]:
+                labels.setdefault(row.patient_id, set()).add(row.labels[target])
+        of = f" in {target!r}" if len(targets) > 1 else ""
+        if mixed := [patient for patient, own in labels.items() if len(own) > 1]:
+            warnings.append(f"patients whose slides carry different labels{of}, {shown(mixed)}")
+    return warnings
 
 
 def _incomplete_warning(rows: Sequence[SlideRow], kept: Sequence[SlideRow]) -> list[str]:

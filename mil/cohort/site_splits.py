@@ -45,14 +45,15 @@ def site_groups(cohort: Cohort) -> NDArray[np.int64]:
 
 def site_parts(cohort: Cohort, groups: NDArray[np.int64], parts: int, entropy: Sequence[int]) -> list[Indices]:
     """`parts` test parts of whole groups, each class spread evenly. RequestError where that cannot be."""
-    strata, names = cohort.strata
-    counts = np.zeros((groups.max() + 1, len(names)))  # (G, C)
-    np.add.at(counts, (groups, strata), 1)
+    counts = np.zeros((groups.max() + 1, sum(len(strata.names) for strata in cohort.strata)))  # (G, C)
+    np.add.at(counts, groups, np.hstack([strata.members for strata in cohort.strata]))
     _require_sites(cohort, counts, parts)
-    chosen = _deal_out(counts, parts, np.random.default_rng(np.random.SeedSequence(tuple(entropy))))
+    everywhere = np.concatenate([[len(strata.names) == 2] * len(strata.names) for strata in cohort.strata])
+    chosen = _deal_out(counts, everywhere, parts, np.random.default_rng(np.random.SeedSequence(tuple(entropy))))
     if chosen is None:
+        of = " of each target" if len(cohort.strata) > 1 else ""
         raise RequestError(
-            f"the {len(counts)} sites cannot be dealt out to {parts} folds so that each fold holds both classes; "
+            f"the {len(counts)} sites cannot be dealt out to {parts} folds so that each fold holds both classes{of}; "
             "use fewer --folds, or --split patient"
         )
     return [np.flatnonzero(chosen[groups] == part) for part in range(parts)]
@@ -65,7 +66,8 @@ def _require_sites(cohort: Cohort, counts: NDArray[np.float64], parts: int) -> N
         raise RequestError(
             f"{parts} folds need {parts} sites, found {len(counts)}{linked}; use fewer --folds, or --split patient"
         )
-    scarce = {name: int(n) for name, n in zip(cohort.strata[1], (counts > 0).sum(axis=0), strict=True) if n < 2}
+    names = [name for strata in cohort.strata for name in strata.names]
+    scarce = {name: int(n) for name, n in zip(names, (counts > 0).sum(axis=0), strict=True) if n < 2}
     if scarce:
         raise RequestError(
             f"{', '.join(f'{name!r} occurs at {n} site' for name, n in scarce.items())}: the model would learn the "
@@ -73,8 +75,10 @@ def _require_sites(cohort: Cohort, counts: NDArray[np.float64], parts: int) -> N
         )
 
 
-def _deal_out(counts: NDArray[np.float64], parts: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    """Part (G,) of each group, by mixed-integer programming; None if no part can be without a class.
+def _deal_out(
+    counts: NDArray[np.float64], everywhere: NDArray[np.bool_], parts: int, rng: np.random.Generator
+) -> NDArray[np.int64] | None:
+    """Part (G,) of each group, by mixed-integer programming; None if no part can be without classes of `everywhere`.
 
     Variables: x (G * K) in {0, 1}, group g in part k; then the K * C deviations of a class's share from 1 / K.
     """
@@ -88,9 +92,10 @@ def _deal_out(counts: NDArray[np.float64], parts: int, rng: np.random.Generator)
         LinearConstraint(hstack([held, -deviations]), -np.inf, 1 / parts),
         LinearConstraint(hstack([held, deviations]), 1 / parts, np.inf),
     ]
-    if n_classes == 2:
-        present = kron(csr_array((counts > 0).astype(float)).T, np.eye(parts))
-        constraints.append(LinearConstraint(hstack([present, csr_array((n_classes * parts,) * 2)]), 1, np.inf))
+    if everywhere.any():
+        present = kron(csr_array((counts[:, everywhere] > 0).astype(float)).T, np.eye(parts))
+        none = csr_array((everywhere.sum() * parts, n_classes * parts))
+        constraints.append(LinearConstraint(hstack([present, none]), 1, np.inf))
     binary = n_groups * parts
     preferences = _VARIETY / n_groups * rng.random(binary)
     found = milp(

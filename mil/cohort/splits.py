@@ -1,10 +1,11 @@
 """Who is trained on, who stops the training, who is tested: always whole patients.
 
-Test parts come from a stratified k-fold by patient, repeated with other shuffles. The rest is split once more, by
-patient and stratified: into K inner parts, each of which stops one of K models that learn from the others, or, for
-large cohorts, into train and val of one model. With `--split site` whole sites are tested, see mil.cohort.site_splits;
-val still comes from the sites of train. A table whose column `split` is filled gives one fixed fold, and
-`--splits FILE` any folds, see mil.cohort.splits_file.
+Test parts come from a stratified k-fold by patient, repeated with other shuffles; where there are several targets they
+are dealt out by mil.cohort.iterative_split, so that each has its share of the labels of each. The rest is split once
+more, by patient and stratified: into K inner parts, each of which stops one of K models that learn from the others, or,
+for large cohorts, into train and val of one model. With `--split site` whole sites are tested, see
+mil.cohort.site_splits; val still comes from the sites of train. A table whose column `split` is filled gives one fixed
+fold, and `--splits FILE` any folds, see mil.cohort.splits_file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mil.cohort.cohort import Cohort, shown
+from mil.cohort.iterative_split import iterative_parts
 from mil.cohort.site_splits import site_groups, site_parts
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits_file import read_parts
+from mil.tasks.task import Strata
 from tiling.jobs.errors import RequestError
 from tiling.manifest import SPLITS
 
@@ -88,33 +91,49 @@ def fold_faults(cohort: Cohort, fold: Fold) -> list[str]:
     for name, part in parts.items():
         if name == "val" and not len(part):  # as asked for with val_fraction 0
             continue
-        strata, names = cohort.strata
-        found = [names[c] for c in np.unique(strata[part])]
-        if len(found) < 2 or (name == "train" and len(found) < len(names)):
+        for strata in cohort.strata:
+            found = [strata.names[c] for c in strata.held(part)]
+            if len(found) > 1 and (name != "train" or len(found) == len(strata.names)):
+                continue
+            of, leave = "", ""
+            if strata.target:
+                of = f", {np.sum(strata.of_slide[part] >= 0)} of them with a label of {strata.target!r}"
+                leave = f"leave {strata.target!r} out of --target, "
             faults.append(
                 f"fold {fold.number + 1}: the {name} part ({len(cohort.slides_of(part))} slides of "
-                f"{len(patients[name])} patients) has only {', '.join(map(repr, found)) or 'no slides'}; "
-                f"use fewer folds, add patients of the missing class, or fill the column 'split' yourself"
+                f"{len(patients[name])} patients{of}) has only {', '.join(map(repr, found)) or 'no slides'}; "
+                f"use fewer folds, add patients of the missing class, {leave}or fill the column 'split' yourself"
             )
     return faults
 
 
 def _require_patients(cohort: Cohort, folds: int) -> None:
     needed = max(folds, 4 if folds == 2 else 3)  # so that the rest of each fold has one for train, one for val
-    strata, names = cohort.strata
-    counts = {name: len(set(cohort.patient_ids[strata == index])) for index, name in enumerate(names)}
-    scarce = {name: count for name, count in counts.items() if count < needed}
-    if scarce:
-        least = min(scarce.values())
-        remedy = f"use --folds {least}, or add patients" if least >= 3 else "add patients, or leave the class out"
-        if len(counts) > _SHOWN_CLASSES:
-            remedy = "is the target a number? Then give --task regression or survival; else leave the rare classes out"
-        listed = [f"{count} with {name!r}" for name, count in counts.items()]
-        more = [f"… ({len(listed)} classes)"] if len(listed) > _SHOWN_CLASSES else []
-        raise RequestError(
-            f"{folds} folds need {needed} patients of each class; found "
-            f"{', '.join([*listed[:_SHOWN_CLASSES], *more])}; {remedy}"
-        )
+    faults = []
+    for strata in cohort.strata:
+        counts = dict(zip(strata.names, _patients_of(cohort, strata), strict=True))
+        if (least := min(counts.values())) < needed:
+            out = f"{strata.target!r} out of --target" if strata.target else "the class out"
+            remedy = f"use --folds {least}, or add patients" if least >= 3 else f"add patients, or leave {out}"
+            if len(counts) > _SHOWN_CLASSES:
+                remedy = (
+                    "is the target a number? Then give --task regression or survival; else leave the rare classes out"
+                )
+            of = f" of {strata.target!r}" if strata.target else ""
+            listed = [f"{count} with {name!r}" for name, count in counts.items()]
+            more = [f"… ({len(listed)} classes)"] if len(listed) > _SHOWN_CLASSES else []
+            faults.append(
+                f"{folds} folds need {needed} patients of each class{of}; found "
+                f"{', '.join([*listed[:_SHOWN_CLASSES], *more])}; {remedy}"
+            )
+    if faults:
+        raise RequestError("\n  ".join(faults))
+
+
+def _patients_of(cohort: Cohort, strata: Strata, among: Indices | slice = slice(None)) -> list[int]:
+    """How many patients there are of each stratum."""
+    of_slide, patients = strata.of_slide[among], cohort.patient_ids[among]
+    return [len(set(patients[of_slide == c])) for c in range(len(strata.names))]
 
 
 def _cross_validation(cohort: Cohort, plan: SplitPlan, repeat: int) -> list[Fold]:
@@ -155,8 +174,7 @@ def _given_fold(
 
 def _fold(cohort: Cohort, plan: SplitPlan, place: tuple[int, int, int], rest: Indices, test: Indices) -> Fold:
     """Of the `rest`, whom inner parts, or val, stop: about `val_fraction` of its patients, none if that is 0."""
-    strata, patients = cohort.strata[0][rest], cohort.patient_ids[rest]
-    scarcest = min(len(set(patients[strata == c])) for c in np.unique(strata))
+    scarcest = min(filter(None, (n for strata in cohort.strata for n in _patients_of(cohort, strata, rest))))
     none = rest[:0]
 
     def accept(candidate: Indices) -> bool:
@@ -174,8 +192,7 @@ def _fold(cohort: Cohort, plan: SplitPlan, place: tuple[int, int, int], rest: In
 
 
 def _usable(cohort: Cohort, part: Indices, every_one: bool = False) -> bool:
-    strata, names = cohort.strata
-    return len(np.unique(strata[part])) >= (len(names) if every_one else 2)
+    return all(len(strata.held(part)) >= (len(strata.names) if every_one else 2) for strata in cohort.strata)
 
 
 def _grouped_parts(
@@ -190,11 +207,19 @@ def _grouped_parts(
 
     After `_ATTEMPTS` the last shuffle is returned, and `fold_faults` says what is wrong with it.
     """
-    strata, patients = cohort.strata[0][among], cohort.patient_ids[among]
     found: list[Indices] = []
     for state in np.random.SeedSequence(entropy).generate_state(_ATTEMPTS):
-        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=int(state))
-        found = [among[held_out] for _, held_out in splitter.split(among, strata, patients)]
+        found = _dealt_out(cohort, among, parts, int(state))
         if all(accept(part) for part in found[:needed]):
             break
     return found
+
+
+def _dealt_out(cohort: Cohort, among: Indices, parts: int, seed: int) -> list[Indices]:
+    patients = cohort.patient_ids[among]
+    if len(cohort.strata) > 1:
+        labels = np.hstack([strata.members[among] for strata in cohort.strata])
+        part = iterative_parts(labels, patients, parts, np.random.default_rng(seed))
+        return [among[part == k] for k in range(parts)]
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    return [among[held_out] for _, held_out in splitter.split(among, cohort.strata[0].of_slide[among], patients)]

@@ -24,6 +24,7 @@ from mil.diagnosis.numbers.sample import Sample, embed_sample, load_own_encoder,
 from mil.evaluation.baseline import slide_means
 from mil.run.layout import bags_of, require_complete
 from mil.tasks.classification import Classification
+from mil.tasks.registry import restored
 from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError, SlideError
 
@@ -85,7 +86,9 @@ class Inputs:
     def has_run(self) -> bool:
         """Whether a run is given that tells these classes apart, slide by slide."""
         run = self.sources.run
-        return run is not None and self.config.task == Classification.kind and bags_of(run) == "slide"
+        if run is None or self.config.task != Classification.kind or bags_of(run) != "slide":
+            return False
+        return restored(require_complete(run)).kind == Classification.kind
 
     @property
     def told_classes(self) -> list[int]:
@@ -191,6 +194,8 @@ def load_inputs(
 
 def _load(folder: Path, sources: Sources, config: DiagnoseConfig) -> Cohort:
     target = Target(sources.target, config.positive, config.task, config.event, config.order, config.entry)
+    if target.kind == "several":
+        raise RequestError(f"a diagnosis is of one target; give --target one of {', '.join(target.names)}")
     return load_cohort(folder, sources.table, target)
 
 
@@ -198,7 +203,8 @@ def _in_classes(cohort: Cohort) -> Cohort:
     """The same where its target is a class; otherwise its strata take the place of classes, and a warning says so."""
     if isinstance(cohort.task, Classification):
         return cohort
-    strata, names = cohort.strata
-    said = f"the target is a {cohort.task.kind}: findings that tell classes apart are asked of {', '.join(names)}"
+    (strata,) = cohort.strata
+    names = strata.names
+    said = f"the target is {cohort.task.noun}: findings that tell classes apart are asked of {', '.join(names)}"
     task = Classification(names, 1 if len(names) == 2 else None)
-    return replace(cohort, task=task, targets=strata, warnings=(*cohort.warnings, said))
+    return replace(cohort, task=task, targets=strata.of_slide, warnings=(*cohort.warnings, said))

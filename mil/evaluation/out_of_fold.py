@@ -78,7 +78,7 @@ def _row(cohort: Cohort, i: int, fold: Fold, prediction: SlidePrediction, checkp
         **{name: values[0] for name, values in cohort.named(np.array([i])).items()},
         "repeat": fold.repeat,
         "fold": fold.fold,
-        "label": cohort.task.label(cohort.targets[i]),
+        **cohort.task.label_columns(cohort.task.label(cohort.targets[i])),
         **cohort.task.columns(prediction.answer, checkpoint.calibration),
         "correct_patches": int((own_output == cohort.targets[i]).sum()) if checkpoint.head == _COPIED else 0,
         "patches": len(own_output),
@@ -100,7 +100,7 @@ def _patients(slides: pd.DataFrame, cohort: Cohort, models: Mapping[Any, Checkpo
                 "repeat": repeat,
                 "fold": fold,
                 "slides": sum(len(ids.split(ID_SEPARATOR)) for ids in own[ids_column]),
-                "label": own["label"].iloc[0] if own["label"].nunique() == 1 else "",
+                **cohort.task.label_columns(cohort.task.joint_label(own["label"].tolist())),
                 **cohort.task.columns(answer, models[repeat, fold].calibration),
             }
         )

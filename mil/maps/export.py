@@ -190,7 +190,9 @@ class _Export:
     def _measure_lesions(self, drawn: Drawn) -> bool:
         """A slide of another class than the score's has no lesion; one of this class needs polygons to be measured."""
         slide = drawn.slide
-        if drawn.annotation is None and slide.label in ("", self._class(drawn)):
+        of_class = self._class(drawn)
+        label = slide.task.label_at(slide.label, slide.classes.index(of_class))
+        if drawn.annotation is None and label in ("", of_class):
             return False
         origin = {key: drawn.provenance[key] for key in ("scores", "annotation")}
         path = self.out / f"{slide.slide_id}{lesions.ENDING}"

@@ -7,6 +7,7 @@ finds something in nothing about one time in ten. So their p values are joined b
 Xie, Journal of the American Statistical Association 115, 2020), whose small p values hardly feel what depends on what.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,16 @@ def found(table: pd.DataFrame, probability: str, positive: str) -> dict[str, Any
         return {"p": None, "found": None, "least_p": None}
     p, least_p = joined(p_values), joined(least)
     return {"p": p, "found": p <= FALSE_ALARMS if least_p <= FALSE_ALARMS else None, "least_p": least_p}
+
+
+def corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same of several targets, such that one false alarm among all is as rare (Holm 1979)."""
+    tested = {name: of["p"] for name, of in found.items() if of["p"] is not None}
+    held, largest = dict(found), 0.0
+    for left, name in enumerate(sorted(tested, key=lambda name: tested[name])):
+        largest = max(largest, min(1.0, (len(tested) - left) * tested[name]))
+        held[name] = {"p": largest, "found": largest <= FALSE_ALARMS}
+    return held
 
 
 def joined(p_values: list[float]) -> float:

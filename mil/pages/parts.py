@@ -129,7 +129,14 @@ class Blocks:
     blocks: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-Part = Heading | Paragraph | Verdict | Points | Cards | Figures | Table | Matrix | Blocks | Markup
+@dataclass(frozen=True)
+class Tabs:
+    """Sections of which one group is shown at a time; all are printed."""
+
+    tabs: tuple[tuple[str, tuple["Section", ...]], ...]  # title and sections of each
+
+
+Part = Heading | Paragraph | Verdict | Points | Cards | Figures | Table | Matrix | Blocks | Tabs | Markup
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,13 @@ class Section:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        return tuple(picture for part in self.parts if isinstance(part, Figures) for picture in part.pictures)
+        return tuple(picture for part in self.parts for picture in _pictures(part))
+
+
+def _pictures(part: Part) -> tuple[Picture, ...]:
+    if isinstance(part, Tabs):
+        return tuple(picture for _, sections in part.tabs for section in sections for picture in section.pictures)
+    return part.pictures if isinstance(part, Figures) else ()
 
 
 def number(figure: words.Figure | None) -> Number:

@@ -95,7 +95,7 @@ def _by_fold(task: Task, folds: Sequence[Mapping[str, Any]] | None) -> list[Sect
     """Every figure by fold, where metrics.json has them."""
     if not isinstance(folds, list) or not folds:
         return []
-    names = [name for name, value in folds[0].items() if is_figure(value)]
+    names = [name for name, value in folds[0].items() if is_figure(value) and name in task.figure_titles]
     rows: list[tuple[Cell, ...]] = [
         (f"{fold['repeat'] + 1}.{fold['fold'] + 1}", str(fold.get("rows", "")), *(number(fold[name]) for name in names))
         for fold in folds

@@ -86,7 +86,12 @@ own; slope, centre and hazards in checkpoints; labels such as `12.5`, or `12.5+`
 time of entry `(3,12.5]` and `(3,12.5+]`; `risk` and `survival_<time>` in tables; the figures of mil.metrics.survival;
 charts kaplan-meier, auc-over-time, brier and calibration. Ordinal has `grades` there; temperature and bias in
 checkpoints; `above_<grade>` in tables, the probability to be above each grade but the highest; the figures of
-mil.metrics.ordinal.
+mil.metrics.ordinal. Several targets have `targets`, and for each the number of its classes (`sizes`), its classes one
+after the other, and its positive one (or empty), there; `calibrations`, one a target, in checkpoints. Outputs are
+`<target>=<class>`, and labels and predictions name one of each target, parted by `; `, labels only those that there
+are. What tables and figures say of one target begins with its name and a space: `<target> label` (may be empty),
+`<target> prediction`, `<target> prob_<class>`, `<target> auroc`; `auroc` alone is the mean over targets. `found` and
+`against_mean.targets` are by target; names of charts begin with the target's place and name.
 
 With `settings.bag` patient in provenance all slides of a patient are one bag, with one label; otherwise, and in
 versions 1 to 4, each slide is one. What is said of a slide above then holds for a patient: `predictions.csv` has

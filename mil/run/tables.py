@@ -13,6 +13,9 @@ from mil.run.checkpoint import fold_folder
 from tiling.jobs.atomic import atomic_file, write_json
 from tiling.jobs.outcomes import without_folders
 
+_IDS = ("slide_id", "slide_ids", "patient_id", "split", "inner")
+_SAID = ("label", "prediction")  # of several targets each has its own, such as `er label`
+
 
 def write_splits(run: Path, table: pd.DataFrame) -> None:
     write_table(run / "splits.csv", table)
@@ -104,7 +107,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Ids and labels as text: a slide named 007 stays 007, a label NA stays NA. An empty number is NaN."""
-    text = ("slide_id", "slide_ids", "patient_id", "label", "prediction", "split", "inner")
+    names = pd.read_csv(path, nrows=0).columns.tolist()
+    text = [name for name in names if name in _IDS or name.rpartition(" ")[2] in _SAID]
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
-    numbers = table.columns.difference(list(text))
+    numbers = table.columns.difference(text)
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

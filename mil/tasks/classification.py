@@ -21,7 +21,7 @@ from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import LOSSES, Criterion, criterion
 from mil.tasks.reports.classification import FIGURES, classification_sections
 from mil.tasks.reports.figures import title
-from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
+from mil.tasks.task import Calibration, Judged, Said, Strata, Target, Targets, Task
 from tiling.manifest import SlideRow
 
 _SMALLEST_PROBABILITY = 1e-7  # below, a loss would be infinite
@@ -79,8 +79,8 @@ class Classification(Task):
     def positive_name(self) -> str:
         return "" if self.positive is None else self.classes[self.positive]
 
-    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
-        return targets, self.classes
+    def strata(self, targets: Targets) -> tuple[Strata, ...]:
+        return (Strata(targets, self.classes),)
 
     def loss_terms(self, targets: Targets) -> Tensor:
         """(C,) such that each class adds the same to the loss, 1 for balanced classes."""

@@ -31,7 +31,7 @@ from mil.tasks.linear_probe import chosen_probe
 from mil.tasks.losses import Criterion
 from mil.tasks.reports.figures import title
 from mil.tasks.reports.ordinal import FIGURES, ordinal_sections
-from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
+from mil.tasks.task import Calibration, Judged, Said, Strata, Target, Targets, Task
 from tiling.manifest import SlideRow
 
 _LEAST = 1e-7  # probability that a loss is taken of
@@ -86,8 +86,8 @@ class Ordinal(Task):
     def output_names(self) -> tuple[str, ...]:
         return tuple(f"above {name}" for name in self.grades[:-1])
 
-    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
-        return targets, self.grades
+    def strata(self, targets: Targets) -> tuple[Strata, ...]:
+        return (Strata(targets, self.grades),)
 
     def loss_terms(self, targets: Targets) -> Tensor:
         """(K - 1, 2) flattened: weights of those at or below each grade, and of those above it."""

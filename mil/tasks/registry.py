@@ -12,6 +12,7 @@ TASKS = {  # name of the kind: module below mil.tasks, or any other module, whos
     "regression": "mil.tasks.regression",
     "survival": "mil.tasks.survival",
     "ordinal": "mil.tasks.ordinal",
+    "several": "mil.tasks.several",
 }
 
 

@@ -29,7 +29,7 @@ from mil.tasks.losses import Criterion
 from mil.tasks.numbers import number_text, read_numbers
 from mil.tasks.reports.figures import title
 from mil.tasks.reports.regression import FIGURES, regression_sections
-from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
+from mil.tasks.task import Calibration, Judged, Said, Strata, Target, Targets, Task
 from tiling.manifest import SlideRow
 
 SHARE = 0.9  # of slides whose number lies in its range
@@ -53,7 +53,6 @@ class Regression(Task):
     judged_title = "predicted less labelled"
     wrong_title = "outside its range"
     value_columns = ("value",)
-    further_columns = ("low", "high")
 
     @classmethod
     def read(cls, rows: Sequence[SlideRow], target: Target, table: str) -> tuple[Self, Targets]:
@@ -81,7 +80,7 @@ class Regression(Task):
     def output_names(self) -> tuple[str, ...]:
         return (self.column,)
 
-    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
+    def strata(self, targets: Targets) -> tuple[Strata, ...]:
         """Quantile bins, two to four, about equally large unless numbers repeat."""
         bins = int(np.clip(len(targets) // _SLIDES_A_STRATUM, 2, _MOST_STRATA))
         ends = np.unique(np.quantile(targets, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
@@ -90,7 +89,7 @@ class Regression(Task):
             ends = targets[targets < targets.max()].max(keepdims=True)
         of_slide = np.searchsorted(ends, targets, side="left")
         names = [f"up to {number_text(ends[0])}", *(f"above {number_text(end)}" for end in ends)]
-        return of_slide, tuple(names)
+        return (Strata(of_slide, tuple(names)),)
 
     def loss_terms(self, targets: Targets) -> Tensor:
         """(2,) mean and standard deviation."""
@@ -139,6 +138,10 @@ class Regression(Task):
     def calibration_said(self, calibration: Calibration) -> str:
         half = calibration["half_width"]
         return "" if half is None else f"  range ± {half:.3g}"
+
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        return "low", "high"
 
     def label(self, target: Any) -> str:
         return number_text(float(target))

@@ -39,7 +39,7 @@ from mil.tasks.losses import Criterion
 from mil.tasks.numbers import number_text, read_numbers
 from mil.tasks.reports.figures import title
 from mil.tasks.reports.survival import FIGURES, survival_sections
-from mil.tasks.task import Calibration, Indices, Judged, Said, Target, Targets, Task
+from mil.tasks.task import Calibration, Judged, Said, Strata, Target, Targets, Task
 from tiling.manifest import SlideRow
 
 _KNOTS = 100  # times at which the baseline rises, those of the events themselves where they are not more
@@ -115,7 +115,7 @@ class Survival(Task):
 
     state = provenance
 
-    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
+    def strata(self, targets: Targets) -> tuple[Strata, ...]:
         """Event or not where each is frequent enough, and early or late inside of these where they are many."""
         of_slide, names = np.zeros(len(targets), np.int64), list[str]()
         event = targets[:, 1] > 0
@@ -129,7 +129,7 @@ class Survival(Task):
             of_slide[own], names = len(names), [*names, f"{name} up to {middle:g}" if parted else name]
             if parted:
                 of_slide[late], names = len(names), [*names, f"{name} after {middle:g}"]
-        return of_slide, tuple(names)
+        return (Strata(of_slide, tuple(names)),)
 
     def loss_terms(self, targets: Targets) -> Tensor:
         """(200,) times at which the cumulative hazard of these slides rises, then by how much."""

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.metrics.bootstrap import Bootstrap, Floats
+from mil.pages import words
 from mil.pages.parts import Section
 from mil.tasks.losses import Criterion
-from tiling.manifest import SlideRow
+from tiling.jobs.errors import RequestError
+from tiling.manifest import SlideRow, target_columns
 
 Targets = NDArray[Any]  # (S,) or (S, …): what a task makes of the slides' columns
 Indices = NDArray[np.int64]
@@ -28,9 +30,9 @@ Calibration = Mapping[str, Any]  # of one model: JSON values by name, stored in 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: a column of the slide table, and what kind of target it is."""
+    """What is asked for: a column of the slide table, and what kind of target. RequestError where they disagree."""
 
-    column: str
+    column: str  # or several, parted by commas
     positive: str = ""  # class of a two-class target; empty: the last in sorted order
     task: str = "classification"
     event: str = ""  # column that says whether the event was seen at the end of the time in `column`
@@ -38,10 +40,48 @@ class Target:
     entry: str = ""  # column that says when each slide's patient came under observation, where not at 0
     bag: str = "slide"  # what has one such target: slide, or patient
 
+    def __post_init__(self) -> None:
+        several, named = self.kind == "several", ", ".join(self.names)
+        if several and self.task not in ("classification", "several"):
+            raise RequestError(
+                f"--task {self.task} learns one target, and --target names {named}; several at once are classes: train "
+                "a run for each"
+            )
+        if several and len(self.names) < 2:
+            raise RequestError(f"--task several learns two targets or more, and --target names {named}; leave it out")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each target's column."""
+        return target_columns(self.column)
+
+    @property
+    def kind(self) -> str:
+        return "several" if len(self.names) > 1 else self.task
+
     @property
     def columns(self) -> tuple[str, ...]:
         """All that hold a part of the answer."""
-        return tuple(filter(None, (self.column, self.event, self.entry)))
+        return tuple(filter(None, (*self.names, self.event, self.entry)))
+
+
+@dataclass(frozen=True)
+class Strata:
+    """How splits tell the slides of one target apart."""
+
+    of_slide: Indices  # (S,) position of each slide's stratum, -1 where it has no label
+    names: tuple[str, ...]
+    target: str = ""  # its column, where there are several
+
+    @property
+    def members(self) -> NDArray[np.bool_]:
+        """(S, number of strata) whether a slide is of a stratum."""
+        return np.asarray(self.of_slide[:, None] == np.arange(len(self.names)))
+
+    def held(self, slides: Indices) -> Indices:
+        """Strata of which one of these slides is, rising."""
+        held = np.unique(self.of_slide[slides])
+        return held[held >= 0]
 
 
 @dataclass(frozen=True)
@@ -74,7 +114,6 @@ class Task(ABC):
     wrong_title: ClassVar[str] = "wrong"  # of slides that are not Judged.right
     patch_score: ClassVar[str] = "patch score"  # title of `patch_scores`
     smooths_labels: ClassVar[bool] = False  # whether a part of a label may be spread over the others
-    further_columns: ClassVar[tuple[str, ...]] = ()  # what `columns` says besides `prediction` and `value_columns`
 
     # What it reads
 
@@ -102,6 +141,11 @@ class Task(ABC):
         """C names: of the logits, of patch scores, of what a heatmap may speak of."""
 
     @property
+    def noun(self) -> str:
+        """What the target is, for messages."""
+        return f"a {self.kind}"
+
+    @property
     def positive_name(self) -> str:
         """The output that the task is about; empty where it is about all."""
         return self.output_names[0] if len(self.output_names) == 1 else ""
@@ -109,8 +153,8 @@ class Task(ABC):
     # How it is split
 
     @abstractmethod
-    def strata(self, targets: Targets) -> tuple[Indices, tuple[str, ...]]:
-        """Stratum (S,) of each slide, and their names. A training part needs all of them, any other part two."""
+    def strata(self, targets: Targets) -> tuple[Strata, ...]:
+        """Of each target. A training part needs all strata of each, any other part two of each."""
 
     # How it is learned
 
@@ -146,7 +190,7 @@ class Task(ABC):
 
     def for_prevalence(self, calibration: Calibration, prevalence: float) -> Calibration:
         """The same where a share `prevalence` (0 to 1) of slides is positive. ValueError where that has no meaning."""
-        raise ValueError(f"the target is a {self.kind}, of which no class is positive")
+        raise ValueError(f"the target is {self.noun}, of which no class is positive")
 
     @abstractmethod
     def shared(self, calibrations: Sequence[Calibration]) -> Calibration:
@@ -161,9 +205,26 @@ class Task(ABC):
     def value_columns(self) -> tuple[str, ...]:
         """C columns of predictions.csv that hold the answer, such as `prob_<class>`."""
 
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        """What `columns` says besides `prediction` and `value_columns`: numbers, and texts named `… prediction`."""
+        return ()
+
     @abstractmethod
     def label(self, target: Any) -> str:
         """The text of one slide's target."""
+
+    def label_columns(self, label: str) -> dict[str, str]:
+        """What tables say of such a text: `label`, and others whose names end in ` label`."""
+        return {"label": label}
+
+    def joint_label(self, labels: Sequence[str]) -> str:
+        """That of a patient whose slides have these; empty where they contradict each other."""
+        return labels[0] if len(set(labels)) == 1 else ""
+
+    def label_at(self, label: str, at: int) -> str:
+        """The output that such a text names, of those among which output `at` is; empty where it names none."""
+        return label
 
     def calibration_said(self, calibration: Calibration) -> str:
         """What a line on a trained fold says of it, two spaces before it."""
@@ -190,6 +251,10 @@ class Task(ABC):
     def found(self, table: pd.DataFrame) -> dict[str, Any] | None:
         """Whether a prediction table shows more than chance, and its p value; None where there is no such test."""
         return None
+
+    def found_said(self, found: Mapping[str, Any]) -> Sequence[str]:
+        """What `found` says, in sentences."""
+        return [words.found_sentence(found)]
 
     @abstractmethod
     def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:

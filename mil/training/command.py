@@ -82,7 +82,8 @@ def train_mil(
 ) -> Trained:
     """Train, evaluate and write the run directory `out`, or finish one that the same request began.
 
-    features: folder of feature files. labels: slide table, a file or its columns. target: its column.
+    features: folder of feature files. labels: slide table, a file or its columns. target: its column, or several
+    parted by commas.
     RequestError before any training if the request cannot be met. Torch's modes, threads and random state are the
     caller's again afterwards.
     """
@@ -128,7 +129,7 @@ def train_mil(
 def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:
     """The config with a loss that the task has."""
     if config.label_smoothing and not cohort.task.smooths_labels:
-        raise RequestError(f"label_smoothing spreads labels over classes, and the target is a {cohort.task.kind}")
+        raise RequestError(f"label_smoothing spreads labels over classes, and the target is {cohort.task.noun}")
     try:
         return replace(config, loss=config.loss_of(cohort.task.losses))
     except ValueError as error:

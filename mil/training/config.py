@@ -50,7 +50,9 @@ class TrainConfig:
     instance_dropout: float = setting(0.0, "part of a slide's patches left out in each epoch of training, 0 to below 1")
     bag: str = setting("slide", "what has one label and is one bag: slide, or patient (all slides of a patient)")
     task: str = setting("classification", f"what kind of target is learnt: {', '.join(TASKS)}")
-    positive: str = setting("", "positive class of a two-class target (default: the last in sorted order)")
+    positive: str = setting(
+        "", "positive class of a two-class target (default: the last in sorted order); of several: er=1,her2=yes"
+    )
     event: str = setting(
         "", "for --task survival: column that is 1 where the event was seen at the end of the time, 0 where it was not"
     )

@@ -112,7 +112,8 @@ class Display(Watcher):
             self._print(f"{out} is complete and was made from the same request: nothing to do")
         self._console.print(_figures(metrics, trained.task))
         if "found" in metrics:
-            self._print(words.found_sentence(metrics["found"]))
+            for sentence in trained.task.found_said(metrics["found"]):
+                self._print(sentence)
         if "patient_reason" in metrics:
             self._print(f"no figures by patient: {metrics['patient_reason']}")
         for note in trained.task.figure_notes():

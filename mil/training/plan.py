@@ -96,7 +96,7 @@ def _require_fitting(name: str, head: Head, cohort: Cohort) -> None:
             "take gated-abmil"
         )
     if head.for_classes_alone and not isinstance(task, Classification):
-        raise RequestError(f"the head {name} tells classes apart, and the target is a {task.kind}; take gated-abmil")
+        raise RequestError(f"the head {name} tells classes apart, and the target is {task.noun}; take gated-abmil")
 
 
 def _has_bf16(device: torch.device) -> bool:

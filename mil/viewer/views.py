@@ -51,7 +51,7 @@ def list_slides(run: Path, rows: Iterable[SlideRow]) -> list[dict[str, Any]]:
 
 def _tested(found: pd.DataFrame, task: Task) -> dict[str, Any]:
     """found: a slide's rows of predictions.csv."""
-    numbers = found[[*task.value_columns, *task.further_columns]].mean()
+    numbers = found[[*task.value_columns, *task.further_columns]].mean(numeric_only=True)
     values = numbers[list(task.value_columns)]
     label, prediction = found["label"].iloc[0], found["prediction"].mode().iloc[0]
     judged = task.judge(pd.DataFrame([{"label": label, "prediction": prediction, **numbers}]))

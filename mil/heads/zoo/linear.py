@@ -73,7 +73,7 @@ def _parts(slides: TrainingSlides, seed: int) -> list[tuple[NDArray[np.int64], N
     patients = len(set(slides.patient_ids))
     if patients < 2:
         raise RequestError("--head linear needs slides of two patients at least to choose its penalty; found one")
-    strata = slides.task.strata(slides.labels)[0]
+    strata = slides.task.strata(slides.labels)[0].of_slide  # where there are several targets, of the first
     splitter = StratifiedGroupKFold(min(_PARTS, patients), shuffle=True, random_state=seed)
     return list(splitter.split(strata, strata, slides.patient_ids))
 

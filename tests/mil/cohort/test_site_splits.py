@@ -11,6 +11,7 @@ from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
 from mil.run.checkpoint import fold_numbers
 from mil.tasks.classification import Classification
+from mil.tasks.task import Strata
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
@@ -25,7 +26,7 @@ def _cohort(sites, labels, patients=None):
     return Cohort(ids, whose, task, targets, None, np.array(sites), (), (), (), "", "", (), {}, ())
 
 
-APART = np.repeat([0, 1], 12), ("normal", "tumour")
+APART = (Strata(np.repeat([0, 1], 12), ("normal", "tumour")),)
 
 
 @settings(max_examples=15, deadline=None)

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mil.cohort.cohort import Cohort
+from mil.cohort.iterative_split import iterative_parts
 from mil.cohort.split_plan import SplitPlan
 from mil.cohort.splits import make_folds
 from mil.tasks.classification import Classification
@@ -136,6 +137,27 @@ def test_a_fixed_split_that_would_mislead_is_refused(splits, message):
     cohort = replace(cohort, splits=np.array(splits))
     with pytest.raises(RequestError, match=message):
         make_folds(cohort, SplitPlan())
+
+
+def test_several_targets_are_spread_evenly_though_labels_are_rare_and_missing():
+    rng, n = np.random.default_rng(1), 240
+    targets = np.stack([rng.random(n) < share for share in (0.1, 0.3, 0.5)], axis=1).astype(np.float32)
+    targets[rng.random(targets.shape) < 0.4] = np.nan
+    patients = np.array([f"p{i:03d}" for i in np.sort(rng.integers(0, 120, n))])
+    labels = np.hstack([targets == 0, targets == 1])
+    kept = labels.any(axis=1)
+    labels, patients = labels[kept], patients[kept]
+
+    def unevenness(part):
+        held = np.stack([labels[part == k].sum(axis=0) for k in range(5)])
+        return (np.abs(held - labels.sum(axis=0) / 5) / labels.sum(axis=0)).max()
+
+    part = iterative_parts(labels, patients, 5, np.random.default_rng(0))
+    assert all(len(set(part[patients == name])) == 1 for name in set(patients))
+    assert np.array_equal(part, iterative_parts(labels, patients, 5, np.random.default_rng(0)))
+    shuffled = np.unique(patients, return_inverse=True)[1]
+    chance = [unevenness(np.random.default_rng(s).permutation(patients.size)[shuffled] % 5) for s in range(20)]
+    assert unevenness(part) < 0.1 < min(chance)
 
 
 def test_too_few_patients_of_a_class():

@@ -18,7 +18,7 @@ from mil import predict, train
 from mil.metrics.bootstrap import draw_weights, interval
 from mil.pages.parts import Paragraph, Section
 from mil.tasks.registry import TASKS
-from mil.tasks.task import Judged, Said, Task
+from mil.tasks.task import Judged, Said, Strata, Task
 from mil.viewer.views import list_slides
 from tiling.jobs.errors import RequestError
 from tiling.manifest import load_table
@@ -55,7 +55,7 @@ class Count(Task):
     state = provenance
 
     def strata(self, targets):
-        return (targets > np.median(targets)).astype(np.int64), ("few", "many")
+        return (Strata((targets > np.median(targets)).astype(np.int64), ("few", "many")),)
 
     def loss_terms(self, targets):
         return torch.tensor([float(targets.mean())])

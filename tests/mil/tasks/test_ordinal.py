@@ -22,7 +22,7 @@ def _read(grades, order):
 
 def test_grades_are_read_in_their_order():
     task, targets = _read(["mid", "high", "low", "mid"], "low, mid,high")
-    assert task == TASK and targets.tolist() == [1, 2, 0, 1] and task.strata(targets)[1] == TASK.grades
+    assert task == TASK and targets.tolist() == [1, 2, 0, 1] and task.strata(targets)[0].names == TASK.grades
     assert Ordinal.restored(task.provenance()) == task and task.label(2) == "high"
 
 

@@ -45,7 +45,8 @@ def test_what_is_no_number_is_refused_with_its_row(values, said):
 
 @pytest.mark.parametrize("values", [np.arange(100.0), np.r_[np.zeros(70), np.arange(30.0)], np.r_[0.0, np.ones(40)]])
 def test_strata_are_quantiles_and_never_less_than_two(values):
-    of_slide, names = Regression("til").strata(np.random.default_rng(0).permutation(values))
+    (strata,) = Regression("til").strata(np.random.default_rng(0).permutation(values))
+    of_slide, names = strata.of_slide, strata.names
     counts = np.bincount(of_slide)
     assert len(counts) == len(names) >= 2 and (counts > 0).all()
     if len(np.unique(values)) == 100:

@@ -121,11 +121,12 @@ def _targets(seed=0, n=60):
 
 def test_strata_are_event_and_time_unless_one_is_rare():
     targets = _targets(n=200)
-    of_slide, names = TASK.strata(targets)
+    (strata,) = TASK.strata(targets)
+    of_slide, names = strata.of_slide, strata.names
     assert [name.split(" ")[-2] for name in names] == ["to", "after"] * 2 and np.bincount(of_slide).min() > 20
     assert set(targets[of_slide < 2, 1]) == {1.0} and set(targets[of_slide > 1, 1]) == {0.0}
     rare = np.stack([np.arange(30.0), np.r_[np.zeros(3), np.ones(27)]], axis=1)
-    assert np.bincount(TASK.strata(rare)[0]).tolist() == [15, 15]
+    assert np.bincount(TASK.strata(rare)[0].of_slide).tolist() == [15, 15]
 
 
 def test_the_loss_is_half_the_deviance_over_the_hazard_of_the_training_part():
