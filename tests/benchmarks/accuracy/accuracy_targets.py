@@ -11,13 +11,22 @@ difference over seeds (mean, 95 % interval by t).
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
-from mil import train
+from mil.cohort.cohort import Cohort, load_cohort
+from mil.cohort.splits import Fold, make_folds
+from mil.run.ensemble import load_head, predict_slide
+from mil.training.config import TrainConfig
+from mil.training.plan import plan_training
+from mil.training.repeatable import repeatable
+from mil.training.trainer import train_folds
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
@@ -43,17 +52,41 @@ def make_cohort(folder: Path, slides: int, shift: float, seed: int) -> pd.DataFr
 
 def aurocs(folder: Path, head: str, slides: int, shift: float, seed: int) -> list[tuple[float, float]]:
     """At once and alone, of each target."""
-    features, found = folder / "features", []
-    table = make_cohort(features, slides, shift, seed)
-    told = dict(head=head, seed=seed, bootstrap=100, device="cpu")
-    both = train(features, table, ",".join(TARGETS), folder / "both", **told)
-    for name in TARGETS:
-        own = table[table[name] != ""]
-        splits = folder / f"{name}.csv"
-        both.splits[both.splits["slide_id"].isin(own["slide_id"])].to_csv(splits, index=False)
-        alone = train(features, own, name, folder / name, splits=str(splits), **told)
-        found.append((both.metrics["slide"][f"{name} auroc"]["value"], alone.metrics["slide"]["auroc"]["value"]))
+    table, config = make_cohort(folder, slides, shift, seed), TrainConfig(head=head, seed=seed, device="cpu")
+    both = load_cohort(folder, table, ",".join(TARGETS))
+    folds = make_folds(both, config.split_plan())
+    said, found = out_of_fold(both, folds, config), []
+    for k, (name, task) in enumerate(zip(both.task.names, both.task.tasks, strict=True)):
+        has = ~np.isnan(both.targets[:, k])
+        own = load_cohort(folder, table[table[name] != ""], name)
+        alone = out_of_fold(own, [_of(fold, np.flatnonzero(has)) for fold in folds], config)
+        found.append((task.score(said[has, 2 * k : 2 * k + 2], own.targets), task.score(alone, own.targets)))
     return found
+
+
+def out_of_fold(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig) -> np.ndarray:
+    """What models say of the slides that they did not see (S, C)."""
+    answers, cpu = np.empty((len(cohort.slide_ids), len(cohort.task.output_names))), torch.device("cpu")
+    with repeatable(1):
+        plan = plan_training(cohort, folds, config, cpu)
+        for group in plan.groups:
+            trained = train_folds(cohort, group, config, cpu, lambda *_: None, plan)
+            for fold, (checkpoint, _) in zip(group, trained, strict=True):
+                head = load_head(checkpoint, cpu)
+                for i in fold.test:
+                    said = predict_slide(head, cohort.features[i], cpu, cohort.task, checkpoint.calibration)
+                    answers[i] = said.answer
+    return answers
+
+
+def _of(fold: Fold, kept: np.ndarray) -> Fold:
+    """The same of those slides that are kept, whose places are others among themselves."""
+
+    def part(slides: np.ndarray) -> np.ndarray:
+        return np.searchsorted(kept, slides[np.isin(slides, kept)])
+
+    parts = {name: part(getattr(fold, name)) for name in ("train", "val", "test")}
+    return replace(fold, **parts, inner=tuple(map(part, fold.inner)))
 
 
 def main() -> None:
@@ -66,7 +99,6 @@ def main() -> None:
     found = []
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "features").mkdir()
             found.append(aurocs(Path(folder), arguments.head, arguments.slides, arguments.shift, seed))
         print(f"seed {seed}: {found[-1]}", flush=True)
     print("\n| target | AUROC at once | AUROC of its own run | gained at once |\n| --- | --- | --- | --- |")
