@@ -44,11 +44,16 @@ def found(table: pd.DataFrame, probability: str, positive: str) -> dict[str, Any
 
 def corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same of several targets, such that one false alarm among all is as rare (Holm 1979)."""
-    tested = {name: of["p"] for name, of in found.items() if of["p"] is not None}
-    held, largest = dict(found), 0.0
-    for left, name in enumerate(sorted(tested, key=lambda name: tested[name])):
-        largest = max(largest, min(1.0, (len(tested) - left) * tested[name]))
-        held[name] = {"p": largest, "found": largest <= FALSE_ALARMS}
+    tested = [name for name in found if found[name]["found"] is not None]
+    held, so_far = dict(found), 0.0
+    for rank, name in enumerate(sorted(tested, key=lambda name: float(found[name]["p"]))):
+        p, least_p = (min(1.0, (len(tested) - rank) * found[name][key]) for key in ("p", "least_p"))
+        so_far = max(so_far, p)
+        held[name] = {
+            "p": so_far,
+            "found": so_far <= FALSE_ALARMS if least_p <= FALSE_ALARMS else None,
+            "least_p": least_p,
+        }
     return held
 
 

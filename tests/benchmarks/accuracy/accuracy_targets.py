@@ -28,7 +28,7 @@ from mil.training.plan import plan_training
 from mil.training.repeatable import repeatable
 from mil.training.trainer import train_folds
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from planted_cohorts import write_features
 

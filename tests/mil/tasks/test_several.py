@@ -164,13 +164,16 @@ def test_texts_say_which_target_they_are_of():
     assert TASK.scored(3) == "log-odds of stage=II" and TASK.figure_title("er auroc") == "er: AUROC"
 
 
+def _found(*p_values, least=0.001):
+    return {str(at): {"p": p, "found": p <= 0.05, "least_p": least} for at, p in enumerate(p_values)}
+
+
 def test_p_values_are_corrected_for_the_number_of_targets():
-    found = corrected(
-        {"a": {"p": 0.03, "found": True}, "b": {"p": 0.01, "found": True}, "c": {"p": None, "found": None}}
-    )
-    assert [found[name]["p"] for name in "abc"] == [0.03, 0.02, None]
-    found = corrected({"a": {"p": 0.04, "found": True}, "b": {"p": 0.03, "found": True}})
-    assert [(of["p"], of["found"]) for of in found.values()] == [(0.06, False)] * 2
+    untested = {"p": None, "found": None, "least_p": None}
+    found = corrected({**_found(0.03, 0.01), "c": untested})
+    assert [of["p"] for of in found.values()] == [0.03, 0.02, None] and found["c"] == untested
+    assert [(of["p"], of["found"]) for of in corrected(_found(0.04, 0.03)).values()] == [(0.06, False)] * 2
+    assert [of["found"] for of in corrected(_found(0.03, 0.03, least=0.03)).values()] == [None, False]
 
 
 @pytest.fixture(scope="module")
