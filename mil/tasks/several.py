@@ -141,8 +141,10 @@ class Several(Task):
         )
 
     def loss_terms(self, targets: Targets) -> Tensor:
-        """(C,) of each target's labelled slides."""
-        return torch.cat([task.loss_terms(_labelled(targets, k)[1]) for k, task in enumerate(self.tasks)])
+        """(C,) such that each target adds the same to the loss, however few slides have its label."""
+        own = [_labelled(targets, k)[1] for k in range(len(self.tasks))]
+        parts = zip(self.tasks, own, strict=True)
+        return torch.cat([len(targets) / len(labels) * task.loss_terms(labels) for task, labels in parts])
 
     def criterion(self, loss: str, terms: Tensor, label_smoothing: float = 0.0) -> Criterion:
         """The sum over the targets of which a slide has a label."""
