@@ -30,9 +30,9 @@ def test_what_cannot_lie_elsewhere_is_refused_and_no_folder_is_made(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     told = ["--labels", "t.csv", "--target", "x"]
     for main, arguments, named in (
-        (train_main, ["features", *told, "--out", "s3://bucket/run"], "out"),
-        (train_main, ["features", *told, "--out", "run", "--patches", "s3://bucket/patches"], "patches"),
-        (predict_main, ["run", "s3://bucket/features", "--out", "p.csv"], "features"),
+        (train_main, ["features", *told, "--out", "s3://bucket/run"], "--out"),
+        (train_main, ["features", *told, "--out", "run", "--patches", "s3://bucket/patches"], "--patches"),
+        (predict_main, ["run", "s3://bucket/features", "--out", "p.csv"], "FEATURES"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
