@@ -13,6 +13,7 @@ from tiling.jobs.command import settings
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.listener import Callback, OnOutcome
 from tiling.jobs.outcomes import Outcome, Outcomes
+from tiling.objects.folder import folder_at, local_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,7 @@ def extract(
 ) -> Outcomes:
     """Embed the patch stores of a folder into feature files `out/<slide_id>.h5`, as `extract-features` does.
 
+    patches, out: folders, or the addresses of ones in an object store, such as "s3://bucket/features".
     config: the settings; those given by name, such as `encoder="resnet18"`, take the place of its own.
     slides: a slide table (.csv file, or data frame with its columns): embed its slides only.
     on_outcome: called with (outcome, slides that have ended, slides in all) as each slide ends.
@@ -48,9 +50,9 @@ def extract(
     Raises RequestError. A slide that cannot be done is an outcome, not an exception.
     """
     config = settings(FeatureConfig, config, given)
-    folder = Path(patches).absolute()
+    folder = folder_at(patches)
     rows = find_stores(folder, _table(slides))
-    return extract_features(rows, config, folder, Path(out).absolute(), Callback(on_outcome))
+    return extract_features(rows, config, folder, folder_at(out), Callback(on_outcome))
 
 
 def read(path: str | Path) -> Embeddings:
@@ -71,9 +73,10 @@ def convert(
 
     config, slides: as of `extract`. Raises RequestError.
     """
-    source = open_features(Path(features))
+    source = open_features(local_folder(features, "features are converted"))
     rows = find_slides(source, _table(slides))
-    return convert_features(source, rows, target, settings(ConvertConfig, config, given), Path(out))
+    folder = local_folder(out, "features are converted")
+    return convert_features(source, rows, target, settings(ConvertConfig, config, given), folder)
 
 
 def _table(slides: "str | Path | pd.DataFrame | None") -> "Path | pd.DataFrame | None":

@@ -61,6 +61,9 @@ class FeatureConfig:
     adapted_norms: str = setting(
         "", "take the statistics of --adapt-bn from this adapted-norms.safetensors, for slides of a trained model"
     )
+    stage: str = setting(
+        "", "folder on a fast local disk for copies of what is read from an object store, and what goes there"
+    )
     part: str = setting("", "do only part i/n of the slides (array jobs)")
     scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
     overwrite: bool = setting(False, "replace outputs that were made with other settings")

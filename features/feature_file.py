@@ -27,6 +27,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,12 @@ def read_info(path: Path) -> EmbeddingInfo:
         return _info(file, path)
 
 
-def read_info_and_dtype(path: Path) -> tuple[EmbeddingInfo, str]:
-    """With the type of the stored features, "float16" or "float32". Raises SlideError like `read_info`."""
-    with opened(path) as file:
+def read_info_and_dtype(path: Path, content: RawIOBase | None = None) -> tuple[EmbeddingInfo, str]:
+    """With the type of the stored features, "float16" or "float32". Raises SlideError like `read_info`.
+
+    content: the file's, where it does not lie in a local folder.
+    """
+    with opened(path, content) as file:
         return _info(file, path), str(file["features"].dtype)
 
 
@@ -197,10 +201,10 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path, content: RawIOBase | None = None) -> Iterator[h5py.File]:
     """A file of features, of any layout. Raises SlideError for whatever is wrong with it, also while it is read."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(content or path, "r") as file:
             yield file
     except FileNotFoundError:
         raise SlideError(f"{path}: no such feature file") from None

@@ -34,14 +34,17 @@ class Making:
         """Whether the file is there. Raises SlideError where it, or the folder, was made otherwise."""
         if self.config.overwrite:
             return False
-        path, dtype = self.path(slide_id), self.config.features_dtype
-        if path.exists():
-            found, stored = read_info_and_dtype(path)
-            wanted = {**info.provenance(), "features_dtype": dtype}
-            require_same({**found.provenance(), "features_dtype": stored}, wanted, path)
+        if (path := self.path(slide_id)).exists():
+            self.require_made(read_info_and_dtype(path), info, path)
             return True
         _require_one_making(self.out, info)
         return False
+
+    def require_made(self, there: tuple[EmbeddingInfo, str], info: EmbeddingInfo, path: Path | str) -> None:
+        """Raises SlideError where the file of which this was read was made otherwise."""
+        found, stored = there
+        wanted = {**info.provenance(), "features_dtype": self.config.features_dtype}
+        require_same({**found.provenance(), "features_dtype": stored}, wanted, path)
 
     def info(self, store: PatchStore | StoreHead, slide_id: str) -> EmbeddingInfo:
         """What the slide's file will say. Raises SlideError where the network cannot or should not see its patches."""

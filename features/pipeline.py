@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.config import FeatureConfig
+from features.elsewhere import Places, finished_in_objects
 from features.embed.adaptation import keep_norms
 from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import patches_of
@@ -31,7 +32,8 @@ from tiling.jobs.locks import is_held, lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, largest_first, select_part
-from tiling.store.patches import PatchStore, read_head
+from tiling.objects.folder import ObjectFolder
+from tiling.store.patches import PatchStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,71 +42,82 @@ _SLIDES_AT_ONCE = 8  # while some are opened or written, others keep the devices
 _NORM_EVERY = 64  # patches, of which one is shown to the batch norms
 
 
-def find_stores(patches: Path, slides: "Path | pd.DataFrame | None" = None) -> list[SlideRow]:
+def find_stores(patches: Path | ObjectFolder, slides: "Path | pd.DataFrame | None" = None) -> list[SlideRow]:
     """The slides to embed: all stores of the folder, or those of a slide table. Raises RequestError."""
-    if patches.suffix == ".zarr" and patches.is_dir():
+    if str(patches).endswith(".zarr") and (isinstance(patches, ObjectFolder) or patches.is_dir()):
         raise RequestError(f"{patches} is one patch store; give its folder, and --slides TABLE to pick from it")
-    stores = [store.stem for store in sorted(patches.glob("*.zarr"))]
+    names = patches.names()[0] if isinstance(patches, ObjectFolder) else [path.name for path in patches.glob("*.zarr")]
+    stores = [name.removesuffix(".zarr") for name in sorted(names) if name.endswith(".zarr")]
     missing = "no patch store (<slide_id>.zarr) in this folder; make them with tile-slides"
     return requested_slides(Candidates(patches, stores, "the --out folder of tile-slides", missing), slides)
 
 
 def extract_features(
-    rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path, listener: Listener = SILENT
+    rows: Sequence[SlideRow],
+    config: FeatureConfig,
+    patches: Path | ObjectFolder,
+    out: Path | ObjectFolder,
+    listener: Listener = SILENT,
 ) -> Outcomes:
     """Embed the stores `patches/<slide_id>.zarr` into `out`, or a folder in it for each encoder. Raises RequestError.
 
     rows: all slides of the request; of these `config.part` is done, and batch norms are adapted to all.
     """
+    places = Places(patches, out, config.stage)
+    places.require_usable(config)
     own = select_part(rows, config.part) if config.part else rows
     if config.adapt_bn:
+        assert isinstance(patches, Path) and isinstance(out, Path)
         norms = keep_norms(rows, encoder_of(config), config, patches, out)
         listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
-    each = makings(config, out)
+    each = makings(config, places.made_in)
     for making in each:
         embedder, encoder = making.embedder, making.embedder.encoder
         listener.say(
             f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
             f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
         )
-        if resized := _resized(own, embedder, patches):
+        if resized := _resized(own, embedder, places):
             listener.say(resized)
     work: Callable[[SlideRow], Outcome]
     if config.scheduler:
         own = largest_first(own)
-        work = functools.partial(_extract_on_worker, run=uuid.uuid4().hex, config=config, patches=patches, out=out)
+        work = functools.partial(_extract_on_worker, run=uuid.uuid4().hex, config=config, places=places)
     else:
-        work = functools.partial(
-            _extract_slide, each=each, together=Together([m.embedder for m in each]), patches=patches
-        )
+        together = Together([m.embedder for m in each])
+        work = functools.partial(_extract_slide, each=each, together=together, places=places)
     gpu = config.device.startswith("cuda")
-    known = _finished(own, each, patches)
+    known = finished_in_objects(own, each, places) if isinstance(out, ObjectFolder) else _finished(own, each, places)
     left = [row for row in own if row.slide_id not in known]
-    execution = Execution(threads=_SLIDES_AT_ONCE, scheduler=config.scheduler, gpu=gpu, part=config.part)
-    with exact_arithmetic(each[0].embedder.lanes):
-        outcomes = run_slides(left, work, out, execution, listener, tuple(known.values()))
-    for making in each:
-        write_cohort_statistics(making.out, making.embedder.encoder)
+    address = str(out) if isinstance(out, ObjectFolder) else ""
+    execution = Execution(0, _SLIDES_AT_ONCE, config.scheduler, gpu, config.part, address=address)
+    with exact_arithmetic(each[0].embedder.lanes), places.of_run(config.part) as here:
+        outcomes = run_slides(left, work, here, execution, listener, tuple(known.values()))
+    if isinstance(out, Path):
+        for making in each:
+            write_cohort_statistics(making.out, making.embedder.encoder)
+    else:
+        listener.say("statistics.json is not made in an object store; this command makes it in a local copy of --out")
     return outcomes
 
 
-def _resized(rows: Sequence[SlideRow], embedder: Embedder, patches: Path) -> str:
+def _resized(rows: Sequence[SlideRow], embedder: Embedder, places: Places) -> str:
     """How the network sees the patches of the first slide that can be opened, if not as they are."""
     for row in rows:
         with suppress(SlideError):
-            of = PatchStore(patches / f"{row.slide_id}.zarr").info
+            of = places.head(row.slide_id).info
             side = embedder.input_px(of.patch_size_px)
             return seen_as(of, side) if side != of.patch_size_px else ""
     return ""
 
 
-def _finished(rows: Sequence[SlideRow], each: Sequence[Making], patches: Path) -> dict[str, Outcome]:
+def _finished(rows: Sequence[SlideRow], each: Sequence[Making], places: Places) -> dict[str, Outcome]:
     """Outcomes of slides that a look shows to be finished; no lock is taken, for a file is whole wherever it is."""
     found = {}
     for row in rows:
         with suppress(SlideError):
-            store = read_head(patches / f"{row.slide_id}.zarr")
+            store = places.head(row.slide_id)
             files = [(making, making.path(row.slide_id)) for making in each]
             if all(path.exists() and not is_held(path) for _, path in files) and all(
                 making.is_done(row.slide_id, making.info(store, row.slide_id)) for making, _ in files
@@ -113,7 +126,13 @@ def _finished(rows: Sequence[SlideRow], each: Sequence[Making], patches: Path) -
     return found
 
 
-def _extract_slide(row: SlideRow, each: Sequence[Making], together: Together, patches: Path) -> Outcome:
+def _extract_slide(row: SlideRow, each: Sequence[Making], together: Together, places: Places) -> Outcome:
+    """Where the patches or the features lie elsewhere, by way of a folder here."""
+    with places.at_hand(row.slide_id, each) as (here, patches):
+        return _extract_here(row, here, together, patches)
+
+
+def _extract_here(row: SlideRow, each: Sequence[Making], together: Together, patches: Path) -> Outcome:
     """Write one slide's features, of each encoder, or skip it where the same features are there. Raises SlideError."""
     with ExitStack() as locks:
         for making in each:
@@ -148,10 +167,10 @@ def _unchanged(store: PatchStore) -> Iterator[None]:
     store.require_current()
 
 
-def _extract_on_worker(row: SlideRow, run: str, config: FeatureConfig, patches: Path, out: Path) -> Outcome:
-    each, together = _networks_of(run, config, out)
+def _extract_on_worker(row: SlideRow, run: str, config: FeatureConfig, places: Places) -> Outcome:
+    each, together = _networks_of(run, config, places.made_in)
     with exact_arithmetic(each[0].embedder.lanes):
-        return _extract_slide(row, each, together, patches)
+        return _extract_slide(row, each, together, places)
 
 
 @functools.lru_cache(maxsize=1)

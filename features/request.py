@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tiling.jobs.errors import RequestError
 from tiling.manifest import SlideRow, load_table
+from tiling.objects.folder import ObjectFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Candidates:
     """What lies in a folder of input."""
 
-    folder: Path
+    folder: Path | ObjectFolder
     slide_ids: Sequence[str]
     expected: str  # the folder that is asked for, in an error's words
     missing: str  # what is said where nothing was found
@@ -27,7 +28,7 @@ def requested_slides(found: Candidates, table: "Path | pd.DataFrame | None") -> 
 
     A slide of the table that was not found fails when its turn comes.
     """
-    if not found.folder.is_dir():
+    if isinstance(found.folder, Path) and not found.folder.is_dir():
         raise RequestError(f"{found.folder}: no such folder; expected {found.expected}")
     if not found.slide_ids:
         raise RequestError(f"{found.folder}: {found.missing}")

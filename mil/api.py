@@ -33,6 +33,7 @@ from mil.training.watch import Watcher
 from tiling.jobs.command import settings
 from tiling.jobs.errors import RequestError
 from tiling.manifest import load_table
+from tiling.objects.folder import local_folder
 
 __all__ = ["Predictions", "RequestError", "Run", "predict", "train"]
 
@@ -118,13 +119,16 @@ def train(
 ) -> Run:
     """Train a head on the slide labels in a column, or finish the run that the same request began in `out`.
 
-    features: folder of feature files. labels: slide table (.csv file, or data frame with its columns). target: its
-    column, or several parted by commas. Settings of train-mil are given by name, such as `head="mean"`.
+    features: folder of feature files, or its address in an object store (with stage=DIR for copies). labels: slide
+    table (.csv file, or data frame with its columns). target: its column, or several parted by commas. Settings of
+    train-mil are given by name, such as `head="mean"`.
     on_epoch: called with the fold and the values of history.csv, epoch by epoch.
     """
     config = settings(TrainConfig, None, given)
     table = labels if isinstance(labels, pd.DataFrame) else Path(labels)
-    return Run(train_mil(Path(features), table, target, Path(out), config, _Callback(on_epoch)).out)
+    return Run(
+        train_mil(features, table, target, local_folder(out, "runs are written"), config, _Callback(on_epoch)).out
+    )
 
 
 def predict(
@@ -143,7 +147,7 @@ def predict(
     path = run.path if isinstance(run, Run) else Path(run)
     table = Path(slides) if isinstance(slides, str) else slides
     rows = [] if table is None else load_table(table, needs_path=False)
-    return predict_folder(path, Path(features), rows, device, prevalence)
+    return predict_folder(path, local_folder(features, "features are predicted"), rows, device, prevalence)
 
 
 class _Callback(Watcher):

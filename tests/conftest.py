@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_server import ObjectServer, leading_to, serving_objects
 from real_data import DATA
 
 from tiling.phantom.phantom import PhantomSpec, write_phantom
@@ -33,6 +36,22 @@ def phantom_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("phantom") / "phantom.svs"
     write_phantom(PhantomSpec(width_px=4000, height_px=3008, seed=3, tumour=True, lesion_fraction=0.05), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[ObjectServer]:
+    with serving_objects() as server:
+        yield server
+
+
+@pytest.fixture
+def objects(object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """A server of the S3 protocol, with a place of its own for each test: `objects.place` is its address."""
+    object_server.begin(f"{tmp_path.name} of a test")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with leading_to(object_server):
+        yield object_server
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from tiling.jobs.errors import RequestError
 from tiling.jobs.listener import Callback, OnOutcome
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.manifest import load_slides, select_part
+from tiling.objects.folder import folder_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,10 +28,11 @@ def tile(
     """Cut slides into patch stores `out/<slide_id>.zarr`, as `tile-slides` does. Raises RequestError.
 
     slides: a slide table (.csv file, or data frame with its columns), a folder, one slide file, or a glob.
+    out: a folder, or the address of one in an object store, such as "s3://bucket/patches".
     config: the settings; those given by name, such as `mpp=0.5`, take the place of its own.
     on_outcome: called with (outcome, slides that have ended, slides in all) as each slide ends.
     """
     config = settings(TilingConfig, config, given)
     rows = load_slides(slides, urls=True)
     rows = select_part(rows, config.part) if config.part else rows
-    return tile_slides(rows, config, Path(out).absolute(), Callback(on_outcome))
+    return tile_slides(rows, config, folder_at(out), Callback(on_outcome))

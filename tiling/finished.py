@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tiling.config import TilingConfig
 from tiling.jobs.outcomes import Outcome
@@ -25,14 +25,23 @@ def finished_store(
     if config.overwrite or not path.exists():
         return None
     store = read_head(path)
+    return store if wanted(row, config, store, fingerprint_of) == store.info.provenance() else None
+
+
+def wanted(
+    row: SlideRow, config: TilingConfig, store: StoreHead, fingerprint_of: Callable[[Path], str] = slide_fingerprint
+) -> dict[str, Any] | None:
+    """The provenance that the slide's store is to have; None where a copy of the slide must be made to know it.
+
+    store: the one that is there.
+    """
     if row.path is not None:
         fingerprint = fingerprint_of(row.path)
     elif row.remote_version and row.remote_version == store.info.remote_version:
         fingerprint = store.info.fingerprint
     else:
         return None
-    wanted = provenance(fingerprint, mpp_in_table(row), mask_sha256(row), content(row, config), RULES)
-    return store if store.info.provenance() == wanted else None
+    return provenance(fingerprint, mpp_in_table(row), mask_sha256(row), content(row, config), RULES)
 
 
 def ended(store: StoreHead, status: Literal["done", "skipped"], reason: str = "") -> Outcome:

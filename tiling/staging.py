@@ -5,7 +5,6 @@ A run removes what killed runs left there: a lock with a heartbeat tells which t
 """
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 from tiling.config import TilingConfig
 from tiling.finished import finished_store
 from tiling.jobs.arrivals import Arrivals
-from tiling.jobs.atomic import remove, temporary_beside
+from tiling.jobs.atomic import remove
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Arrival
-from tiling.jobs.locks import Locked, clear_dead, lock
+from tiling.jobs.locks import Locked, lock, working_folder
 from tiling.manifest import SlideRow
 from tiling.slides.remote import copy_slide, find_slide, require_readable
 from tiling.slides.urls import without_secrets
@@ -87,8 +86,6 @@ class Stage:
     @contextmanager
     def coming(self, rows: Sequence[SlideRow]) -> Iterator[Arrivals[Arrival[SlideRow]]]:
         """Each row arrives, with the path of its copy. One that needs no copy, being finished or locked, as it is."""
-        clear_dead(self._folder)
-        own = self._folder / f"run-{secrets.token_hex(4)}"
         arrivals: Arrivals[Arrival[SlideRow]] = Arrivals(len(rows))
         stop, left = threading.Event(), iter(rows)
         taking = threading.Lock()
@@ -102,9 +99,7 @@ class Stage:
                         return
                     arrivals.put(self._arrival(row, place, stop))
 
-        with lock(own):
-            place = temporary_beside(own)
-            place.mkdir()
+        with working_folder(self._folder) as place:
             self._place = place
             threads = [threading.Thread(target=copy_all, daemon=True) for _ in range(self._copies)]
             try:
@@ -117,7 +112,6 @@ class Stage:
                 for thread in threads:
                     thread.join(max(0.0, end - time.monotonic()))
                 self._room.leave_all()
-                remove(place)
 
     def ended(self, slide_id: str) -> None:
         assert self._place is not None

@@ -12,8 +12,10 @@ predictions, attention and metrics with intervals to a run directory. A killed r
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION)
-    parser.add_argument("features", type=str, help="folder of feature files: ours, CLAM's or TRIDENT's")
+    parser = parser_for(TrainConfig, "train-mil", _DESCRIPTION, addresses=["features"])
+    parser.add_argument(
+        "features", type=str, help="folder of feature files: ours (or their address, s3://…), CLAM's or TRIDENT's"
+    )
     parser.add_argument("--labels", type=str, required=True, help="slide table (CSV) with slide_id and labels")
     parser.add_argument(
         *("--target", "--time"),
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from mil.training.display import Display, plain_console
 
         display = Display(plain_console())
-        features, labels, out = Path(arguments.features), Path(arguments.labels), Path(arguments.out)
-        trained = train_mil(features, labels, arguments.target, out, config, display)
+        labels, out = Path(arguments.labels), Path(arguments.out)
+        trained = train_mil(arguments.features, labels, arguments.target, out, config, display)
         display.result(trained, config.compare)
         return 1 if trained.unreadable else 0
 

@@ -49,11 +49,16 @@ from mil.training.trainer import train_folds
 from mil.training.watch import Session, Watcher, Watchers
 from tiling.jobs.errors import RequestError
 from tiling.jobs.locks import Locked, lock
-from tiling.jobs.provenance import differences, package_versions
+from tiling.jobs.provenance import differences, digest, package_versions
+from tiling.manifest import load_table
+from tiling.objects.copies import copy_objects
+from tiling.objects.folder import ObjectFolder, folder_at
+from tiling.slide_ids import in_one_form
+from tiling.slides.urls import is_url
 
 # Below, threads gain nothing and wait for each other: on a busy machine a step was seen to take 90 times as long.
 _PATCHES_WORTH_THREADS = 1000
-_OF_THE_CALL = ("overwrite", "compare", "patches", "scheduler")  # settings that say nothing of the run
+_OF_THE_CALL = ("overwrite", "compare", "patches", "scheduler", "stage")  # settings that say nothing of the run
 _ELSEWHERE = (  # noted elsewhere, or no say
     *_OF_THE_CALL,
     *("device", "task", "positive", "event", "entry", "order", "covariates", "track", "memory", "scratch"),
@@ -73,7 +78,7 @@ class Trained:
 
 
 def train_mil(
-    features: Path,
+    features: str | Path,
     labels: Path | pd.DataFrame,
     target: str,
     out: Path,
@@ -82,8 +87,8 @@ def train_mil(
 ) -> Trained:
     """Train, evaluate and write the run directory `out`, or finish one that the same request began.
 
-    features: folder of feature files. labels: slide table, a file or its columns. target: its column, or several
-    parted by commas.
+    features: folder of feature files, or its address in an object store. labels: slide table, a file or its columns.
+    target: its column, or several parted by commas.
     RequestError before any training if the request cannot be met. Torch's modes, threads and random state are the
     caller's again afterwards.
     """
@@ -94,6 +99,7 @@ def train_mil(
         raise RequestError(f"{patches}: no such folder; --patches names the one that tile-slides wrote")
     device = pick_device(config.device)
     scratch = Path(config.scratch) if config.scratch else out.absolute().parent
+    features = _at_hand(features, labels, config)
     asked = Target(target, config.positive, config.task, config.event, config.order, config.entry, config.bag)
     told = config.covariate_names()
     cohort = load_cohort(features, labels, asked, config.memory, scratch, told)
@@ -124,6 +130,23 @@ def train_mil(
         raise RequestError(f"another train-mil is working on {out} ({error})") from error
     compared = compare_runs(out, Path(config.compare), _bootstrap(config)) if config.compare else None
     return Trained(out, cohort.task, was_complete, cohort.unreadable, compared)
+
+
+def _at_hand(features: str | Path, labels: Path | pd.DataFrame, config: TrainConfig) -> Path:
+    """The folder of feature files, copied from where it lies if that is an object store. RequestError."""
+    if not is_url(str(features)):
+        return Path(features)
+    folder = folder_at(features)
+    assert isinstance(folder, ObjectFolder)
+    if not config.stage:
+        raise RequestError(
+            f"{folder}: features are read again and again; give --stage DIR, a folder on a local disk, where those of "
+            "the table are copied to once and kept"
+        )
+    names = {f"{row.slide_id}.h5" for row in load_table(labels, needs_path=False)}
+    into = Path(config.stage).absolute() / f"features-{digest(str(folder))[:12]}"
+    copy_objects(folder, lambda name: in_one_form(name) in names, into)
+    return into
 
 
 def _with_loss(config: TrainConfig, cohort: Cohort) -> TrainConfig:

@@ -68,6 +68,7 @@ class TrainConfig:
     track: str = setting("", f"send losses and metrics to {' or '.join(TRACKERS)} as well (TensorBoard is always on)")
     memory: str = setting("auto", "where features lie: ram, mapped (in a scratch file), or auto: ram up to half of it")
     scratch: str = setting("", "folder of that scratch file, which has no name there (default: where --out lies)")
+    stage: str = setting("", "folder on a local disk for copies of features that lie in an object store; kept")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
     scheduler: str = setting("", "address of a Dask scheduler whose workers train the models, to the same bytes")
     overwrite: bool = setting(False, "replace an existing run in --out")

@@ -10,6 +10,8 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from tiling.phantom.phantom import PhantomSpec, write_phantom
+
 APERIO = "Aperio Image Library v10.0.51\r\n{w}x{h} [0,0 {w}x{h}] ({t}x{t}) JPEG/{c} Q=90|AppMag = 20|MPP = 0.5"
 
 
@@ -32,6 +34,16 @@ def _without_markers(jpeg: bytes) -> bytes:
     while 0xE0 <= jpeg[place + 1] <= 0xEF:
         place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
     return b"\xff\xd8" + jpeg[place:]
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three small slides: a.svs, b.svs, c.svs."""
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, name in enumerate("abc"):
+        spec = PhantomSpec(width_px=1504, height_px=1504, seed=seed, tumour=False)
+        write_phantom(spec, folder / f"{name}.svs")
+    return folder
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tiling.jobs.execution import Execution
 from tiling.jobs.outcomes import Outcome
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, load_table
-from tiling.phantom.phantom import PhantomSpec, write_phantom
 from tiling.slides import remote
 from tiling.slides.urls import shown, without_secrets
 from tiling.staging import Stage
@@ -29,16 +28,6 @@ from tiling.store.patches import PatchStore
 
 SETTINGS = {"mpp": 1.0, "patch_px": 128, "workers": 1}
 SECRET = "X-Amz-Signature=0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory) -> Path:
-    """A folder with three small slides: a.svs, b.svs, c.svs."""
-    folder = tmp_path_factory.mktemp("slides")
-    for seed, name in enumerate("abc"):
-        spec = PhantomSpec(width_px=1504, height_px=1504, seed=seed, tumour=False)
-        write_phantom(spec, folder / f"{name}.svs")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from difflib import get_close_matches
 from types import FrameType
@@ -20,6 +20,7 @@ import jsonargparse
 from tiling.jobs.errors import RequestError
 
 C = TypeVar("C")
+_ADDRESS = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?):(?=/)")  # also where Path has made one slash of two
 
 
 def setting(default: Any, help: str) -> Any:
@@ -40,7 +41,25 @@ class _Help(jsonargparse.DefaultHelpFormatter):
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """One line for a fault. `--print_config` leaves out what was not given, so that the file does not unset inputs."""
+    """One line for a fault. `--print_config` leaves out what was not given, so that the file does not unset inputs.
+
+    addresses: names of the arguments that may be addresses of object stores; all others are local.
+    """
+
+    addresses: Collection[str] = ()
+
+    def parse_args(self, *arguments: Any, **how: Any) -> Any:
+        parsed = super().parse_args(*arguments, **how)
+        flags = {flag for action in self._actions for flag in action.option_strings}
+        for name, value in parsed.items():
+            shown = f"--{name.replace('_', '-')}"
+            for text in map(str, value if isinstance(value, list | tuple) else [value]):
+                if name not in self.addresses and (found := _ADDRESS.match(text)):
+                    self.error(
+                        f"{shown if shown in flags else name.upper()}: is an address ({found[0]}//…), and has to be "
+                        "local; copy what lies there to a local folder, or write to one and copy that (`aws s3 sync`)"
+                    )
+        return parsed
 
     def dump(self, *arguments: Any, **how: Any) -> str:
         return str(super().dump(*arguments, **{**how, "skip_unset": True}))
@@ -85,12 +104,17 @@ def _close(name: str, known: list[str]) -> str:
     return f"; close to it is {close[0]}" if close else ""
 
 
-def parser_for(config_class: type, prog: str, description: str) -> jsonargparse.ArgumentParser:
+def parser_for(
+    config_class: type, prog: str, description: str, addresses: Collection[str] = ()
+) -> jsonargparse.ArgumentParser:
     """A parser with one flag a field; the caller adds the inputs and `--out`.
+
+    addresses: those of the arguments that may be addresses of object stores.
 
     A field that is a config itself, such as `tile`, is a section: its flags are `--tile.patch-px` and so on.
     """
     parser = _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
+    parser.addresses = addresses
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below")
     _add_flags(parser, config_class, "--")
     return parser

@@ -63,6 +63,7 @@ class Execution:
     gpu: bool = False  # of a scheduler's workers, those alone that have one
     part: str = ""  # i/n of an array job, for the names of summary and failures
     prefix: str = ""  # of these names
+    address: str = ""  # of the output, where it is brought elsewhere from the folder that it is made in
     ahead: Ahead | None = None  # makes jobs ready, for workers of this machine
 
 

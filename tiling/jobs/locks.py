@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,7 @@ def lock(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
-    token = json.dumps({**_process(os.getpid()), "token": secrets.token_hex(8)})
+    token = json.dumps({**process(os.getpid()), "token": secrets.token_hex(8)})
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
     try:  # a signal may end this process at any line
@@ -97,9 +98,27 @@ def begin_run() -> None:
     _left_at_first.cache_clear()
 
 
+@contextmanager
+def working_folder(parent: str | Path = "") -> Iterator[Path]:
+    """Yield a folder of this call's own in `parent`, by default in the system's folder for temporary files.
+
+    It is removed afterwards; those that killed processes left there are removed before.
+    """
+    parent = Path(parent or Path(tempfile.gettempdir(), f"slidemil-{os.getuid()}")).absolute()
+    clear_dead(parent)
+    own = parent / f"run-{secrets.token_hex(4)}"
+    with lock(own):
+        place = temporary_beside(own)
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            remove(place)
+
+
 def clear_dead(folder: Path) -> None:
     """Remove the locks of killed processes of this machine in `folder`, and half-written folders without a lock."""
-    dead = {file.with_suffix("") for file in folder.glob("*.lock") if _runs(_parse(_read_or_none(file))) is False}
+    dead = {file.with_suffix("") for file in folder.glob("*.lock") if runs(_parse(_read_or_none(file))) is False}
     half = {p.with_name(p.name[1:].rpartition(".tmp-")[0]) for p in folder.glob(".*.tmp-*") if p.is_dir()}
     for path in dead | half:
         with suppress(Locked, OSError), lock(path):
@@ -157,11 +176,11 @@ def _require_dead(file: Path, now_s: float) -> None:
     except FileNotFoundError:
         return
     owner = _parse(text)
-    runs = _runs(owner)
-    if not owner or runs is False or now_s - beat_s > DEAD_AFTER_S:
+    alive = runs(owner)
+    if not owner or alive is False or now_s - beat_s > DEAD_AFTER_S:
         return
     held = f"{file.name} is held by process {owner.get('pid')} on {owner.get('host')}"
-    raise Locked(held, beat="" if runs else f"{text} {beat_s}")
+    raise Locked(held, beat="" if alive else f"{text} {beat_s}")
 
 
 def _parse(text: str | None) -> dict[str, Any]:
@@ -171,14 +190,14 @@ def _parse(text: str | None) -> dict[str, Any]:
         return {}
 
 
-def _runs(owner: Mapping[str, Any]) -> bool | None:
+def runs(owner: Mapping[str, Any]) -> bool | None:
     """Whether the owner of a lock runs; None where this process cannot see it, being on another machine."""
     if not owner or any(owner.get(key) != value for key, value in _machine().items()):
         return None
     return bool(owner.get("started") == _started(owner["pid"]))
 
 
-def _process(pid: int) -> dict[str, Any]:
+def process(pid: int) -> dict[str, Any]:
     return {**_machine(), "pid": pid, "started": _started(pid)}
 
 

@@ -47,8 +47,8 @@ class Outcomes:
     """How all slides of a run ended, in the order in which they did."""
 
     slides: tuple[Outcome, ...]
-    out: Path
-    failures: Path  # file that names the failed slides; absent where none failed
+    out: Path | str  # folder, or its address in an object store
+    failures: Path | str  # file that names the failed slides; absent where none failed
     seconds: float
     unwritten: str = ""  # why the summary could not be written, where that is so
 

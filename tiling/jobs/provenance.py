@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 def check_format(
-    attributes: Mapping[str, Any], name: str, version: int, path: Path, still_read: Collection[int] = ()
+    attributes: Mapping[str, Any], name: str, version: int, path: Path | str, still_read: Collection[int] = ()
 ) -> None:
     """Raise SlideError unless `attributes` say format `name` in this `version`, or in one that is still read."""
     found, found_version = attributes.get("format"), attributes.get("version")
@@ -43,7 +43,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return [f"{k}: found {found.get(k)!r}, wanted {wanted.get(k)!r}" for k in keys if found.get(k) != wanted.get(k)]
 
 
-def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | str) -> None:
     """Raise SlideError naming what differs between an existing output's provenance and the wanted one."""
     lines = differences(found, wanted)
     if lines:

@@ -251,6 +251,11 @@ def read_head(path: Path) -> StoreHead:
         count = int(json.loads((path / "coords_l0/zarr.json").read_text())["shape"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise SlideError(f"{path}: array 'coords_l0' is missing or damaged ({error})") from error
+    return head_of(path, attributes, count)
+
+
+def head_of(path: Path, attributes: dict[str, Any], count: int) -> StoreHead:
+    """What a store's attributes say, whose version was checked. Raises SlideError where one is missing."""
     return StoreHead(path, _from_json(attributes, path), attributes["digest"], attributes["version"], count)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tiling.jobs.locks import Locked, _process, _set_aside, begin_run, lock
+from tiling.jobs.locks import Locked, _set_aside, begin_run, lock, process
 
 
 def test_a_live_lock_is_respected_and_freed(tmp_path):
@@ -71,7 +71,7 @@ def test_a_fresh_lock_is_given_back_by_who_came_for_the_dead_one(tmp_path):
 
 def test_a_recycled_pid_does_not_keep_a_lock(tmp_path):
     file = tmp_path / "x.lock"
-    owner = _process(os.getpid())
+    owner = process(os.getpid())
     file.write_text(json.dumps(owner))
     with pytest.raises(Locked) as held, lock(tmp_path / "x"):
         pass
@@ -82,7 +82,7 @@ def test_a_recycled_pid_does_not_keep_a_lock(tmp_path):
 
 
 def test_a_container_of_the_same_name_is_another_machine(tmp_path):
-    owner = {**_process(os.getpid()), "pid": 4_000_000}  # a pid that this process cannot see
+    owner = {**process(os.getpid()), "pid": 4_000_000}  # a pid that this process cannot see
     for other in ({"pids": "pid:[1]"}, {"boot": "other"}, {"host": "other"}):
         (tmp_path / "x.lock").write_text(json.dumps({**owner, **other}))
         with pytest.raises(Locked) as held, lock(tmp_path / "x"):
@@ -164,7 +164,7 @@ def test_a_folder_is_listed_once_in_a_run_and_where_a_lock_is_taken_over(tmp_pat
     assert listed == [tmp_path]
     left = tmp_path / ".s3.tmp-1-ab"
     left.touch()
-    dead = {**_process(os.getpid()), "started": 0}
+    dead = {**process(os.getpid()), "started": 0}
     (tmp_path / "s3.lock").write_text(json.dumps(dead))  # killed in this very run
     with lock(tmp_path / "s3"):
         assert not left.exists() and len(listed) == 2
