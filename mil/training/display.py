@@ -76,7 +76,8 @@ class Display(Watcher):
         model = f", model {fold.member + 1} of {models}" if models > 1 else ""
         text = (
             f"{self._name(fold)}{model}  epoch {values['epoch']}/{self._epochs}  "
-            f"{words.seconds(self._seconds_left())} left  train {values['train_loss']:.3f}  {self._of_validation(values)}"
+            f"{words.seconds(self._seconds_left())} left  train {values['train_loss']:.3f}  "
+            f"{self._of_validation(values)}"
         )
         self._live.update(self._bar, description=text, completed=sum(self._completed.values()))
         if not self._console.is_terminal and time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
