@@ -1,6 +1,7 @@
 """How one encoder's features are made and where they go: what each file says of itself, and whether it is there."""
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,9 @@ from features.encoders import Encoder, load_encoder
 from features.feature_file import EmbeddingInfo, read_info, read_info_and_dtype
 from features.statistics.adapted_norms import adapt, read_norms
 from tiling.jobs.errors import SlideError
+from tiling.jobs.locks import is_held
 from tiling.jobs.provenance import require_same
+from tiling.seen import Seen, stamp_of_files
 from tiling.store.patches import PatchStore, StoreHead
 
 
@@ -29,6 +32,18 @@ class Making:
 
     def path(self, slide_id: str) -> Path:
         return self.out / f"{slide_id}.h5"
+
+    def is_known(self, slide_id: str, info: EmbeddingInfo, seen: Seen) -> bool:
+        """Whether the file is there, as `is_done` says; where it was seen before, it is not read again."""
+        if not (path := self.path(slide_id)).exists() or is_held(path):
+            return False
+        stamp = stamp_of_files([path])
+        wanted = hashlib.sha256(repr((info.provenance(), self.config.features_dtype)).encode()).hexdigest()
+        if self.config.overwrite or seen.found(slide_id, stamp) != wanted:
+            if not self.is_done(slide_id, info):
+                return False
+            seen.note(slide_id, stamp, wanted)
+        return True
 
     def is_done(self, slide_id: str, info: EmbeddingInfo) -> bool:
         """Whether the file is there. Raises SlideError where it, or the folder, was made otherwise."""

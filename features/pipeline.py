@@ -28,11 +28,13 @@ from features.statistics.norm_moments import NormMoments
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.execution import Execution
 from tiling.jobs.listener import SILENT, Listener
-from tiling.jobs.locks import is_held, lock
+from tiling.jobs.locks import lock
 from tiling.jobs.outcomes import Outcome, Outcomes
 from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow, largest_first, select_part
 from tiling.objects.folder import ObjectFolder
+from tiling.qc.fault import fault_of
+from tiling.seen import Seen
 from tiling.store.patches import PatchStore
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def extract_features(
         together = Together([m.embedder for m in each])
         work = functools.partial(_extract_slide, each=each, together=together, places=places)
     gpu = config.device.startswith("cuda")
-    known = finished_in_objects(own, each, places) if isinstance(out, ObjectFolder) else _finished(own, each, places)
+    known = _finished(own, each, places, listener)
     left = [row for row in own if row.slide_id not in known]
     address = str(out) if isinstance(out, ObjectFolder) else ""
     execution = Execution(0, _SLIDES_AT_ONCE, config.scheduler, gpu, config.part, address=address)
@@ -112,17 +114,22 @@ def _resized(rows: Sequence[SlideRow], embedder: Embedder, places: Places) -> st
     return ""
 
 
-def _finished(rows: Sequence[SlideRow], each: Sequence[Making], places: Places) -> dict[str, Outcome]:
+def _finished(
+    rows: Sequence[SlideRow], each: Sequence[Making], places: Places, listener: Listener
+) -> dict[str, Outcome]:
     """Outcomes of slides that a look shows to be finished; no lock is taken, for a file is whole wherever it is."""
+    if isinstance(places.out, ObjectFolder):
+        return finished_in_objects(rows, each, places)
     found = {}
+    looks = [(making, Seen(making.out, making.config.part)) for making in each]
     for row in rows:
-        with suppress(SlideError):
+        with suppress(SlideError, OSError):
             store = places.head(row.slide_id)
-            files = [(making, making.path(row.slide_id)) for making in each]
-            if all(path.exists() and not is_held(path) for _, path in files) and all(
-                making.is_done(row.slide_id, making.info(store, row.slide_id)) for making, _ in files
-            ):
+            if all(making.is_known(row.slide_id, making.info(store, row.slide_id), seen) for making, seen in looks):
                 found[row.slide_id] = Outcome(row.slide_id, "skipped", "already done", len(store))
+    for _, seen in looks:
+        if fault := fault_of(seen.write, "seen.json"):
+            listener.warn(fault)
     return found
 
 

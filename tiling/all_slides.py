@@ -104,7 +104,7 @@ def _finished(rows: Sequence[SlideRow], config: TilingConfig, out: Path, seen: S
     look = functools.partial(_finished_slide, config=config, out=out, seen=seen)
     end = time.monotonic() + _LOOK_S
     for row in here:
-        if seen.knows(row) or time.monotonic() < end:
+        if seen.knows(row.slide_id) or time.monotonic() < end:
             found[row.slide_id] = look(row)
     with closing(ordered_map(look, elsewhere, _ASKED_AT_ONCE)) as looks:
         found |= {row.slide_id: outcome for row, outcome in zip(elsewhere, looks, strict=True)}
