@@ -240,7 +240,7 @@ class Several(Task):
 
     def calibration_said(self, calibration: Calibration) -> str:
         each = zip(self._each, calibration["calibrations"], strict=True)
-        return "".join(f"  {name}{said}" for (name, task), of in each if (said := task.calibration_said(of)))
+        return "".join(f"  {name} {said.strip()}" for (name, task), of in each if (said := task.calibration_said(of)))
 
     def spread_output(self, answer: Floats) -> int:
         """Of the target whose prediction is the least sure."""
