@@ -102,6 +102,8 @@ def _store(extra: str) -> str:
     scheme = STORES[extra]
     try:
         fsspec.get_filesystem_class(scheme)
+        if extra != "http":
+            importlib.import_module("obstore")  # by which outputs go there
     except ImportError:
         raise RuntimeError(f"{scheme}:// cannot be read; pip install 'slidemil[{extra}]'") from None
     return f"{scheme}:// can be read"
