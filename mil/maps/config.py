@@ -17,7 +17,9 @@ class HeatmapConfig:
     )
     class_name: str = setting("", "class that the score speaks of; empty: the positive or the predicted one")
     attention_as: Literal["raw", "rank", "percentile"] = setting("raw", "how attention is shown")
-    fold: int = setting(-1, "show this one fold's model, if it did not see the slide; -1: the mean over models")
+    fold: int = setting(
+        -1, "show this one fold's model (counted from 0, as fold-<k>), if it did not see the slide; -1: the mean"
+    )
     opacity: float = setting(0.55, "opacity of the map over the tissue, 0 to 1")
     qupath_bounds: bool = setting(
         False, "count GeoJSON and OME-TIFF from the corner of the scanner's bounds, as QuPath does (MRXS)"

@@ -100,7 +100,9 @@ def _by_fold(task: Task, folds: Sequence[Mapping[str, Any]] | None) -> list[Sect
         (f"{fold['repeat'] + 1}.{fold['fold'] + 1}", str(fold.get("rows", "")), *(number(fold[name]) for name in names))
         for fold in folds
     ]
-    return [Section("Folds", (Table(("repeat.fold", "slides", *map(task.figure_title, names)), tuple(rows)),))]
+    table = Table(("repeat.fold", "slides", *map(task.figure_title, names)), tuple(rows))
+    said = Paragraph("This page counts folds from 1; files (fold-<k>) and the flag --fold count from 0.", soft=True)
+    return [Section("Folds", (table, said))]
 
 
 def _covariates(task: Task, provenance: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Section]:

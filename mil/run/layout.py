@@ -194,7 +194,9 @@ def read_provenance(run: Path) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         check_format(values, FORMAT, VERSION, path, still_read=_STILL_READ)
-    except (SlideError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
+        raise RequestError(f"{path}: not JSON of a run ({error}); copy the run again, or train it again") from error
+    except SlideError as error:  # names the file
         raise RequestError(f"not a run directory that can be read: {error}") from error
     return {key: value for key, value in values.items() if key not in ("format", "version")}
 

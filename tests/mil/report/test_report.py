@@ -126,7 +126,7 @@ def test_metrics_are_shown_as_they_are_found(golden):
     assert "kappa of cohen" in text and "0.123" in text
     assert "Against a plain model: AUROC -0.083 (-0.388 to +0.360, p = 0.772) against logistic regression" in text
     assert "auprc" in text.lower() and "0.432" in text
-    assert "1.2" in text and "0.777" in text
+    assert "1.2" in text and "0.777" in text and "counts folds from 1; files (fold-<k>)" in text
     assert "slides of one patient carry different labels" in text
 
 
