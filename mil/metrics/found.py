@@ -1,24 +1,26 @@
 """Whether a run on two classes found anything, by a test that knows how often it is wrong.
 
-The test patients of a fold were seen by none of its models. Where labels have nothing to do with slides, their order by
-probability is a random one, and the Mann–Whitney test that positive patients stand higher has a p value that holds for
-the fold. Folds are not independent: a label that is tested here taught a model there, and a test of all of them pooled
-finds something in nothing about one time in ten. So their p values are joined by the Cauchy combination test (Liu and
-Xie, Journal of the American Statistical Association 115, 2020), whose small p values hardly feel what depends on what.
+The test patients of a fold were seen by none of its models. Where labels have nothing to do with slides, each order of
+a fold's patients by probability is as likely as any other, and the Mann–Whitney statistics of the folds can be added
+(van Elteren, Bulletin of the International Statistical Institute 37, 1960). But folds are not independent: a label that
+is tested here taught a model there. Where a model is a sum of what each training label says, what two folds have to say
+of each other is the same sum twice, so the variance of the total is twice that of independent folds, however many there
+are; and so much is taken. Repeats test the same patients again, so their mean counts as one of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
+from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
 
 FALSE_ALARMS = 0.05  # of runs on labels without meaning, the part that is said to have found something
-_LARGEST_P = 0.99  # one fold in which all stand the wrong way must not outweigh all others
+_DEPENDENCE = 2  # variance of a sum over folds, in that of independent ones
 
 
-def found(table: pd.DataFrame, probability: str, positive: str) -> dict[str, Any]:
+def found(table: pd.DataFrame, probability: str, positive: str | bool) -> dict[str, Any]:
     """p, and whether it is small enough, of predictions (repeat, fold, patient_id, label, and the named probability).
 
     A patient counts with the mean of its slides, and not at all if they carry different labels. least_p is that of
@@ -28,17 +30,15 @@ def found(table: pd.DataFrame, probability: str, positive: str) -> dict[str, Any
     patients = table.groupby(["repeat", "fold", "patient_id"]).agg(
         labels=("label", "nunique"), label=("label", "first"), score=(probability, "mean")
     )
-    p_values, least = [], []
-    for _, fold in patients[patients["labels"] == 1].groupby(["repeat", "fold"]):
-        is_positive = fold["label"] == positive
-        if is_positive.any() and not is_positive.all():
-            own, other = (fold.loc[of, "score"].to_numpy(np.float64) for of in (is_positive, ~is_positive))
-            p_values.append(float(mannwhitneyu(own, other, alternative="greater").pvalue))
-            perfect = np.arange(len(own)) + len(other), np.arange(len(other))
-            least.append(float(mannwhitneyu(*perfect, alternative="greater").pvalue))
-    if not p_values:
+    folds = [
+        (repeat, fold["score"].to_numpy(np.float64), (fold["label"] == positive).to_numpy())
+        for (repeat, _), fold in patients[patients["labels"] == 1].groupby(["repeat", "fold"])
+        if fold["label"].nunique() == 2
+    ]
+    if not folds:
         return {"p": None, "found": None, "least_p": None}
-    p, least_p = joined(p_values), joined(least)
+    p = _p_value([(repeat, *_rank_sum(scores, of)) for repeat, scores, of in folds])
+    least_p = _p_value([(repeat, *_rank_sum(of.argsort(kind="stable").argsort(), of)) for repeat, _, of in folds])
     return {"p": p, "found": p <= FALSE_ALARMS if least_p <= FALSE_ALARMS else None, "least_p": least_p}
 
 
@@ -57,7 +57,20 @@ def corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return held
 
 
-def joined(p_values: list[float]) -> float:
-    """Cauchy combination."""
-    each = np.tan((0.5 - np.minimum(p_values, _LARGEST_P)) * np.pi)
-    return float(0.5 - np.arctan(each.mean()) / np.pi)
+def _p_value(folds: Sequence[tuple[int, float, float]]) -> float:
+    """Of each fold's repeat, excess and variance."""
+    table = pd.DataFrame(folds, columns=["repeat", "excess", "variance"]).groupby("repeat")
+    repeats = table.sum()
+    excess, variance = repeats["excess"].mean(), (repeats["variance"] * table.size().clip(upper=_DEPENDENCE)).mean()
+    return float(norm.sf(excess / np.sqrt(variance))) if variance else 1.0
+
+
+def _rank_sum(scores: NDArray[Any], positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """By how much the sum of positive ranks exceeds what chance puts there, and the variance that chance gives it.
+
+    With van Elteren's weight of a fold.
+    """
+    ranks, count = rankdata(scores), len(scores)
+    excess = ranks[positive].sum() - positive.sum() * (count + 1) / 2
+    variance = positive.sum() * (~positive).sum() / count * ranks.var(ddof=1)
+    return float(excess / (count + 1)), float(variance / (count + 1) ** 2)

@@ -61,7 +61,7 @@ def found_sentence(found: Mapping[str, Any]) -> str:
             "Whether anything was found cannot be tested: folds have so few test patients that even a perfect order "
             f"of them would give {p_value(found['least_p'])}. Fewer --folds have more patients each."
         )
-    test = f"({p_value(found['p'])}; Mann–Whitney test of the test patients in each fold, joined by Cauchy combination)"
+    test = f"({p_value(found['p'])}; Mann–Whitney test of the test patients, stratified by fold)"
     if found["found"]:
         return f"Found something: positive test patients stand higher than chance puts them {test}."
     return f"Nothing shown to be found: chance alone may well put the test patients in this order {test}."

@@ -59,9 +59,10 @@ class Bags:
     tiles: list[NDArray[np.float32]]  # (N, D) of each bag
     rare: list[NDArray[np.bool_]]  # (N,)
     labels: NDArray[np.int64]  # (B,)
+    seed: int = 0  # of the folds
 
     def folds(self) -> list[Fold]:
-        splits = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(self.labels, self.labels)
+        splits = StratifiedKFold(FOLDS, shuffle=True, random_state=self.seed).split(self.labels, self.labels)
         return [Fold(k, 0, k, train, np.array([], np.int64), test) for k, (train, test) in enumerate(splits)]
 
 
