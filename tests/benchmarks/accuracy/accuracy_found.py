@@ -45,6 +45,14 @@ def five_neighbours(x: Floats, y: NDArray[np.bool_], new: Floats) -> Floats:
     return KNeighborsClassifier(5, weights="distance").fit(x, y).predict_proba(new)[:, 1]
 
 
+MODELS: dict[str, Model] = {
+    "difference-of-means": difference_of_means,
+    "logistic-regression": logistic_regression,
+    "five-neighbours": five_neighbours,
+    "best-feature": best_feature,
+}
+
+
 def cohort(model: Model, patients: int, effect: float, rng: np.random.Generator) -> pd.DataFrame:
     """Predictions out of five folds."""
     positive, x = np.arange(patients) % 2 == 1, rng.standard_normal((patients, DIM))
@@ -71,19 +79,20 @@ def by_cauchy(table: pd.DataFrame) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", type=int, default=500)
-    cohorts = parser.parse_args().cohorts
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    given = parser.parse_args()
     print("| model | patients | effect | found | folds taken for independent | Cauchy combination |")
-    for model in (difference_of_means, logistic_regression, five_neighbours, best_feature):
+    for name in given.models:
         for patients, effect in ((28, 0.0), (80, 0.0), (28, 1.5), (28, 2.0), (80, 1.0)):
             rng = np.random.default_rng(0)
             said = []
-            for _ in range(cohorts):
-                table = cohort(model, patients, effect, rng)
+            for _ in range(given.cohorts):
+                table = cohort(MODELS[name], patients, effect, rng)
                 with patch("mil.metrics.found._DEPENDENCE", 1):
                     independent = found(table, "score", True)["found"]
                 said.append((found(table, "score", True)["found"], independent, by_cauchy(table)))
             cells = (f"{100 * share:.1f} %" for share in np.mean(said, axis=0))
-            print(f"| {model.__name__} | {patients} | {effect} |", " | ".join(cells), "|", flush=True)
+            print(f"| {name} | {patients} | {effect} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

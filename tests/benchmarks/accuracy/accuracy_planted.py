@@ -8,17 +8,21 @@ chosen on draws 1 to 6.
 
     python tests/benchmarks/accuracy/accuracy_planted.py                 draws 101 to 110 of 3, 5 and 10 among 130
     python tests/benchmarks/accuracy/accuracy_planted.py --permuted --heads needle --planted 3 --draws 1 40
-                                                   labels shuffled: how often it says to have found something in nothing
+                                                   labels shuffled: how often it says to have found something;
+                                                   `means`, a logistic regression on means, is a head here as well
     python tests/benchmarks/accuracy/accuracy_planted.py --heads needle,needle/centring,needle/rounds --draws 1 5
                                                    without a part of it, see WITHOUT
+    python tests/benchmarks/accuracy/accuracy_planted.py --heads needle --planted 3 --size 65 --draws 101 104 \
+        --learned-from 24 48 96                    learning curves of needle and the oracle
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -60,10 +64,20 @@ class Bags:
     rare: list[NDArray[np.bool_]]  # (N,)
     labels: NDArray[np.int64]  # (B,)
     seed: int = 0  # of the folds
+    learned_from: int | None = None  # bags, half of them positive; None: all that are not tested
 
     def folds(self) -> list[Fold]:
         splits = StratifiedKFold(FOLDS, shuffle=True, random_state=self.seed).split(self.labels, self.labels)
-        return [Fold(k, 0, k, train, np.array([], np.int64), test) for k, (train, test) in enumerate(splits)]
+        return [
+            Fold(k, 0, k, self._some(train), np.array([], np.int64), test) for k, (train, test) in enumerate(splits)
+        ]
+
+    def _some(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.learned_from is None:
+            return train
+        order = np.random.default_rng(self.seed).permutation(train)
+        each = [order[self.labels[order] == label][: self.learned_from // 2] for label in (0, 1)]
+        return np.sort(np.concatenate(each))
 
 
 @cache
@@ -118,6 +132,17 @@ def oracle(bags: Bags) -> tuple[Floats, list[Floats]]:
     return np.array([np.sort(t)[-3:].mean() for t in tiles]), tiles
 
 
+def means(bags: Bags) -> tuple[Floats, list[Floats]]:
+    """The same of a logistic regression on bags' means, which says nothing of tiles."""
+    x = np.stack([t.mean(0) for t in bags.tiles])
+    x = (x - x.mean(0)) / x.std(0)
+    scores = np.zeros(len(x))
+    for fold in bags.folds():
+        model = LogisticRegression(C=0.01, max_iter=300).fit(x[fold.train], bags.labels[fold.train])
+        scores[fold.test] = model.decision_function(x[fold.test])
+    return scores, [np.full(len(t), np.nan) for t in bags.tiles]
+
+
 def _standardised(head: Needle, features: torch.Tensor) -> torch.Tensor:
     """Instead of centred by the slide's own patches."""
     return head.standardise(HeadBags(features, torch.tensor([0, len(features)]))).clamp(-8, 8)
@@ -137,6 +162,8 @@ WITHOUT = {  # parts of needle, and what stands in their place
 
 def of_head(name: str, bags: Bags) -> tuple[Floats, list[Floats]]:
     """The same of a head, trained without a validation part; `needle/PART` is needle without it."""
+    if name == "means":
+        return means(bags)
     name, _, part = name.partition("/")
     with patch.object(*WITHOUT[part]) if part else nullcontext():
         return _of_head(name, bags)
@@ -166,6 +193,11 @@ def areas(bags: Bags, scores: Floats, tiles: list[Floats]) -> tuple[float, float
     return float(roc_auc_score(bags.labels, scores)), float(np.mean(of_tiles)) if of_tiles else float("nan")
 
 
+def inside_folds(bags: Bags, scores: Floats) -> float:
+    """AUROC of bags that the same model scored, mean of the folds."""
+    return float(np.mean([roc_auc_score(bags.labels[f.test], scores[f.test]) for f in bags.folds()]))
+
+
 def says_found(bags: Bags, scores: Floats) -> float:
     """1 where a run's report would say that something was found, see mil.metrics.found."""
     fold = np.zeros(len(scores), np.int64)
@@ -176,14 +208,17 @@ def says_found(bags: Bags, scores: Floats) -> float:
 
 
 def row_of(bags: Bags, heads: Sequence[str], permuted: bool) -> dict[str, float]:
-    """Of each head and the oracle: AUROC of bags (s), of tiles (p), and whether something is said to be found (f)."""
+    """Of each head and the oracle: AUROC of bags (s), of tiles (p), of bags inside folds (i), and whether something is
+    said to be found (f)."""
     said = {name: of_head(name, bags) for name in heads}
     if not permuted:
         said = {"oracle": oracle(bags)} | said
     return {
         f"{name} {what}": value
         for name, (scores, tiles) in said.items()
-        for what, value in zip("spf", (*areas(bags, scores, tiles), says_found(bags, scores)), strict=True)
+        for what, value in zip(
+            "spfi", (*areas(bags, scores, tiles), says_found(bags, scores), inside_folds(bags, scores)), strict=True
+        )
     }
 
 
@@ -194,14 +229,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=130)
     parser.add_argument("--draws", type=int, nargs=2, default=[101, 110])
     parser.add_argument("--permuted", action="store_true", help="labels of the first draw, shuffled once a draw")
+    parser.add_argument("--same-folds", action="store_true", help="with --permuted: one seed of folds for all")
+    parser.add_argument("--learned-from", type=int, nargs="+", default=[None], metavar="BAGS", help="of a fold; all")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for planted in given.planted:
+    for planted, learned_from in product(given.planted, given.learned_from):
         rows = []
         for draw in range(given.draws[0], given.draws[1] + 1):
             bags = plant(planted, given.size, given.draws[0] if given.permuted else draw)
             if given.permuted:
-                bags = Bags(bags.tiles, bags.rare, np.random.default_rng(draw).permutation(bags.labels))
+                shuffled = np.random.default_rng(draw).permutation(bags.labels)
+                bags = replace(bags, labels=shuffled, seed=0 if given.same_folds else draw)
+            bags = replace(bags, learned_from=learned_from)
             rows.append(row_of(bags, given.heads.split(","), given.permuted))
             print(planted, draw, " ".join(f"{name} {v:.2f}" for name, v in rows[-1].items()), flush=True)
         table = pd.DataFrame(rows)
@@ -209,7 +248,7 @@ def main() -> None:
         error = 1.96 * table.std() / np.sqrt(len(table))
         for name, mean, half, *spread in zip(table, table.mean(), error, low, middle, high, strict=True):
             said = f"mean {mean:.3f} ± {half:.3f} (95 %), least, median, largest {spread}"
-            print(f"{planted} of {given.size}, {name}: {said}", flush=True)
+            print(f"{planted} of {given.size}, {learned_from or 'all'} bags, {name}: {said}", flush=True)
 
 
 if __name__ == "__main__":
