@@ -8,7 +8,7 @@ of each other is the same sum twice, so the variance of the total is twice that 
 are; and so much is taken. Repeats test the same patients again, so their mean counts as one of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return held
 
 
-def _p_value(folds: Sequence[tuple[int, float, float]]) -> float:
+def _p_value(folds: Sequence[tuple[Hashable, float, float]]) -> float:
     """Of each fold's repeat, excess and variance."""
     table = pd.DataFrame(folds, columns=["repeat", "excess", "variance"]).groupby("repeat")
     repeats = table.sum()
