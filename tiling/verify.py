@@ -49,7 +49,8 @@ def verify_slide(row: SlideRow, out: Path) -> Outcome:
 def verify_store(path: Path) -> int:
     """Read a store as a whole and return how many patches it holds. Raises SlideError naming what is wrong."""
     try:
-        store, group = PatchStore(path), zarr.open_group(path, mode="r")
+        store = PatchStore(path)
+        group = zarr.open_group(store.path, mode="r")
         arrays = {name: _load(array, f"{path}/{name}") for name, array in group.arrays() if name != "patches"}
         _require_fitting(arrays, len(store), store.version, path)
         if store.digest != _digest(store):

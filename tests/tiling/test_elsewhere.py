@@ -22,6 +22,7 @@ from tiling.objects import folder as module
 from tiling.objects.folder import Taken, folder_at
 from tiling.pipeline import tile_slide
 from tiling.store.objects import fetch_store, find_store, put_store
+from tiling.store.patches import PatchStore
 from tiling.verify import verify_store
 
 SETTINGS = {"mpp": 1.0, "patch_px": 128, "workers": 1}
@@ -65,6 +66,12 @@ def test_stores_pictures_and_page_are_those_of_a_local_run(folder, objects, slid
     where = zarr.storage.ObjectStore(module._opened(objects.place)[1], read_only=True)
     group = zarr.open_group(where, path="a.zarr", mode="r")  # as others open it
     assert group[f"{group.attrs['stored_in']}/coords_l0"].shape == (group.attrs["patches"], 2)
+    for key in folder.files("a.zarr"):  # a copy of all of it is a store, too
+        file = tmp_path / "synced" / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(folder.read(key)[0])
+    assert verify_store(tmp_path / "synced/a.zarr") == group.attrs["patches"]
+    assert PatchStore(tmp_path / "synced/a.zarr").digest == PatchStore(local / "a.zarr").digest
     objects.requests.clear()
     assert tile(slides, objects.place, **SETTINGS).counts == {"skipped": 3}
     read = [key for method, key in objects.requests if method == "GET" and ".zarr" in key]

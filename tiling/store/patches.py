@@ -228,7 +228,7 @@ def _to_json(info: PatchStoreInfo) -> dict[str, Any]:
 class StoreHead:
     """What a store says of itself, and how many patches it holds; read from two small files, without its arrays."""
 
-    path: Path
+    path: Path  # of the folder with the arrays
     info: PatchStoreInfo
     digest: str
     version: int
@@ -247,6 +247,8 @@ def read_head(path: Path) -> StoreHead:
     except (ValueError, KeyError) as error:
         raise SlideError(f"{path}: damaged zarr.json ({error}); tile the slide again") from error
     check_format(attributes, FORMAT, VERSION, path, still_read=_OLD)
+    if "stored_in" in attributes:  # copied from an object store, see tiling.store.objects
+        return read_head(path / str(attributes["stored_in"]))
     try:
         count = int(json.loads((path / "coords_l0/zarr.json").read_text())["shape"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -264,10 +266,10 @@ class PatchStore:
 
     def __init__(self, path: Path) -> None:
         head = read_head(path)
-        self.path, self.info, self.digest, self.version = path, head.info, head.digest, head.version
-        self._group = zarr.open_group(path, mode="r")
+        self.path, self.info, self.digest, self.version = head.path, head.info, head.digest, head.version
+        self._group = zarr.open_group(self.path, mode="r")
         self.coords_l0: NDArray[np.int64] = self._load("coords_l0")
-        self._shards = ShardReader(path / "patches")
+        self._shards = ShardReader(self.path / "patches")
 
     def __len__(self) -> int:
         return len(self.coords_l0)

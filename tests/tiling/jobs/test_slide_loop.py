@@ -152,7 +152,7 @@ def test_workers_end_with_their_parent(tmp_path, sent, code):
     (tmp_path / "run.py").write_text(RUN)
     pids = tmp_path / "pids"
     tests, root = Path(__file__).parents[2:4]
-    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": f"{tmp_path}:{root}:{tests}"}
+    environment = {**os.environ, "PIDS": str(pids), "PYTHONPATH": f"{tmp_path}:{root}:{tests / 'helpers'}"}
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "run.py", tmp_path / "out"],
         env=environment,
