@@ -2,8 +2,8 @@
 
 `<slide_id>.zarr/zarr.json` is put last: it has the attributes of that store, `stored_in` (the token) and `patches` (N).
 A reader MUST begin with it and MUST take what lies under other tokens for nothing: a killed upload left it, or it is
-about to be removed. So a store is there whole or not at all, and another one takes its place at one stroke. A local
-copy of all these objects is read in the same way.
+about to be removed. So a store is there whole or not at all, and another one takes its place at one stroke. A copy
+of all these objects in a folder is read in the same way.
 """
 
 import json
