@@ -12,6 +12,8 @@ from PIL import Image
 from mil.pages.chart import LIGHT, Chart
 from mil.pages.page import report_style
 
+pytestmark = pytest.mark.usefixtures("true_charts")
+
 
 def _chart(**more) -> Chart:
     """100 × 100 px between the axes, from (46, 8) to (146, 108)."""
