@@ -98,7 +98,8 @@ def predict_folder(
     request = _Request(run.absolute(), features.absolute(), slides, device, prevalence, threads, token)
     (judge, warnings), source = request.judge(), open_features(features)
     if not source.paths:
-        raise RequestError(f"{features}: no feature file (*.h5) in this folder; make them with extract-features")
+        lacking = "no feature file (*.h5) in this folder" if features.is_dir() else "no such folder of feature files"
+        raise RequestError(f"{features}: {lacking}; make them with extract-features")
     if bags_of(run) == "patient":
         if scheduler:
             raise RequestError("--scheduler does slide after slide, and in this run patients are bags; leave it out")

@@ -52,7 +52,8 @@ def find(inputs: Inputs) -> Finding:
         )
         for head in HEADS[1:]
     }
-    numbers |= {f"{head} less {HEADS[0]}: AUROC": {**figure_of(gain), "p": gain.p} for head, gain in gains.items()}
+    ps = _corrected(gains)
+    numbers |= {f"{head} less {HEADS[0]}: AUROC": {**figure_of(gain), "p": ps[head]} for head, gain in gains.items()}
     rate = None
     if cohort.positive is not None:
         rate = witness_rate(
@@ -66,7 +67,7 @@ def find(inputs: Inputs) -> Finding:
         name = cohort.classes[cohort.positive]
         numbers[f"patches of {name} slides that are seen to be unlike others"] = {"value": rate.seen}
         numbers[f"patches of {name} slides that are unlike others, at least (95 % sure)"] = {"value": rate.at_least}
-    severity, verdict, remedy = _judge(gains, _unlike(cohort, rate))
+    severity, verdict, remedy = _judge(gains, ps, _unlike(cohort, rate))
     pictures = [_rate_chart(rate)] if rate else []
     evidence = {"patches_a_slide": int(np.median([len(own) for own in small.features]))}
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
@@ -113,9 +114,13 @@ def _unlike(cohort: Cohort, rate: WitnessRate | None) -> str:
     )
 
 
-def _judge(gains: Mapping[str, Difference], unlike: str) -> tuple[Severity, str, str]:
-    """gains: of each MIL head over copied labels. Both are tested, so p is corrected for two (Holm 1979)."""
-    ps = dict(zip(gains, holm(np.array([gain.p for gain in gains.values()])).tolist(), strict=True))
+def _corrected(gains: Mapping[str, Difference]) -> dict[str, float]:
+    """p of each, for their number (Holm 1979)."""
+    return dict(zip(gains, holm(np.array([gain.p for gain in gains.values()])).tolist(), strict=True))
+
+
+def _judge(gains: Mapping[str, Difference], ps: Mapping[str, float], unlike: str) -> tuple[Severity, str, str]:
+    """gains: of each MIL head over copied labels. ps: theirs, corrected."""
     better = {head: gain for head, gain in gains.items() if gain.value >= _LEAST_GAIN and ps[head] < 0.05}
     each = " and ".join(
         f"{head} {gain.value:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}; p = {ps[head]:.3f})"
