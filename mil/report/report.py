@@ -42,7 +42,7 @@ def write_report(out: Path) -> None:
         "mil.report",
         "report.html",
         style=report_style(),
-        title=f"{provenance['target']} by {provenance['settings']['head']}",
+        title=f"{provenance['target'].replace(',', ', ')} by {provenance['settings']['head']}",
         facts=_facts(provenance, metrics["counts"]),
         sections=sections,
         body=draw_sections(sections),
