@@ -35,15 +35,14 @@ class Making:
 
     def is_known(self, slide_id: str, info: EmbeddingInfo, seen: Seen) -> bool:
         """Whether the file is there, as `is_done` says; where it was seen before, it is not read again."""
-        if not (path := self.path(slide_id)).exists() or is_held(path):
+        if self.config.overwrite or not (path := self.path(slide_id)).exists() or is_held(path):
             return False
         stamp = stamp_of_files([path])
         wanted = hashlib.sha256(repr((info.provenance(), self.config.features_dtype)).encode()).hexdigest()
-        if self.config.overwrite or seen.found(slide_id, stamp) != wanted:
-            if not self.is_done(slide_id, info):
-                return False
+        done = seen.found(slide_id, stamp) == wanted or self.is_done(slide_id, info)
+        if done:
             seen.note(slide_id, stamp, wanted)
-        return True
+        return done
 
     def is_done(self, slide_id: str, info: EmbeddingInfo) -> bool:
         """Whether the file is there. Raises SlideError where it, or the folder, was made otherwise."""

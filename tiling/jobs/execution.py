@@ -157,17 +157,15 @@ def map_cluster(
             fault = future.exception()
             if isinstance(fault, RequestError):
                 raise fault
-            if future.cancelled():
-                yield job, lost
-            elif fault is not None:
+            if fault is not None and not future.cancelled():
                 yield job, Lost(_why_lost(fault))
+                continue
+            try:
+                result = future.result()
+            except (OSError, CancelledError):  # perhaps done, and out of reach
+                yield job, lost
             else:
-                try:
-                    result = future.result()
-                except (OSError, CancelledError):  # it was done, and is out of reach
-                    yield job, lost
-                else:
-                    yield job, result
+                yield job, result
 
 
 def _has_no_gpu(dask_scheduler: Any) -> bool:
