@@ -83,6 +83,14 @@ def make_store():
 
 
 @pytest.fixture
+def stores(make_store, tissue, tmp_path):
+    """A folder with three stores of 9, 4 and 0 patches of 64 px."""
+    for name, count in (("a", 9), ("b", 4), ("empty", 0)):
+        make_store(tmp_path / "patches", name, tissue(count, 64, seed=count))
+    return tmp_path / "patches"
+
+
+@pytest.fixture
 def extract(monkeypatch):
     """extract(PATCHES, "--out", DIR, …) -> exit code; the network is resnet18 with random weights unless told."""
 

@@ -42,14 +42,6 @@ def files(out):
     return {p.name: p.read_bytes() for p in sorted(out.glob("*.h5"))}
 
 
-@pytest.fixture
-def stores(make_store, tissue, tmp_path):
-    """A folder with three stores of 9, 4 and 0 patches of 64 px."""
-    for name, count in (("a", 9), ("b", 4), ("empty", 0)):
-        make_store(tmp_path / "patches", name, tissue(count, 64, seed=count))
-    return tmp_path / "patches"
-
-
 def test_rows_are_the_stores_patches_in_order(extract, stores, tissue, tmp_path):
     out = tmp_path / "out"
     assert extract(stores, "--out", out, "--precision", "fp32", "--features-dtype", "float32") == 0
@@ -403,43 +395,6 @@ def test_a_scale_that_the_network_does_not_know_is_embedded_only_if_asked_for(ex
 def test_a_resized_patch_is_no_secret(extract, stores, tmp_path, capsys):
     assert extract(stores, "--out", tmp_path / "out", "--device", "cpu", "--input-px", 32) == 0
     assert "patches of 64 px at 0.5 µm/px, resized to 32 px: 1 µm/px" in capsys.readouterr().out
-
-
-def test_several_encoders_in_one_pass_give_the_bytes_of_each_alone(extract, stores, tmp_path, monkeypatch):
-    run = ("--weights", "random", "--device", "cpu", "--precision", "fp32")
-    for name in ("resnet18", "timm:test_vit"):
-        assert extract(stores, "--out", tmp_path / name, "--encoder", name, *run) == 0
-    decoded = []
-    read = PatchStore.read
-    monkeypatch.setattr(PatchStore, "read", lambda *of: decoded.extend(of[1]) or read(*of))
-    both = (stores, "--out", tmp_path / "both", "--encoder", "resnet18,timm:test_vit", *run)
-    assert extract(*both) == 0
-    assert len(decoded) == 9 + 4 + 2  # once, and the first of each slide for the batch norms of resnet18
-    assert sorted(p.name for p in (tmp_path / "both").iterdir() if p.is_dir()) == ["resnet18", "timm-test_vit"]
-    for name, folder in (("resnet18", "resnet18"), ("timm:test_vit", "timm-test_vit")):
-        assert files(tmp_path / "both" / folder) == files(tmp_path / name)
-        assert (tmp_path / "both" / folder / "statistics.json").read_bytes() == (
-            tmp_path / name / "statistics.json"
-        ).read_bytes()
-    (tmp_path / "both/timm-test_vit/b.h5").unlink()
-    before = (tmp_path / "both/resnet18/b.h5").stat().st_mtime_ns
-    assert extract(*both) == 0  # what is missing of one is made again, and of the other nothing is touched
-    assert (tmp_path / "both/resnet18/b.h5").stat().st_mtime_ns == before
-    assert files(tmp_path / "both/timm-test_vit") == files(tmp_path / "timm:test_vit")
-    assert json.loads((tmp_path / "both/summary.json").read_text())["counts"] == {"done": 1, "skipped": 2}
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("resnet18, resnet18",), "two of these are one"),
-        (("resnet18,resnet34", "--adapt-bn"), "for one encoder"),
-        (("resnet18,resnet34", "--weights", "own.pth"), "for one encoder"),
-    ],
-)
-def test_what_several_encoders_cannot_share_is_refused(extract, stores, tmp_path, capsys, given, said):
-    assert extract(stores, "--out", tmp_path / "out", "--encoder", *given) == 2
-    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_where_all_is_there_no_slide_is_taken_up_and_the_statistics_stay(extract, stores, tmp_path, monkeypatch):
