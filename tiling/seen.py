@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tiling.jobs.atomic import write_text
+from tiling.jobs.locks import Locked, is_held, waited_lock
 from tiling.manifest import SlideRow
 from tiling.slides.files import is_zarr, slide_files, slide_fingerprint
 
@@ -53,9 +54,10 @@ class Seen:
             self._noted[slide_id] = (stamp, found)
 
     def write(self) -> None:
-        """Raises OSError."""
-        if self._noted.items() - self._known.items():
-            write_text(self._file, json.dumps({**self._known, **self._noted}, sort_keys=True))
+        """Nothing where all was known, or another job holds the file for a minute. Raises OSError."""
+        if self._noted.items() - self._known.items() or is_held(self._file):
+            with suppress(Locked), waited_lock(self._file):
+                write_text(self._file, json.dumps({**self._known, **self._noted}, sort_keys=True))
 
 
 def stamps_of(rows: Iterable[SlideRow]) -> dict[str, str]:

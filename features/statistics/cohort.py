@@ -19,6 +19,7 @@ of the layer's input on this cohort and µ, σ on ImageNet. It is written whole 
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,27 @@ from features.feature_file import SlideStatistics, read_statistics
 from features.statistics.adapted_norms import ADAPTED
 from tiling.jobs.atomic import write_json
 from tiling.jobs.errors import SlideError
+from tiling.jobs.locks import Locked, is_held, waited_lock
 
 FORMAT, VERSION = "slidemil-statistics", 1
 EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant has a deviation of its root
 
 
 def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
-    """Of all feature files in `out` that this encoder made; nothing where none has statistics, or none is new."""
-    if _is_current(out, encoder):
+    """Of all feature files in `out` that this encoder made.
+
+    Nothing where none has statistics, none is new, or another job holds the file for a minute.
+    """
+    file = out / "statistics.json"
+    if _is_current(out, encoder) and not is_held(file):
         return
-    paths = sorted(out.glob("*.h5"))
-    content = cohort_statistics((of for path in paths if (of := _statistics(path, encoder)) is not None), encoder)
-    if content["slides"]:
-        write_json(out / "statistics.json", {**content, "files": len(paths)})
+    with suppress(Locked), waited_lock(file):
+        if _is_current(out, encoder):
+            return
+        paths = sorted(out.glob("*.h5"))
+        content = cohort_statistics((of for path in paths if (of := _statistics(path, encoder)) is not None), encoder)
+        if content["slides"]:
+            write_json(file, {**content, "files": len(paths)})
 
 
 def _is_current(out: Path, encoder: Encoder) -> bool:

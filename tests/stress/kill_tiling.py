@@ -26,7 +26,9 @@ from tiling.verify import verify_store
 
 SLIDES = 3
 TERM_S = 10.0  # in which SIGTERM must end the job
-LEFT_BY_KILL = re.compile(r"s\d\.zarr(\.lock)?|\..*\.tmp-.*|summary\.json|seen\.json|qc|qc\.html(\.lock)?")
+LEFT_BY_KILL = re.compile(
+    r"s\d\.zarr(\.lock)?|\..*\.tmp-.*|summary\.json(\.lock)?|seen\.json(\.lock)?|qc|qc\.html(\.lock)?"
+)
 LEFT_BY_TERM = re.compile(r"s\d\.zarr|summary\.json|seen\.json|qc|qc\.html")
 MOMENTS = ("any", "half written", "renamed")
 

@@ -1,5 +1,6 @@
 """Finished slides are seen at a quick look; whatever is not surely finished goes to the workers."""
 
+import json
 import os
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.finished import finished_store
-from tiling.jobs.locks import lock
+from tiling.jobs.locks import lock, process
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 
@@ -114,3 +115,16 @@ def test_what_was_just_tiled_is_known_at_the_next_start(tiled, tmp_path, monkeyp
     assert tile_slides([row], CONFIG, out).counts == {"done": 1}
     monkeypatch.setattr("tiling.seen.slide_fingerprint", lambda slide: pytest.fail("read again"))
     assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
+
+
+@pytest.mark.parametrize("name", ["seen.json", "summary.json", "qc.html"])
+def test_what_a_job_left_that_was_killed_while_it_wrote_is_cleared(tiled, tmp_path, name):
+    """Also where all was known, and there is nothing new to write."""
+    row, out = tiled[0], shutil.copytree(tiled[1], tmp_path / "out")
+    tile_slides([row], CONFIG, out)
+    before = sorted(os.listdir(out))
+    dead = {**process(os.getpid()), "started": 0}
+    (out / f"{name}.lock").write_text(json.dumps(dead))
+    (out / f".{name}.tmp-1-ab").touch()
+    assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
+    assert sorted(os.listdir(out)) == before

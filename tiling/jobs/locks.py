@@ -12,9 +12,10 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tiling.jobs.atomic import remove, temporary_beside
 _TEMPORARY = re.compile(r"(\..+\.(?:tmp|lock\.new))-[0-9]+-[0-9a-z]+")
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
+_PATIENCE_S = 60
 
 
 class Locked(Exception):
@@ -62,6 +64,21 @@ def lock(path: Path) -> Iterator[None]:
         stop.set()
         if _read_or_none(file) == token:
             file.unlink(missing_ok=True)
+
+
+@contextmanager
+def waited_lock(path: Path) -> Iterator[None]:
+    """A `lock` for what a job writes at its end; another's is waited for. Raises `Locked` after a minute."""
+    with ExitStack() as held:
+        for again in range(_PATIENCE_S):
+            try:
+                held.enter_context(lock(path))
+                break
+            except Locked:
+                if again == _PATIENCE_S - 1:
+                    raise
+                time.sleep(1)
+        yield
 
 
 def is_held(path: Path) -> bool:

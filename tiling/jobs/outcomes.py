@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tiling.jobs.atomic import write_csv, write_json
+from tiling.jobs.locks import clear_left, waited_lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,16 +91,21 @@ class Outcomes:
 def write_outcomes(
     outcomes: Sequence[Outcome], summary: Path, failures: Path, folders: Mapping[str, Sequence[Path]]
 ) -> None:
-    """folders: where a slide's files lie, by slide id. Raises OSError where the files cannot be written."""
+    """folders: where a slide's files lie, by slide id.
+
+    Raises OSError where the files cannot be written, Locked where another job holds them for a minute.
+    """
     outcomes = [replace(o, reason=without_folders(o.reason, folders.get(o.slide_id, ()))) for o in _by_id(outcomes)]
     counts = Counter(o.status for o in outcomes)
     slides = {o.slide_id: {"status": o.status, "reason": o.reason, "patches": o.patches, **o.figures} for o in outcomes}
-    write_json(summary, {"counts": dict(counts), "slides": slides})
     failed = [(o.slide_id, o.reason) for o in outcomes if o.status == "failed"]
-    if failed:
-        write_csv(failures, [("slide_id", "reason"), *failed])
-    else:
-        failures.unlink(missing_ok=True)
+    with waited_lock(summary):
+        clear_left(failures)
+        write_json(summary, {"counts": dict(counts), "slides": slides})
+        if failed:
+            write_csv(failures, [("slide_id", "reason"), *failed])
+        else:
+            failures.unlink(missing_ok=True)
 
 
 def without_folders(reason: str, folders: Iterable[Path] = ()) -> str:

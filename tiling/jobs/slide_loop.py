@@ -78,6 +78,8 @@ def _written(
         write_outcomes(outcomes, summary, failures, folders)
     except OSError as error:
         unwritten = error.strerror or str(error)
+    except Locked as error:
+        unwritten = f"another job writes it ({error})"
     if execution.address:
         return Outcomes(tuple(outcomes), execution.address, f"{execution.address}/{failures.name}", seconds, unwritten)
     return Outcomes(tuple(outcomes), out, failures, seconds, unwritten)

@@ -7,7 +7,6 @@ slides give the same page.
 import csv
 import io
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -18,13 +17,12 @@ from markupsafe import Markup
 
 from tiling.jobs.atomic import write_text
 from tiling.jobs.errors import SlideError
-from tiling.jobs.locks import Locked, lock
+from tiling.jobs.locks import Locked, waited_lock
 from tiling.jobs.outcomes import without_folders
 from tiling.jobs.pages import render
 from tiling.qc.facts import FOLDER, SlideFacts, read_facts
 from tiling.qc.rules import RULES, Warned, judge, rank
 
-_PATIENCE_S = 60
 # What a row of the page holds; the script in page.html reads it by these names.
 _COLUMNS = (
     "slide_id",
@@ -50,10 +48,8 @@ def write_qc_page(out: Path) -> None:
 
     Parts of an array job that end together wait for each other, so that the last page has the slides of all.
     """
-    for _ in range(_PATIENCE_S):
-        with suppress(Locked), lock(out / "qc.html"):
-            return write_text(out / "qc.html", _page(_facts(out), failures(out)))
-        time.sleep(1)
+    with suppress(Locked), waited_lock(out / "qc.html"):
+        write_text(out / "qc.html", _page(_facts(out), failures(out)))
 
 
 def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:

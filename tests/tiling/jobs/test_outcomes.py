@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tiling.jobs.locks import begin_run
 from tiling.jobs.outcomes import Outcome, without_folders, write_outcomes
 
 
@@ -41,3 +42,13 @@ def test_summary_and_failures_name_no_folder_and_the_outcomes_still_do(tmp_path)
     assert json.loads((tmp_path / "s.json").read_text())["slides"]["a"]["reason"] == "a.svs: damaged"
     assert (tmp_path / "f.csv").read_text() == "slide_id,reason\na,a.svs: damaged\n"
     assert outcome.reason == "/d/Doe; J/a.svs: damaged"
+
+
+def test_what_a_killed_job_left_of_its_summary_is_cleared(tmp_path):
+    names = "summary.json", "failures.csv"
+    left = [tmp_path / f".{name}.tmp-1-ab" for name in names]
+    for path in left:
+        path.touch()
+    begin_run()
+    write_outcomes([Outcome("a", "failed", "why")], *(tmp_path / name for name in names), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
