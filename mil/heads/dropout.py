@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 _LEVELS = 256  # of a random byte
 _INSTANCES = 1 << 31  # a layer that no head has
@@ -50,13 +49,14 @@ class Noise:
 class SlideDropout(nn.Module):
     """Zeroes entries of (ΣN, E) or (B, E) in training and scales up the rest.
 
-    For any other shape it is torch's dropout, with which models are trained one after another.
+    For any other shape the mask is the next of a generator of its own: such models are not trained together.
     """
 
     def __init__(self, p: float, layer: int, noise: Noise) -> None:
         super().__init__()
         self.share = 1 - min(round(p * _LEVELS), _LEVELS - 1) / _LEVELS
         self.layer, self.noise = layer, noise
+        self._others: torch.Generator | None = None
 
     def keep(self, x: Tensor) -> Tensor | None:
         """The mask of x (ΣN, E) or (B, E): 1 for what is kept, else 0; None where all is, out of training."""
@@ -69,9 +69,16 @@ class SlideDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = self.noise.sizes
         if x.ndim != 2 or len(x) not in (sum(sizes), len(sizes)):
-            return functional.dropout(x, 1 - self.share, self.training)
+            return x * self._next_mask(x) if self.training else x
         keep = self.keep(x)
         return x if keep is None else x * (keep.to(x.dtype) / self.share)
+
+    def _next_mask(self, x: Tensor) -> Tensor:
+        """Not of torch's own random state, which all threads share."""
+        if self._others is None:
+            seeds = np.random.SeedSequence((self.noise.seed, self.layer, self.noise.repeat))
+            self._others = torch.Generator(x.device).manual_seed(int(seeds.generate_state(1)[0]))
+        return torch.empty_like(x).bernoulli_(self.share, generator=self._others) / self.share
 
 
 def seed_dropout(head: nn.Module, noise: Noise) -> None:

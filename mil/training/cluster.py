@@ -8,22 +8,21 @@ import functools
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-import pandas as pd
 import torch
 
 from mil.cohort.cohort import Cohort
-from mil.cohort.splits import Fold
-from mil.run.checkpoint import Checkpoint
+from mil.tasks.task import Task
 from mil.training.config import TrainConfig
 from mil.training.descent import OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
 from mil.training.repeatable import repeatable
-from mil.training.trainer import Team, folds_trained, teams_of, train_team
+from mil.training.teams import Job, jobs_of, train_team
+from mil.training.trainer import Group, TrainedFolds, groups_ended
 from mil.training.watch import Session
 from tiling.jobs.errors import RequestError
 from tiling.jobs.execution import Lost, map_cluster
@@ -44,19 +43,12 @@ class _Request:
     threads: int = field(compare=False)
 
 
-@dataclass(frozen=True)
-class _Job:
-    group: int
-    number: int  # of the team in its group
-    team: Team
-
-
 def train_on_cluster(
-    session: Session, groups: Sequence[Sequence[Fold]], plan: Plan, on_epoch: OnEpoch
-) -> Iterator[tuple[Sequence[Fold], list[tuple[Checkpoint, pd.DataFrame]]]]:
-    """Yield each group of folds with what `train_folds` gives for it, as they end.
+    session: Session, groups: Sequence[Group], plan: Plan, on_epoch: OnEpoch
+) -> Generator[tuple[Group, TrainedFolds], None, None]:
+    """As `trainer.train_groups`, but on_epoch is told of a team's epochs when that has ended.
 
-    Workers take as many threads as torch has here. on_epoch is told of a team's epochs when that has ended.
+    Where teams take more than one thread, workers take as many as torch has here.
     RequestError when a loss is no longer a number, and where the cluster does not do it.
     """
     cohort, config = session.cohort, session.config
@@ -69,26 +61,25 @@ def train_on_cluster(
         device=torch.device(session.device.type),
         threads=torch.get_num_threads(),
     )
-    teams = [teams_of(group, plan) for group in groups]
-    jobs = [_Job(group, number, team) for group, own in enumerate(teams) for number, team in enumerate(own)]
-    done: list[dict[int, list[Model]]] = [{} for _ in groups]
     work, gpu = functools.partial(_train_on_worker, request=request), session.device.type == "cuda"
-    with closing(map_cluster(work, jobs, config.scheduler, gpu)) as results:
-        for job, models in results:
-            if isinstance(models, Lost):
-                raise RequestError(f"{models.reason}; folds that are finished are kept")
-            for model in models:
-                for epoch in model.history:
-                    on_epoch(model.fold, epoch.columns(cohort.task))
-            own = done[job.group]
-            own[job.number] = models
-            if len(own) == len(teams[job.group]):
-                group = groups[job.group]
-                yield group, folds_trained(cohort, group, [own[number] for number in sorted(own)], config, plan)
-                own.clear()
+    with closing(map_cluster(work, jobs_of(groups, plan), config.scheduler, gpu)) as results:
+        yield from groups_ended(cohort, groups, _told(results, cohort.task, on_epoch), config, plan)
 
 
-def _train_on_worker(job: _Job, request: _Request) -> list[Model]:
+def _told(
+    results: Iterable[tuple[Job, list[Model] | Lost]], task: Task, on_epoch: OnEpoch
+) -> Iterator[tuple[Job, list[Model]]]:
+    """The results, after on_epoch was told of their epochs. RequestError where the cluster was lost."""
+    for job, models in results:
+        if isinstance(models, Lost):
+            raise RequestError(f"{models.reason}; folds that are finished are kept")
+        for model in models:
+            for epoch in model.history:
+                on_epoch(model.fold, epoch.columns(task))
+        yield job, models
+
+
+def _train_on_worker(job: Job, request: _Request) -> list[Model]:
     with _one_at_a_time, repeatable(request.threads):
         cohort = _cohort(request)
         return train_team(cohort, job.team, request.config, request.device, lambda *_: None, request.plan)

@@ -5,7 +5,8 @@ not finished and ends with the same bytes (TensorBoard's events excepted, which 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from mil.heads.registry import judges_patches, of_single_rows
 from mil.metrics.bootstrap import Bootstrap
 from mil.report.pictures import write_pictures
 from mil.report.report import write_report
-from mil.run.checkpoint import Checkpoint, fold_numbers, write_fold
+from mil.run.checkpoint import fold_numbers, write_fold
 from mil.run.layout import (
     LOCK,
     clear,
@@ -45,7 +46,7 @@ from mil.training.descent import OnEpoch
 from mil.training.plan import Plan, plan_training
 from mil.training.repeatable import repeatable
 from mil.training.tracking import TensorBoard, tracker
-from mil.training.trainer import train_folds
+from mil.training.trainer import Group, TrainedFolds, train_groups
 from mil.training.watch import Session, Watcher, Watchers
 from tiling.jobs.errors import RequestError
 from tiling.jobs.locks import Locked, lock
@@ -305,23 +306,22 @@ def _train_missing(session: Session, tracked: Watcher, watchers: Watcher) -> Non
             _replay(group, out, tracked)
         else:
             missing.append(group)
-    for folds, trained in _trained(session, missing, plan, watchers.epoch):
-        alone = _trained_alone(session, folds, plan, watchers) if cohort.covariates else [None] * len(folds)
-        for fold, (checkpoint, history), other in zip(folds, trained, alone, strict=True):
-            if fold.number not in done:
-                write_fold(out, fold.number, checkpoint, history, other)
-                watchers.ended(fold, history, checkpoint)
+    with closing(_trained(session, missing, plan, watchers.epoch)) as ended:
+        for folds, trained in ended:
+            alone = _trained_alone(session, folds, plan, watchers) if cohort.covariates else [None] * len(folds)
+            for fold, (checkpoint, history), other in zip(folds, trained, alone, strict=True):
+                if fold.number not in done:
+                    write_fold(out, fold.number, checkpoint, history, other)
+                    watchers.ended(fold, history, checkpoint)
 
 
 def _trained(
-    session: Session, groups: Sequence[Sequence[Fold]], plan: Plan, on_epoch: OnEpoch
-) -> Iterator[tuple[Sequence[Fold], list[tuple[Checkpoint, pd.DataFrame]]]]:
-    """Each group with the checkpoints and histories of its folds."""
+    session: Session, groups: Sequence[Group], plan: Plan, on_epoch: OnEpoch
+) -> Generator[tuple[Group, TrainedFolds], None, None]:
+    """Yield each group as it ends. To be closed: others may be in training at the same time."""
     if session.config.scheduler:
-        yield from train_on_cluster(session, groups, plan, on_epoch)
-        return
-    for group in groups:
-        yield group, train_folds(session.cohort, group, session.config, session.device, on_epoch, plan)
+        return train_on_cluster(session, groups, plan, on_epoch)
+    return train_groups(session.cohort, groups, session.config, session.device, on_epoch, plan)
 
 
 def _replay(folds: Sequence[Fold], out: Path, tracked: Watcher) -> None:
@@ -333,9 +333,7 @@ def _replay(folds: Sequence[Fold], out: Path, tracked: Watcher) -> None:
                 tracked.epoch(replace(fold, member=member), {str(name): value for name, value in values.items()})
 
 
-def _trained_alone(
-    session: Session, folds: Sequence[Fold], plan: Plan, watcher: Watcher
-) -> list[tuple[Checkpoint, pd.DataFrame]]:
+def _trained_alone(session: Session, folds: Sequence[Fold], plan: Plan, watcher: Watcher) -> TrainedFolds:
     """The same models without being told of columns, to be compared with; their epochs are not shown."""
     numbers = ", ".join(str(fold.number + 1) for fold in folds)
     watcher.note(f"fold {numbers}: trained again without the columns, to say what they add")

@@ -28,6 +28,7 @@ from mil.training.model import Epoch, Kept, Model
 from mil.training.plan import Plan
 from mil.training.stack import Stack, TrainingLoss
 from tiling.jobs.errors import RequestError
+from tiling.jobs.workers import alive
 
 OnEpoch = Callable[[Fold, Mapping[str, float]], None]  # values by the columns of history.csv
 _WARM_UP = 0.05  # part of all steps
@@ -96,6 +97,7 @@ class Descent:
 
     def _step(self, step: Indices, rate: float, epoch: int) -> NDArray[np.float64]:
         """One optimiser step of all models on their own slides of `step`; the sum of losses (M,)."""
+        alive()
         step = step[self._in_train[:, step].any(axis=0)]
         own = self._in_train[:, step]  # (M, B)
         counts = own.sum(axis=1)

@@ -1,8 +1,9 @@
 """How a cohort is trained fastest: which models together, in which precision. The same for every start of a request.
 
-Models are trained together, with the same result, unless a step of one model keeps the machine busy (large bags on a
-CPU) or torch.func.vmap cannot run their head, as where shapes depend on the data. Large bags are done in bfloat16
-where the machine has instructions for it; evaluation is always in float32.
+Models are trained together, with the same result, unless a step of one model keeps a core busy (large bags on a CPU)
+or torch.func.vmap cannot run their head, as where shapes depend on the data. A step of large bags gains next to nothing
+from threads, so there each model has one thread, and the machine's cores train models side by side. Large bags are done
+in bfloat16 where the machine has instructions for it; evaluation is always in float32.
 """
 
 import math
@@ -23,8 +24,11 @@ from mil.tasks.classification import Classification
 from mil.training.config import TrainConfig
 from mil.training.stack import Stack, TrainingLoss
 from tiling.jobs.errors import RequestError
+from tiling.jobs.memory import available_bytes
 
 _LARGE_STEP = 500_000  # features in a step, above which a CPU is busy with one model
+_BYTES_A_FEATURE = 16  # of a step on a CPU: as read, limited and standardised, in bfloat16
+_SHARE = 0.5  # of the memory that is free, which steps may take
 _GPU_FLOATS = 2**32  # inputs of all models in a step: 16 GiB, and about twice that with what is kept for gradients
 
 
@@ -38,6 +42,7 @@ class Plan:
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
     bf16: bool
+    at_once: int  # teams of one thread each; 0: one team after another, each with all threads
 
 
 def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, device: torch.device) -> Plan:
@@ -69,7 +74,14 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     if size > 1 and len(names) == 1 and not can_stack(names[0], shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
-    return Plan(_groups(folds, size), names, size, shape, steps, bf16)
+    at_once = _at_once(features_in_step) if large and size == 1 and device.type == "cpu" else 0
+    return Plan(_groups(folds, size), names, size, shape, steps, bf16, at_once)
+
+
+def _at_once(features_in_step: float) -> int:
+    """As many as there are threads and as memory has room for."""
+    room = _SHARE * available_bytes() / (_BYTES_A_FEATURE * features_in_step)
+    return max(1, min(torch.get_num_threads(), math.floor(room)))
 
 
 def trained_heads(cohort: Cohort, config: TrainConfig) -> tuple[str, ...]:

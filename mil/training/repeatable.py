@@ -15,7 +15,7 @@ def repeatable(threads: int | None = None) -> Iterator[None]:
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     threads_before, cublas = torch.get_num_threads(), os.environ.get(_CUBLAS)
     os.environ.setdefault(_CUBLAS, ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms loads the compiler first: 3 s
     torch.set_num_threads(threads or threads_before)
     try:
         with torch.random.fork_rng():

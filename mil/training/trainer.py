@@ -9,8 +9,10 @@ A head with a recipe of its own is fitted once a fold, see mil.training.at_once.
 weighs them by what they say of what they held out, see mil.heads.stacking.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -18,108 +20,74 @@ import torch
 from numpy.typing import NDArray
 
 from mil.cohort.cohort import Cohort
-from mil.cohort.constant_features import SMALLEST_STD
 from mil.cohort.splits import Fold, Indices
 from mil.heads.committee import joined
-from mil.heads.head import Head, HeadShape, OwnRecipe
-from mil.heads.registry import build_head
+from mil.heads.head import HeadShape
 from mil.heads.stacking import stack
-from mil.heads.with_covariates import WithCovariates
 from mil.run.checkpoint import Checkpoint
-from mil.training.at_once import fit_at_once
 from mil.training.config import TrainConfig
-from mil.training.descent import Descent, OnEpoch
+from mil.training.descent import OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
+from mil.training.teams import Job, Team, has_recipe, jobs_of, train_jobs
 
 Floats = NDArray[np.float64]
+Group = Sequence[Fold]  # of one repeat
+TrainedFolds = list[tuple[Checkpoint, pd.DataFrame]]  # of each fold its checkpoint and history
 
 
-@dataclass(frozen=True)
-class Team:
-    """Models of one head that are trained together, each on its member of a fold; the unit of work of a training.
-
-    Rounding depends on who is in a team, so the plan says it, wherever teams are trained.
-    """
-
-    head: str
-    members: tuple[Fold, ...]
-
-
-def teams_of(folds: Sequence[Fold], plan: Plan) -> list[Team]:
-    """All that has to be trained for these folds, which are of one repeat."""
-    teams = []
-    for number, name in enumerate(plan.heads):
-        every = [member for fold in folds for member in _members(fold, name, number, plan.shape)]
-        teams += [
-            Team(name, tuple(every[start : start + plan.together])) for start in range(0, len(every), plan.together)
-        ]
-    return teams
+def train_groups(
+    cohort: Cohort,
+    groups: Sequence[Group],
+    config: TrainConfig,
+    device: torch.device,
+    on_epoch: OnEpoch,
+    plan: Plan,
+) -> Generator[tuple[Group, TrainedFolds], None, None]:
+    """Yield each group as it ends, trained in this process; on_epoch is told of each epoch of each member's fold."""
+    recipes = any(has_recipe(name, plan) for name in plan.heads)
+    for some in [[group] for group in groups] if recipes else [groups]:
+        with closing(train_jobs(cohort, jobs_of(some, plan), config, device, on_epoch, plan)) as trained:
+            yield from groups_ended(cohort, some, trained, config, plan)
 
 
-def train_team(
-    cohort: Cohort, team: Team, config: TrainConfig, device: torch.device, on_epoch: OnEpoch, plan: Plan
-) -> list[Model]:
-    """on_epoch is told the member's fold. RequestError when a loss is no longer a number."""
-    config, models = replace(config, head=team.head), [Model(member) for member in team.members]
-    heads = [_fresh_head(cohort, model.fold, config, plan.shape).to(device) for model in models]
-    if not isinstance(heads[0], OwnRecipe):
-        Descent(cohort, models, heads, config, device, plan).run(on_epoch)
-        return models
-    for head, model in zip(heads, models, strict=True):
-        assert isinstance(head, OwnRecipe)
-        fit_at_once(head, cohort, model, config)
-        on_epoch(model.fold, model.history[-1].columns(cohort.task))
-    return models
+def train_folds(
+    cohort: Cohort, folds: Group, config: TrainConfig, device: torch.device, on_epoch: OnEpoch, plan: Plan
+) -> TrainedFolds:
+    """As `train_groups`, of one."""
+    ((_, trained),) = train_groups(cohort, [folds], config, device, on_epoch, plan)
+    return trained
 
 
-def folds_trained(
-    cohort: Cohort, folds: Sequence[Fold], trained: Sequence[Sequence[Model]], config: TrainConfig, plan: Plan
-) -> list[tuple[Checkpoint, pd.DataFrame]]:
-    """The checkpoint and the history of each fold. trained: the models of each of `teams_of` these folds."""
+def groups_ended(
+    cohort: Cohort,
+    groups: Sequence[Group],
+    trained: Iterable[tuple[Job, list[Model]]],
+    config: TrainConfig,
+    plan: Plan,
+) -> Iterator[tuple[Group, TrainedFolds]]:
+    """Yield each group when the last of its jobs is there. trained: `jobs_of` these groups, in any order."""
+    left = Counter(job.group for job in jobs_of(groups, plan))
+    done: list[dict[int, tuple[Team, list[Model]]]] = [{} for _ in groups]
+    for job, models in trained:
+        done[job.group][job.number] = job.team, models
+        left[job.group] -= 1
+        if not left[job.group]:
+            teams = [done[job.group].pop(number) for number in sorted(done[job.group])]
+            yield groups[job.group], _trained(cohort, groups[job.group], teams, config, plan)
+
+
+def _trained(
+    cohort: Cohort, folds: Group, teams: Sequence[tuple[Team, list[Model]]], config: TrainConfig, plan: Plan
+) -> TrainedFolds:
     by_fold: dict[int, dict[str, list[Model]]] = {fold.number: {} for fold in folds}
-    for team, models in zip(teams_of(folds, plan), trained, strict=True):
+    for team, models in teams:
         for model in models:
             by_fold[model.fold.number].setdefault(team.head, []).append(model)
     return [
         (_checkpoint(fold, by_fold[fold.number], cohort, config, plan.shape), _table(by_fold[fold.number], cohort))
         for fold in folds
     ]
-
-
-def train_folds(
-    cohort: Cohort,
-    folds: Sequence[Fold],
-    config: TrainConfig,
-    device: torch.device,
-    on_epoch: OnEpoch,
-    plan: Plan,
-) -> list[tuple[Checkpoint, pd.DataFrame]]:
-    """The checkpoint and the history of each fold, which are of one repeat, trained in this process."""
-    teams = teams_of(folds, plan)
-    return folds_trained(
-        cohort, folds, [train_team(cohort, team, config, device, on_epoch, plan) for team in teams], config, plan
-    )
-
-
-def _members(fold: Fold, head: str, number: int, shape: HeadShape) -> list[Fold]:
-    """Of a head that is the one with this number among those that are trained."""
-    first = number * len(fold.members)
-    if isinstance(build_head(head, shape), OwnRecipe):
-        return [replace(fold, member=first)]
-    return [replace(member, member=first + member.member) for member in fold.members]
-
-
-def _fresh_head(cohort: Cohort, fold: Fold, config: TrainConfig, shape: HeadShape) -> Head:
-    seeds = np.random.SeedSequence((config.seed, fold.repeat, fold.fold, fold.member))
-    torch.manual_seed(int(seeds.generate_state(1)[0]))
-    head = build_head(config.head, shape)
-    _set_standardisation(head.of_slide, cohort, fold.train)
-    if isinstance(head, WithCovariates):
-        assert cohort.covariates is not None
-        encoding = cohort.covariates.columns.encoding(cohort.covariates.values[fold.train])
-        head.encode_by(*map(torch.from_numpy, encoding))
-    return head
 
 
 def _checkpoint(
@@ -165,10 +133,3 @@ def _table(trained: Mapping[str, Sequence[Model]], cohort: Cohort) -> pd.DataFra
             tables.append(table)
     columns = ["member"] * (len(tables) == 1) + ["head"] * (len(trained) == 1)
     return pd.concat(tables, ignore_index=True).drop(columns=columns)
-
-
-def _set_standardisation(head: Head, cohort: Cohort, slides: Indices) -> None:
-    """Over all patches of the slides; a constant feature is only centred."""
-    mean, std = cohort.spread(slides)
-    head.get_buffer("mean").copy_(torch.from_numpy(mean))
-    head.get_buffer("std").copy_(torch.from_numpy(np.where(std > SMALLEST_STD, std, 1.0)))
