@@ -23,7 +23,7 @@ class PredictConfig:
     """Settings of `predict-mil`."""
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
-    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers do the slides, or patients")
     prevalence: float = setting(
         0.0, "share of the positive class among slides of their kind, above 0 and below 1; 0: as in training"
     )

@@ -54,6 +54,20 @@ class _Judge:
 
 
 @dataclass(frozen=True)
+class _Bag:
+    slide_ids: tuple[str, ...]
+    patient: str = ""  # whose slides these are; empty where the bag is one slide
+
+
+@dataclass(frozen=True)
+class _Said:
+    """Of one bag."""
+
+    row: dict[str, Any] | None  # of the table
+    failures: dict[str, str]  # why slides are not in it
+
+
+@dataclass(frozen=True)
 class _Request:
     """What makes a judge of slides, on any machine; equal where `token` is."""
 
@@ -90,7 +104,7 @@ def predict_folder(
         columns that the run was told of; may be empty for a run that was told of none, unless patients are its bags
         and new ones are to be judged.
     prevalence: share of the positive class where the slides come from; 0: as in training.
-    scheduler: address of a Dask scheduler, whose workers do the slides.
+    scheduler: address of a Dask scheduler, whose workers do the bags.
     RequestError before any prediction for an unfinished run, a folder without feature files, another encoder's, or
     a table without the columns.
     """
@@ -100,18 +114,13 @@ def predict_folder(
     if not source.paths:
         lacking = "no feature file (*.h5) in this folder" if features.is_dir() else "no such folder of feature files"
         raise RequestError(f"{features}: {lacking}; make them with extract-features")
-    if bags_of(run) == "patient":
-        if scheduler:
-            raise RequestError("--scheduler does slide after slide, and in this run patients are bags; leave it out")
-        rows, failures = _of_patients(judge, source)
-    else:
-        if scheduler:
-            found = _on_cluster(list(source.paths), request, judge, scheduler)
-        else:
-            found = {slide_id: _row_or_fault(judge, slide_id, source) for slide_id in source.paths}
-        rows = [row for row in found.values() if not isinstance(row, str)]
-        failures = {slide_id: fault for slide_id, fault in found.items() if isinstance(fault, str)}
-    task, ids = judge.ensemble.task, ["patient_id", "slide_ids"] if bags_of(run) == "patient" else ["slide_id"]
+    of_patients = bags_of(run) == "patient"
+    bags, failures = _patients(judge, source.paths) if of_patients else ([_Bag((i,)) for i in source.paths], {})
+    found = _on_cluster(bags, request, judge, scheduler) if scheduler else [_said(judge, bag, source) for bag in bags]
+    rows = [said.row for said in found if said.row]
+    for said in found:
+        failures |= said.failures
+    task, ids = judge.ensemble.task, ["patient_id", "slide_ids"] if of_patients else ["slide_id"]
     columns = [*ids, "prediction", *task.value_columns, *task.further_columns, "fold_spread", "models"]
     table = pd.DataFrame(rows, columns=[*columns, "in_training", "distance", "unlike_training"])
     return Predictions(table, failures, len(judge.ensemble.heads), tuple(warnings))
@@ -132,24 +141,24 @@ def _told(ensemble: Ensemble, slides: Sequence[SlideRow], of_patients: bool) -> 
     return dict(zip((row.slide_id for row in slides), values, strict=True)), warnings
 
 
-def _on_cluster(
-    slide_ids: Sequence[str], request: _Request, judge: _Judge, scheduler: str
-) -> dict[str, dict[str, Any] | str]:
-    """By slide id, the rows or why there is none."""
+def _on_cluster(bags: Sequence[_Bag], request: _Request, judge: _Judge, scheduler: str) -> list[_Said]:
+    """In the order of the bags."""
     gpu = judge.ensemble.device.type == "cuda"
     work = partial(_on_worker, request=replace(request, device=judge.ensemble.device.type))
-    found: dict[str, dict[str, Any] | str] = {}
-    with closing(map_cluster(work, slide_ids, scheduler, gpu)) as results:
-        for slide_id, row in results:
-            if isinstance(row, Lost) and row.stops:
-                raise RequestError(row.reason)
-            found[slide_id] = f"{slide_id}: {row.reason}" if isinstance(row, Lost) else row
-    return {slide_id: found[slide_id] for slide_id in slide_ids}
+    found: dict[_Bag, _Said] = {}
+    with closing(map_cluster(work, bags, scheduler, gpu)) as results:
+        for bag, said in results:
+            if isinstance(said, Lost):
+                if said.stops:
+                    raise RequestError(said.reason)
+                said = _Said(None, {i: f"{i}: {said.reason}" for i in bag.slide_ids})
+            found[bag] = said
+    return [found[bag] for bag in bags]
 
 
-def _on_worker(slide_id: str, request: _Request) -> dict[str, Any] | str:
+def _on_worker(bag: _Bag, request: _Request) -> _Said:
     judge, source = _judge_of(request)
-    return _row_or_fault(judge, slide_id, source)
+    return _said(judge, bag, source)
 
 
 @lru_cache(maxsize=1)
@@ -158,11 +167,21 @@ def _judge_of(request: _Request) -> tuple[_Judge, FeatureFolder]:
     return request.judge()[0], open_features(request.features)
 
 
-def _row_or_fault(judge: _Judge, slide_id: str, source: FeatureFolder) -> dict[str, Any] | str:
+def _said(judge: _Judge, bag: _Bag, source: FeatureFolder) -> _Said:
+    slides: dict[str, Embeddings] = {}
+    failures = {}
+    for slide_id in bag.slide_ids:
+        try:
+            slides[slide_id] = judge.ensemble.require_usable(source.read(slide_id))
+        except SlideError as error:
+            failures[slide_id] = str(error)
+    if not slides:
+        return _Said(None, failures)
+    whose = {"patient_id": bag.patient, "slide_ids": ID_SEPARATOR.join(slides)}
     try:
-        return {"slide_id": slide_id, **_row(judge, {slide_id: source.read(slide_id)})}
+        return _Said({**(whose if bag.patient else {"slide_id": next(iter(slides))}), **_row(judge, slides)}, failures)
     except SlideError as error:
-        return str(error)
+        return _Said(None, failures | dict.fromkeys(slides, str(error)))
 
 
 def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
@@ -173,28 +192,8 @@ def _for_prevalence(ensemble: Ensemble, prevalence: float) -> Ensemble:
     return replace(ensemble, calibrations=moved)
 
 
-def _of_patients(judge: _Judge, source: FeatureFolder) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row for each patient, and why slides are in none."""
-    bags, failures = _patients(judge, source.paths)
-    rows = []
-    for patient, slide_ids in bags.items():
-        slides: dict[str, Embeddings] = {}
-        for slide_id in slide_ids:
-            try:
-                slides[slide_id] = judge.ensemble.require_usable(source.read(slide_id))
-            except SlideError as error:
-                failures[slide_id] = str(error)
-        try:
-            if slides:
-                whose = {"patient_id": patient, "slide_ids": ID_SEPARATOR.join(slides)}
-                rows.append({**whose, **_row(judge, slides)})
-        except SlideError as error:
-            failures |= dict.fromkeys(slides, str(error))
-    return rows, failures
-
-
-def _patients(judge: _Judge, present: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The slides of each patient of whom one is present, and why others are in no bag. RequestError where none is."""
+def _patients(judge: _Judge, present: Collection[str]) -> tuple[list[_Bag], dict[str, str]]:
+    """The bag of each patient of whom a slide is present, and why others are in none. RequestError where none is."""
     patients = {**judge.trained_on.patient_of, **{name: row.patient_id for name, row in judge.rows.items()}}
     here = {patients[slide_id] for slide_id in present if slide_id in patients}
     if not here:
@@ -209,7 +208,7 @@ def _patients(judge: _Judge, present: Collection[str]) -> tuple[dict[str, list[s
             bags.setdefault(patient, []).append(slide_id)
         elif patient in here:
             failures[slide_id] = f"{slide_id}: no feature file; the patient {patient} is judged without it"
-    return dict(sorted(bags.items())), failures
+    return [_Bag(tuple(slide_ids), patient) for patient, slide_ids in sorted(bags.items())], failures
 
 
 def _row(judge: _Judge, slides: Mapping[str, Embeddings]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from dask_processes import DaskProcesses
 
 from features.feature_file import read_embeddings
 from mil import predict, train
@@ -25,6 +26,7 @@ from mil.metrics.bootstrap import Bootstrap
 from mil.run.attention import attention_path, read_attention, read_bag
 from mil.run.checkpoint import read_checkpoint
 from mil.run.ensemble import load_head
+from mil.run.predict import predict_folder
 from mil.run.tables import read_predictions, read_splits
 from mil.tasks.task import Target
 from mil.training.display import _figures
@@ -237,6 +239,19 @@ def test_new_patients_need_a_table_and_lacking_slides_are_named(run, cohort, tmp
     assert found.table[["patient_id", "slide_ids"]].to_numpy().tolist() == [["new", "x|y"]]
     assert set(found.failures) == {"z", "gone"} and "patient is not known" in found.failures["z"]
     assert "no feature file; the patient new is judged without it" in found.failures["gone"]
+
+
+def test_workers_of_dask_predict_the_same_patients(run, cohort, tmp_path):
+    for path in (cohort / "f").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "c03.h5").unlink()
+    (tmp_path / "c03.h5").write_bytes(b"half a file")
+    (tmp_path / "a05.h5").unlink()
+    here = predict_folder(run.path, tmp_path, [], "cpu")
+    with DaskProcesses(tmp_path, workers=1) as cluster:
+        there = predict_folder(run.path, tmp_path, [], "cpu", scheduler=cluster.address)
+    assert there.table.to_csv() == here.table.to_csv() and len(here.table) == PATIENTS
+    assert there.failures == here.failures and set(here.failures) == {"c03", "a05"}
 
 
 def test_scores_of_a_patients_slides_have_one_scale(run):
