@@ -42,8 +42,9 @@ class DaskProcesses:
             process.kill()
             process.wait()
 
-    def add_worker(self, *arguments: object) -> "subprocess.Popen[bytes]":
-        alone = ("--no-nanny", "--nthreads", 1, "--local-directory", self._folder)
+    def add_worker(self, *arguments: object, nanny: bool = False) -> "subprocess.Popen[bytes]":
+        """nanny: with a process that starts it again."""
+        alone = ("--nanny" if nanny else "--no-nanny", "--nthreads", 1, "--local-directory", self._folder)
         self.workers.append(self._start("worker", self.address, *alone, *arguments))
         return self.workers[-1]
 

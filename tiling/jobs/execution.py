@@ -1,9 +1,11 @@
 """Where slides are done: in this process, in processes of their own, or by the workers of a Dask scheduler."""
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tiling.jobs.arrivals import Arrivals
@@ -132,15 +134,13 @@ def map_cluster(
 ) -> Generator[tuple[Task, Result | Lost], None, None]:
     """Yield (job, result) as they end on the workers of a Dask scheduler, begun in the order given; or what was lost.
 
-    A job whose worker dies is done again by another one. gpu: by workers alone that offer the Dask resource GPU, each
-    job taking one. RequestError where `work` raises it, no scheduler answers, or none of its workers has a GPU.
+    A job whose worker dies is done again by another one; where that goes on, again when all others have ended, with no
+    other job beside it, and then it is lost. gpu: by workers alone that offer the Dask resource GPU, each job taking
+    one. RequestError where `work` raises it, no scheduler answers, or none of its workers has a GPU.
     """
+    dask = _distributed()
     try:
-        from distributed import CancelledError, Client, as_completed
-    except ImportError:
-        raise RequestError("--scheduler needs the extra `cluster`: pip install 'slidemil[cluster]'") from None
-    try:
-        client = Client(scheduler)
+        client = dask.Client(scheduler)
     except (OSError, ValueError) as error:
         raise RequestError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
     with client:
@@ -150,31 +150,64 @@ def map_cluster(
                 'start those with a GPU by `dask worker --resources "GPU=1"`'
             )
         resources = {"GPU": 1} if gpu else None
-        futures = {client.submit(OnOneCore(work), job, pure=False, resources=resources): job for job in jobs}
-        lost = Lost(f"the Dask scheduler {scheduler} was lost; run again", stops=True)
-        for future in as_completed(futures):
-            job = futures.pop(future)  # kept, it would be done again if its worker died later
-            fault = future.exception()
-            if isinstance(fault, RequestError):
-                raise fault
-            if fault is not None and not future.cancelled():
-                yield job, Lost(_why_lost(fault))
-                continue
-            try:
-                result = future.result()
-            except (OSError, CancelledError):  # perhaps done, and out of reach
-                yield job, lost
+
+        def done(some: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+            futures = {client.submit(_OnWorker(work), job, pure=False, resources=resources): job for job in some}
+            for future in dask.as_completed(futures):
+                yield futures.pop(future), future  # kept, it would be done again if its worker died later
+
+        deadly = []
+        for job, future in done(jobs):
+            if isinstance(future.exception(), dask.KilledWorker):
+                deadly.append(job)
             else:
-                yield job, result
+                yield job, _result_of(future, scheduler)
+        for job, future in itertools.chain.from_iterable(done([job]) for job in deadly):
+            yield job, _result_of(future, scheduler)
+
+
+def _distributed() -> Any:
+    try:
+        return import_module("distributed")  # an extra
+    except ImportError:
+        raise RequestError("--scheduler needs the extra `cluster`: pip install 'slidemil[cluster]'") from None
+
+
+def _result_of(future: Any, scheduler: str) -> Any:
+    dask, fault = _distributed(), future.exception()
+    if isinstance(fault, RequestError):
+        raise fault
+    if isinstance(fault, dask.KilledWorker):
+        return Lost(
+            "the Dask workers that did it died one after the other, also with nothing beside it (is a file damaged, or "
+            "does it need more than the --memory-limit of a worker?)"
+        )
+    if fault is not None and not future.cancelled():
+        return Lost(f"{type(fault).__name__}: {fault}")
+    try:
+        return future.result()
+    except (OSError, dask.CancelledError):  # perhaps done, and out of reach
+        return Lost(f"the Dask scheduler {scheduler} was lost; run again", stops=True)
+
+
+@dataclass(frozen=True)
+class _OnWorker(Generic[Task, Result]):
+    """`work` on one core of a Dask worker.
+
+    A worker of one thread that does this is never paused: memory that a library keeps between jobs would pause it for
+    ever, and beyond its limit it is restarted.
+    """
+
+    work: Callable[[Task], Result]
+
+    def __call__(self, job: Task) -> Result:
+        worker = _distributed().get_worker()
+        if worker.state.nthreads == 1:
+            worker.memory_manager.memory_pause_fraction = False
+        return OnOneCore(self.work)(job)
 
 
 def _has_no_gpu(dask_scheduler: Any) -> bool:
     """Whether there are workers, and none has one; told on the scheduler."""
     workers = dask_scheduler.workers.values()
     return bool(workers) and not any(worker.resources.get("GPU") for worker in workers)
-
-
-def _why_lost(fault: BaseException) -> str:
-    if type(fault).__name__ == "KilledWorker":
-        return "the Dask workers that did it died one after the other (is a file damaged, or memory full?)"
-    return f"{type(fault).__name__}: {fault}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dask
 import distributed
+import numpy as np
 import pytest
 from dask_processes import DaskProcesses, wait_for
 
@@ -342,6 +343,45 @@ def test_work_for_a_gpu_goes_to_workers_that_offer_one(tmp_path):
         with_gpu = cluster.add_worker("--resources", "GPU=1")
         client.wait_for_workers(2)
         assert {found for _, found in map_cluster(pid, JOBS * 4, cluster.address, gpu=True)} == {with_gpu.pid}
+
+
+def hungry_work(job):
+    """Takes, or keeps, as many MiB as the slide's name says."""
+    verb, mebibytes = job.slide_id.split()[:2]
+    for _ in range(int(mebibytes) // 50):
+        KEPT.append(np.ones(50 << 17))
+        time.sleep(0.1)  # the worker's memory is looked at ten times a second
+    if verb == "keeps":
+        time.sleep(0.3)
+    else:
+        KEPT.clear()
+    return Outcome(job.slide_id, "done")
+
+
+KEPT: list[np.ndarray] = []
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """A scheduler gives a job up when one worker died of it, not four."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+
+
+def test_a_worker_without_memory_costs_one_slide_at_most(tmp_path, strict):
+    """keeps: a library would, and Dask pauses a worker at 80 %. takes: beyond 95 % it is restarted."""
+    jobs = [Job("takes 2000"), Job("keeps 450"), *(Job(f"takes 0 {n}") for n in range(6))]
+    with DaskProcesses(tmp_path, workers=0) as cluster:
+        cluster.add_worker("--memory-limit", "640MiB", nanny=True)
+        outcomes = run_slides(jobs, hungry_work, tmp_path, Execution(scheduler=cluster.address))
+    assert outcomes.counts == {"done": 7, "failed": 1}
+    assert "more than the --memory-limit" in outcomes.failed[0].reason
+
+
+def test_slides_that_are_too_large_beside_others_are_done_alone(tmp_path, strict):
+    jobs = [Job(f"takes 350 {n}") for n in range(3)]
+    with DaskProcesses(tmp_path, workers=0) as cluster:
+        cluster.add_worker("--memory-limit", "640MiB", "--nthreads", 3, nanny=True)
+        assert run_slides(jobs, hungry_work, tmp_path, Execution(scheduler=cluster.address)).counts == {"done": 3}
 
 
 def test_a_lost_scheduler_ends_the_run(tmp_path):
