@@ -1,4 +1,4 @@
-# make demo    phantom slides to trained classifier, honest numbers and heatmaps (10 to 20 minutes on two cores)
+# make demo    phantom slides to trained classifier, honest numbers and heatmaps (about 10 minutes on two cores)
 # make test    the tests
 # make check   ruff, mypy, import direction
 # make bench   speed against baselines, measured in the same run

@@ -1,9 +1,9 @@
 """How a cohort is trained fastest: which models together, in which precision. The same for every start of a request.
 
 Models are trained together, with the same result, unless a step of one model keeps a core busy (large bags on a CPU)
-or torch.func.vmap cannot run their head, as where shapes depend on the data. A step of large bags gains next to nothing
-from threads, so there each model has one thread, and the machine's cores train models side by side. Large bags are done
-in bfloat16 where the machine has instructions for it; evaluation is always in float32.
+or torch.func.vmap cannot run their head, as where shapes depend on the data. A step of large bags gains little from
+threads, so models of these are trained side by side, and the machine's threads are parted among them. Large bags are
+done in bfloat16 where the machine has instructions for it; evaluation is always in float32.
 """
 
 import math
@@ -42,7 +42,8 @@ class Plan:
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
     bf16: bool
-    at_once: int  # teams of one thread each; 0: one team after another, each with all threads
+    at_once: int  # models that are trained side by side, where one is trained as one
+    threads: int  # of each of these
 
 
 def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, device: torch.device) -> Plan:
@@ -74,14 +75,17 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     if size > 1 and len(names) == 1 and not can_stack(names[0], shape, cohort):
         size = 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and large and _has_bf16(device))
-    at_once = _at_once(features_in_step) if large and size == 1 and device.type == "cpu" else 0
-    return Plan(_groups(folds, size), names, size, shape, steps, bf16, at_once)
+    cores = torch.get_num_threads()
+    side_by_side = large and size == 1 and device.type == "cpu"
+    at_once = _at_once(min(cores, len(models)), features_in_step) if side_by_side else 1
+    threads = max(1, cores // len(models)) if side_by_side else cores
+    return Plan(_groups(folds, size), names, size, shape, steps, bf16, at_once, threads)
 
 
-def _at_once(features_in_step: float) -> int:
-    """As many as there are threads and as memory has room for."""
+def _at_once(most: int, features_in_step: float) -> int:
+    """As many as memory has room for."""
     room = _SHARE * available_bytes() / (_BYTES_A_FEATURE * features_in_step)
-    return max(1, min(torch.get_num_threads(), math.floor(room)))
+    return max(1, min(most, math.floor(room)))
 
 
 def trained_heads(cohort: Cohort, config: TrainConfig) -> tuple[str, ...]:

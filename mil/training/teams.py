@@ -5,7 +5,7 @@ Teams are trained one after another or, as the plan says, side by side, to the s
 
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,7 @@ def train_team(
     with _torchs_random_state:
         heads = [_fresh_head(cohort, model.fold, config, plan.shape).to(device) for model in models]
     if not isinstance(heads[0], OwnRecipe):
-        with _one_thread() if plan.at_once else nullcontext():
+        with _threads(plan.threads):
             Descent(cohort, models, heads, config, device, plan).run(on_epoch)
         return models
     for head, model in zip(heads, models, strict=True):
@@ -116,10 +116,10 @@ def has_recipe(head: str, plan: Plan) -> bool:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Of this thread's steps."""
+def _threads(number: int) -> Iterator[None]:
+    """Of what torch does in this one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ def _planned(cohort, head, threads):
     folds = make_folds(cohort, config.split_plan())
     with repeatable(threads):
         plan = plan_training(cohort, folds, config, CPU)
-    assert plan.at_once == threads
+    assert (plan.at_once, plan.threads) == (threads, 1)
     return config, plan
 
 
