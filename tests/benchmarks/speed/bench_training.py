@@ -1,9 +1,10 @@
 """Speed of training against the plain loop (one slide a step, float32, one model after another), in one process.
 
 Small bags: all 10 × 5 models of MUSK1. Large bags: one model on slides of 500 to 5,000 patches × 1,024, in two
-threads; and four such models side by side against one after another. Medians of interleaved runs. Then the accuracy of the default settings, but without a validation part
-(`val_fraction` 0), on MUSK1 and Fox in the protocol of Ilse et al. 2018: 10 folds, 5 repeats, all nine tenths trained
-on to the last epoch, threshold 0.5, interval from a bootstrap over bags. `--quick` leaves out the accuracy.
+threads; and four such models side by side against one after another. Medians of interleaved runs. Then the accuracy
+of the default settings, but without a validation part (`val_fraction` 0), on MUSK1 and Fox in the protocol of Ilse et
+al. 2018: 10 folds, 5 repeats, all nine tenths trained on to the last epoch, threshold 0.5, interval from a bootstrap
+over bags. `--quick` leaves out the accuracy.
 """
 
 import os
