@@ -40,6 +40,10 @@ class Places:
         """What makings take for their folder: `out`, or what is relative to it."""
         return self.out if isinstance(self.out, Path) else Path()
 
+    def folder_of(self, making: Making) -> Path | ObjectFolder:
+        """Where this encoder's files go."""
+        return self.out.below(_folder(making)) if isinstance(self.out, ObjectFolder) else making.out
+
     def head(self, slide_id: str) -> StoreHead:
         """What a slide's patch store says of itself. Raises SlideError."""
         name = f"{slide_id}.zarr"

@@ -144,9 +144,12 @@ def _write_statistics(group: h5py.Group, of: SlideStatistics) -> None:
         group.create_dataset("norm_var", data=of.norm_var, dtype=np.float32, track_times=False)
 
 
-def read_statistics(path: Path, weights_sha256: str = "") -> SlideStatistics | None:
-    """None for a file without them, or of other weights than these. Raises SlideError like `read_info`."""
-    with opened(path) as file:
+def read_statistics(path: Path, weights_sha256: str = "", content: RawIOBase | None = None) -> SlideStatistics | None:
+    """None for a file without them, or of other weights than these. Raises SlideError like `read_info`.
+
+    content: the file's, where it does not lie in a local folder.
+    """
+    with opened(path, content) as file:
         info = _info(file, path)
         group = file.get("statistics")
         if group is None or weights_sha256 not in ("", info.weights_sha256):

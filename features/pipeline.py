@@ -96,11 +96,11 @@ def extract_features(
     execution = Execution(0, _SLIDES_AT_ONCE, config.scheduler, gpu, config.part, address=address)
     with exact_arithmetic(each[0].embedder.lanes), places.of_run(config.part) as here:
         outcomes = run_slides(left, work, here, execution, listener, tuple(known.values()))
-    if isinstance(out, Path):
-        for making in each:
-            write_cohort_statistics(making.out, making.embedder.encoder)
-    else:
-        listener.say("statistics.json is not made in an object store; this command makes it in a local copy of --out")
+    for making in each:
+        try:
+            write_cohort_statistics(places.folder_of(making), making.embedder.encoder)
+        except SlideError as error:
+            listener.warn(f"statistics.json is not made: {error}")
     return outcomes
 
 

@@ -18,8 +18,8 @@ of the layer's input on this cohort and µ, σ on ImageNet. It is written whole 
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,48 +30,85 @@ from features.encoders import Encoder
 from features.encoders.norms import norm_layers, norm_reference
 from features.feature_file import SlideStatistics, read_statistics
 from features.statistics.adapted_norms import ADAPTED
-from tiling.jobs.atomic import write_json
+from tiling.jobs.atomic import json_text, write_json
 from tiling.jobs.errors import SlideError
 from tiling.jobs.locks import Locked, is_held, waited_lock
+from tiling.jobs.threads import ordered_map
+from tiling.objects.files import ObjectFile
+from tiling.objects.folder import ObjectFolder
 
 FORMAT, VERSION = "slidemil-statistics", 1
+_NAME = "statistics.json"
+_ASKED_AT_ONCE = 8  # objects, of each its parts one after the other
 EPSILON = 1e-5  # the batch norms' own: a channel that ImageNet leaves constant has a deviation of its root
 
 
-def write_cohort_statistics(out: Path, encoder: Encoder) -> None:
+def write_cohort_statistics(out: Path | ObjectFolder, encoder: Encoder) -> None:
     """Of all feature files in `out` that this encoder made.
 
-    Nothing where none has statistics, none is new, or another job holds the file for a minute.
+    Nothing where none has statistics, none is new, or another job holds the file for a minute. Raises SlideError where
+    an object store cannot be reached.
     """
-    file = out / "statistics.json"
-    if _is_current(out, encoder) and not is_held(file):
+    if isinstance(out, ObjectFolder):
+        _renew(out, encoder)
+    elif is_held(out / _NAME) or not _is_current(out, encoder, _files(out)):
+        with suppress(Locked), waited_lock(out / _NAME):
+            _renew(out, encoder)
+
+
+def _renew(out: Path | ObjectFolder, encoder: Encoder) -> None:
+    changed = _files(out)
+    if _is_current(out, encoder, changed):
         return
-    with suppress(Locked), waited_lock(file):
-        if _is_current(out, encoder):
-            return
-        paths = sorted(out.glob("*.h5"))
-        content = cohort_statistics((of for path in paths if (of := _statistics(path, encoder)) is not None), encoder)
-        if content["slides"]:
-            write_json(file, {**content, "files": len(paths)})
+    names = sorted(changed.keys() - {_NAME})
+    with closing(ordered_map(lambda name: _statistics(out, name, encoder), names, _at_once(out))) as found:
+        content = cohort_statistics((of for of in found if of is not None), encoder)
+    if not content["slides"]:
+        return
+    content["files"] = len(names)
+    if isinstance(out, Path):
+        write_json(out / _NAME, content)
+    else:
+        out.put(_NAME, json_text(content).encode())
 
 
-def _is_current(out: Path, encoder: Encoder) -> bool:
+def _files(out: Path | ObjectFolder) -> dict[str, float]:
+    """When each feature file was changed, and what is said of them all."""
+    if isinstance(out, ObjectFolder):
+        return {name: found.changed_s for name, found in out.files().items() if "/" not in name and _is_wanted(name)}
+    with suppress(FileNotFoundError), os.scandir(out) as entries:
+        return {entry.name: entry.stat().st_mtime_ns for entry in entries if _is_wanted(entry.name)}
+    return {}
+
+
+def _is_wanted(name: str) -> bool:
+    return name.endswith(".h5") or name == _NAME
+
+
+def _is_current(out: Path | ObjectFolder, encoder: Encoder, changed: Mapping[str, float]) -> bool:
     """Whether what stands there counts all files, each older than it."""
+    files = [when for name, when in changed.items() if name != _NAME]
+    if changed.get(_NAME, 0) <= max(files, default=0):
+        return False
     try:
-        made = (out / "statistics.json").stat().st_mtime_ns
-        said = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
-        with os.scandir(out) as entries:
-            times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".h5")]
+        said = json.loads((out / _NAME).read_bytes() if isinstance(out, Path) else (out.read(_NAME) or (b"",))[0])
         counted = {key: said[key] for key in ("format", "version", "weights_sha256", "files")}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    same = {"format": FORMAT, "version": VERSION, "weights_sha256": encoder.weights_sha256, "files": len(times)}
-    return counted == same and max(times, default=0) < made
+    same = {"format": FORMAT, "version": VERSION, "weights_sha256": encoder.weights_sha256, "files": len(files)}
+    return counted == same
 
 
-def _statistics(path: Path, encoder: Encoder) -> SlideStatistics | None:
+def _at_once(out: Path | ObjectFolder) -> int:
+    return 1 if isinstance(out, Path) else _ASKED_AT_ONCE
+
+
+def _statistics(out: Path | ObjectFolder, name: str, encoder: Encoder) -> SlideStatistics | None:
     try:
-        return read_statistics(path, encoder.weights_sha256)
+        if isinstance(out, Path):
+            return read_statistics(out / name, encoder.weights_sha256)
+        with ObjectFile(out, name) as content:
+            return read_statistics(Path(name), encoder.weights_sha256, content)
     except SlideError:  # said when the slide itself was to be done
         return None
 

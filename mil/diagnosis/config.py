@@ -24,6 +24,7 @@ class DiagnoseConfig:
     sample_patches: int = setting(1000, "patches that are embedded again, from all slides; the cost of --patches")
     seed: int = setting(0, "seed of folds, samples, shuffles and bootstrap")
     device: str = setting("auto", "auto, cpu, cuda or cuda:<index>")
+    scheduler: str = setting("", "address of a Dask scheduler whose workers make the findings, one each at a time")
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

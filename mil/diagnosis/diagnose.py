@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mil.diagnosis.catalogue import FINDINGS, Entry
+from mil.diagnosis.cluster import findings_on_cluster
 from mil.diagnosis.config import DiagnoseConfig
 from mil.diagnosis.finding import SEVERITIES, Diagnosis, Finding, MissingInput
 from mil.diagnosis.inputs import Inputs, Sources, load_inputs
@@ -41,7 +42,11 @@ def diagnose(
     """
     steps = _Steps(FINDINGS, progress)
     inputs = load_inputs(sources, config or DiagnoseConfig(), steps.advance, warn)
-    findings = worst_first(make_findings(inputs, FINDINGS, steps.start))
+    if inputs.config.scheduler:
+        findings = findings_on_cluster(inputs, [entry.KEY for entry in FINDINGS], _find_by_key, steps.ended)
+    else:
+        findings = make_findings(inputs, FINDINGS, steps.start)
+    findings = worst_first(findings)
     cohort = inputs.cohort
     diagnosis = Diagnosis(sources.target, cohort.encoder, counts_of(cohort), tuple(findings), cohort.warnings)
     if out is not None:
@@ -62,6 +67,10 @@ def make_findings(
         start(number)
         found.append(_find(entry, inputs))
     return found
+
+
+def _find_by_key(key: str, inputs: Inputs) -> Finding:
+    return _find(next(entry for entry in FINDINGS if key == entry.KEY), inputs)
 
 
 def _find(entry: Entry, inputs: Inputs) -> Finding:
@@ -91,6 +100,11 @@ class _Steps:
     def start(self, number: int) -> None:
         self._number = number
         self.advance(0.0)
+
+    def ended(self, count: int) -> None:
+        """So many are made, in any order."""
+        self._number = count - 1
+        self.advance(1.0)
 
     def advance(self, share: float) -> None:
         shares = [entry.SHARE for entry in self._entries]

@@ -42,10 +42,11 @@ def test_files_are_those_of_a_local_run_wherever_patches_and_features_lie(folder
     assert done.counts == {"done": 2} and done.out == there, done.failed
     for name in ("a.h5", "b.h5"):
         assert folder.read(f"features/{name}")[0] == (here / name).read_bytes()
-    assert set(folder.below("features").files()) == {"a.h5", "b.h5", "summary.json"}
+    assert set(folder.below("features").files()) == {"a.h5", "b.h5", "statistics.json", "summary.json"}
+    assert folder.read("features/statistics.json")[0] == (here / "statistics.json").read_bytes()
     objects.requests.clear()
     assert extract(f"{objects.place}/patches", there, **SETTINGS).counts == {"skipped": 2}
-    assert not objects.count("GET", "/0") and objects.count("GET", "/bucket") <= 3  # no patch; listings
+    assert not objects.count("GET", "/0") and objects.count("GET", "/bucket") <= 4  # no patch; listings
     assert extract(f"{objects.place}/patches", here, **SETTINGS).counts == {"skipped": 2}
     assert not list(tmp_path.glob("slidemil-*/*"))
     with pytest.raises(RequestError, match=r"features/a.h5 exists and was made differently \(weights_sha256"):
@@ -67,4 +68,4 @@ def test_of_two_runs_at_once_one_makes_a_slide(folder, objects, patches):
     objects.release.set()
     first.join()
     assert second.counts["locked"] >= 1 and counts == [{"done": 2}] and not second.failed
-    assert set(folder.below("features").files()) == {"a.h5", "b.h5", "summary.json"}
+    assert set(folder.below("features").files()) == {"a.h5", "b.h5", "statistics.json", "summary.json"}

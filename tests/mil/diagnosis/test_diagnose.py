@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from dask_processes import DaskProcesses
 from planted_cohorts import Plan, plant
 
 from mil import train
@@ -115,6 +116,17 @@ def test_the_library_says_all_and_leaves_the_process_as_it_was(sources, monkeypa
     assert all(a.done <= b.done for a, b in pairwise(told)) and told[-1].findings == len(QUICK)
     with pytest.raises(KeyError):
         first["unknown"]
+
+
+def test_workers_find_the_same(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "FINDINGS", tuple(entry for entry in FINDINGS if entry.KEY in QUICK))
+    config, told = DiagnoseConfig(bootstrap=100, permutations=19, folds=3), []
+    diagnose(sources, config, out=tmp_path / "here")
+    with DaskProcesses(tmp_path, workers=1) as cluster:
+        diagnose(sources, replace(config, scheduler=cluster.address), out=tmp_path / "there", progress=told.append)
+    for name in ("diagnosis.json", "diagnosis.html"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert [at.number for at in told] == list(range(len(QUICK))) and told[-1].done == 1
 
 
 def test_the_command_prints_and_its_exit_code_says_whether_a_finding_failed(sources, monkeypatch, capsys, tmp_path):
