@@ -26,6 +26,7 @@ class HeadShape:
     dropout: float  # in training only
     feature_limit: float = 0.0  # standardised features lie within ± this; 0: wherever they do, as in earlier releases
     covariates: int = 0  # K, numbers that are known of a slide beside its patches
+    targets: tuple[int, ...] = ()  # of several targets, the classes of each: a part of C each
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,20 @@ class OwnRecipe(Head):
 
 
 class AttentionPooling(Head):
-    """Base of heads that classify the mean of embedded patches, weighted by their attention."""
+    """Base of heads that classify the mean of embedded patches, weighted by their attention.
+
+    Of several targets each has an attention of its own: what shows in other patches is not looked for with one.
+    """
 
     classify: nn.Linear  # E -> C; as it is linear, the slide's logits are a sum over patches
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
-        self.embed = patch_embedding(shape)
+        self.embed, self.targets = patch_embedding(shape), tuple(shape.targets)
 
     @abstractmethod
     def scores(self, embedded: Tensor) -> Tensor:
-        """(ΣN, E) -> (ΣN,), whose softmax over the bag is the attention."""
+        """(ΣN, E) -> (ΣN,), whose softmax over the bag is the attention; (ΣN, T) for T targets."""
 
     def forward(self, bags: Bags) -> MilOutput:
         embedded = self.embed(self.standardise(bags))  # (ΣN, E)
@@ -132,10 +136,21 @@ class AttentionPooling(Head):
 
     def pool(self, embedded: Tensor, bags: Bags) -> MilOutput:
         attention = segment_softmax(self.scores(embedded), bags.sizes)
+        if self.targets:
+            return self._pool_each(embedded, attention, bags)
         pooled = segment_sum(attention.unsqueeze(1) * embedded, bags.sizes)  # (B, E)
         patch_logits = self.classify(embedded)
         contributions = attention.unsqueeze(1) * patch_logits
         return MilOutput(self.classify(pooled), attention, patch_logits, contributions=contributions)
+
+    def _pool_each(self, embedded: Tensor, attention: Tensor, bags: Bags) -> MilOutput:
+        """attention (ΣN, T); that of the first target is shown where none is named."""
+        parts = zip(attention.split(1, dim=1), self.targets, strict=True)
+        of_class = torch.cat([own.expand(-1, classes) for own, classes in parts], dim=1)  # (ΣN, C)
+        patch_logits = self.classify(embedded)
+        contributions = of_class * patch_logits
+        logits = segment_sum(contributions, bags.sizes)
+        return MilOutput(logits, attention[:, 0], patch_logits, of_class, contributions)
 
 
 def patch_embedding(shape: HeadShape) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""CONTRACT run directory, what train-mil writes. Version 5.
+"""CONTRACT run directory, what train-mil writes. Version 6.
 
     config.yaml                        settings and inputs, usable as `train-mil --config`
     provenance.json                    what the run was made from
@@ -99,8 +99,9 @@ patient_id and slide_ids (parted by `|`) in the place of slide_id and patient_id
 `worst_step` names patients, and training.safetensors describes mean embeddings of patients. `splits.csv` and
 `attention` stay by slide.
 
-Versions 1 to 3 can still be read: they had one model a fold, 1 and 2 no bias (it was 0) and no shares, version 1 no
-temperature (it was 1), no training.safetensors, and fewer figures.
+Versions 1 to 5 can still be read. Version 5 had no `targets` in a checkpoint's shape, the number of classes of each of
+several targets: they shared one attention. Versions 1 to 3 differ more: they had one model a fold, 1 and 2 no bias (it
+was 0) and no shares, version 1 no temperature (it was 1), no training.safetensors, and fewer figures.
 
 An attention file is the mean over the repeats that tested the slide. `attention` is >= 0 and sums to 1 over the bag:
 where this is a patient, named by `patient_id`, the slide's sum is its share of the patient's attention, and `bag` the
@@ -125,8 +126,8 @@ from tiling.jobs.atomic import write_json, write_text
 from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.provenance import check_format
 
-FORMAT, VERSION = "slidemil-run", 5
-_STILL_READ = (1, 2, 3, 4)
+FORMAT, VERSION = "slidemil-run", 6
+_STILL_READ = (1, 2, 3, 4, 5)
 LOCK = "train"  # train.lock is held while the run is written
 METADATA = "slidemil"
 _FILES = (

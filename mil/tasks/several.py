@@ -1,10 +1,11 @@
 """Several targets at once: each slide is of a class of each of K columns, or of none of a column that is empty there.
 
-A head has an output for each class of each target, one target's after the other's. What comes before its last layer is
-shared; each target has a softmax, a loss, a calibration and figures of its own, as a classification by its column alone
-has. A loss counts where there is a label, and so does everything else: a slide without a target's label is nothing to
-that target. Texts name the classes with their targets, `er=positive; pr=negative`; what tables and figures say of a
-target begins with its name and a space, as `er prob_positive` and `er auroc`.
+A head has an output for each class of each target, one target's after the other's. Patch embeddings are shared; where a
+head pools by attention, each target has one of its own. Each has a softmax, a loss, a calibration and figures of its
+own, as a classification by its column alone has. A loss counts where there is a label, and so does everything else: a
+slide without a target's label is nothing to that target. Texts name the classes with their targets, `er=positive;
+pr=negative`; what tables and figures say of a target begins with its name and a space, as `er prob_positive` and `er
+auroc`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ class Several(Task):
         """Flat, as attributes of attention files are: classes of all targets, how many each has, "" for no positive."""
         return {
             "targets": list(self.names),
-            "sizes": [len(task.classes) for task in self.tasks],
+            "sizes": list(self.target_sizes),
             "classes": [name for task in self.tasks for name in task.classes],
             "positive": [task.positive_name for task in self.tasks],
         }
@@ -104,6 +105,10 @@ class Several(Task):
     @property
     def noun(self) -> str:
         return f"several columns at once ({', '.join(self.names)}), each of which could have a run of its own"
+
+    @property
+    def target_sizes(self) -> tuple[int, ...]:
+        return tuple(len(task.classes) for task in self.tasks)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -122,7 +127,7 @@ class Several(Task):
     @cached_property
     def _blocks(self) -> tuple[slice, ...]:
         """The outputs of each target."""
-        ends = np.cumsum([len(task.classes) for task in self.tasks]).tolist()
+        ends = np.cumsum(self.target_sizes).tolist()
         return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
 
     def _at(self, at: int) -> tuple[int, int]:

@@ -141,6 +141,11 @@ class Task(ABC):
         """C names: of the logits, of patch scores, of what a heatmap may speak of."""
 
     @property
+    def target_sizes(self) -> tuple[int, ...]:
+        """Of several targets at once, how many of the C outputs are of each."""
+        return ()
+
+    @property
     def noun(self) -> str:
         """What the target is, for messages."""
         return f"a {self.kind}"

@@ -55,6 +55,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         dropout=config.dropout,
         feature_limit=config.feature_limit,
         covariates=cohort.covariates.columns.width if cohort.covariates else 0,
+        targets=cohort.task.target_sizes,
     )
     names = trained_heads(cohort, config)
     for name in names:

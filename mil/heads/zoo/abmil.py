@@ -15,7 +15,7 @@ class ABMIL(AttentionPooling):
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         self.value = nn.Linear(shape.embed_dim, shape.attention_dim)  # V
-        self.score = nn.Linear(shape.attention_dim, 1)  # w
+        self.score = nn.Linear(shape.attention_dim, len(shape.targets) or 1)  # w, of each target
         self.classify = nn.Linear(shape.embed_dim, shape.n_classes)
 
     def scores(self, embedded: Tensor) -> Tensor:

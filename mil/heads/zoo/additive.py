@@ -7,6 +7,8 @@ paper does not have, keep the scale of f's input and of its bias the same for a 
 `patch_logits` are the logits that a slide would have of which all patches contributed like this one.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class Additive(GatedABMIL):
     """bags (ΣN, D) -> logits (B, C), attention (ΣN,), patch_logits (ΣN, C), contributions (ΣN, C)."""
 
     def __init__(self, shape: HeadShape) -> None:
-        super().__init__(shape)
+        super().__init__(replace(shape, targets=()))  # one attention for all of them
         self.hidden = nn.Sequential(nn.Linear(shape.embed_dim, shape.attention_dim), nn.ReLU())
         self.classify = nn.Linear(shape.attention_dim, shape.n_classes)
 

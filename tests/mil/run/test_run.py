@@ -136,6 +136,7 @@ def test_the_golden_run_of_version_4():
         ("v4-ordinal", None, [0.7154368, 0.6334891]),
         ("v4-columns", [55.0, 0, 1, 0, 0], [-0.0881577, 0.0309193]),  # survival since entry, told of age, sex
         ("v5-several", None, [0.3565782, 0.4473322]),
+        ("v6-several", None, [0.2063156, 0.5065005]),
     ],
 )
 def test_the_golden_runs_of_further_kinds(kind, covariates, expected):
@@ -158,10 +159,10 @@ def test_the_golden_runs_of_further_kinds(kind, covariates, expected):
 
 
 def test_another_version_is_refused_by_name(tmp_path):
-    copy = shutil.copytree(GOLDEN, tmp_path / "run-v6")
+    copy = shutil.copytree(GOLDEN, tmp_path / "run-v7")
     provenance = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 6}))
-    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 6, this program reads version 5"):
+    (copy / "provenance.json").write_text(json.dumps({**provenance, "version": 7}))
+    with pytest.raises(RequestError, match=r"provenance.json: slidemil-run version 7, this program reads version 6"):
         require_complete(copy)
     (copy / "provenance.json").write_text(json.dumps({**provenance, "format": "other"}))
     with pytest.raises(RequestError, match="format is 'other', expected 'slidemil-run'"):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from features.feature_file import read_embeddings
 from mil import train
 from mil.diagnosis.diagnose import diagnose
 from mil.diagnosis.inputs import Sources
@@ -209,6 +210,14 @@ def test_one_run_finds_both_kinds_of_patches_as_well_as_a_run_for_each(planted_k
         alone = train(folder / "f", own, name, tmp_path / name, splits=str(tmp_path / "splits.csv"), **FAST)
         figure = both.metrics["slide"][f"{name} auroc"]["value"]
         assert figure > 0.9 and figure > alone.metrics["slide"]["auroc"]["value"] - 0.05
+    own, others = np.zeros(2), np.zeros(2)
+    for slide_id in (f"s{i:02d}" for i in range(3, 56, 4)):  # both kinds are in these
+        weights = both.attention(slide_id).class_attention.astype(np.float64)  # (N, 4)
+        assert weights.sum(axis=0) == pytest.approx(1, abs=1e-5) and (weights[:, ::2] == weights[:, 1::2]).all()
+        shows = read_embeddings(folder / "f" / f"{slide_id}.h5").features[:, :2] > 2.5
+        own += (weights[:, ::2] * shows).sum(axis=0) / 14
+        others += (weights[:, ::2] * shows[:, ::-1]).sum(axis=0) / 14
+    assert (own > others).all(), (own, others)  # each target looks where its own kind of patches is
     assert set(both.predictions.loc[both.predictions["b label"] == "", "label"]) == {"a=a0", "a=a1"}
     own = both.predictions[both.predictions["b label"] != ""]
     truth, said = own["b label"] == "b1", own["b prob_b1"].to_numpy()
