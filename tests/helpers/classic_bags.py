@@ -12,8 +12,8 @@ from mil.tasks.classification import Classification
 
 
 def load_bags(name: str) -> Cohort:
-    """musk1 or fox; z-scores, because float16 is short."""
-    table = pd.read_csv(DATA / "mil" / f"{name}.csv.gz")
+    """musk1, fox or a CSV file of the same columns; z-scores, because float16 is short."""
+    table = pd.read_csv(name if ".csv" in name else DATA / "mil" / f"{name}.csv.gz")
     columns = [column for column in table.columns if column not in ("bag", "label")]
     scaled = (table[columns] - table[columns].mean()) / (table[columns].std() + 1e-9)
     bags = {bag: (rows["label"].iloc[0], scaled.loc[rows.index]) for bag, rows in table.groupby("bag")}

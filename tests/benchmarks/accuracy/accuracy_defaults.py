@@ -1,9 +1,10 @@
 """Are the default settings of train-mil good ones? Nested selection on MUSK1, Fox and any cohort of feature files.
 
 Each candidate differs from the defaults in one setting. Within the training part of each of 5 outer folds, 3 inner
-folds judge all candidates by log loss; the best is then trained on the outer training part and judged on the outer
-test part, beside the defaults. So the two outer figures are comparable and neither chose itself; if the nested choice
-is not better, the defaults stand. Nothing is stopped early (`val_fraction` 0).
+folds judge all candidates by log loss, once what they say is calibrated as train-mil does it; the best is then trained
+on the outer training part, calibrated by what its inner folds said, and judged on the outer test part, beside the
+defaults. So the two outer figures are comparable and neither chose itself; if the nested choice is not better, the
+defaults stand. Nothing is stopped early (`val_fraction` 0).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.splits import Fold
 from mil.run.ensemble import load_head, predict_slide
+from mil.tasks.calibration import calibrated, class_shares, fit_calibration
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
@@ -82,6 +84,16 @@ def judge(cohort: Cohort, folds: list[Fold], config: TrainConfig) -> list[np.nda
     ]
 
 
+def calibrated_by(
+    cohort: Cohort, folds: list[Fold], said: list[np.ndarray], others: list[list[np.ndarray]]
+) -> list[list[np.ndarray]]:
+    """Probabilities of `others` after the calibration that what is `said` of the folds' test slides asks for."""
+    labels = cohort.labels[np.concatenate([fold.test for fold in folds])]
+    shares = class_shares(labels, len(cohort.classes))
+    temperature, bias = fit_calibration(np.concatenate(said), labels, shares)
+    return [[calibrated(p, temperature, bias) for p in of] for of in others]
+
+
 def figures(cohort: Cohort, folds: list[Fold], probabilities: list[np.ndarray]) -> tuple[float, float]:
     """Log loss and AUROC of all folds' test slides together."""
     labels = cohort.labels[np.concatenate([fold.test for fold in folds])]
@@ -97,12 +109,17 @@ def bench(name: str, cohort: Cohort, head: str, names: list[str]) -> None:
     for candidate in names:
         folds = [*outer, *(fold for own in inner for fold in own)]
         results = judge(cohort, folds, replace(base, **CANDIDATES[candidate]))
-        of_outer, rest = results[:OUTER], results[OUTER:]
-        of_inner = [rest[k * INNER : (k + 1) * INNER] for k in range(OUTER)]
+        of_outer, of_inner = [], []
+        for k, own in enumerate(inner):
+            said = results[OUTER + k * INNER : OUTER + (k + 1) * INNER]
+            after, [outer_one] = calibrated_by(cohort, own, said, [said, [results[k]]])
+            of_outer.append(outer_one)
+            of_inner.append(after)
         outer_results[candidate] = of_outer
         inner_losses[candidate] = [figures(cohort, f, r)[0] for f, r in zip(inner, of_inner, strict=True)]
-        loss, area = figures(cohort, folds[OUTER:], rest)
-        print(f"{name}, {candidate}: inner log loss {loss:.3f}, AUROC {area:.3f}", flush=True)
+        raw, area = figures(cohort, folds[OUTER:], results[OUTER:])
+        loss = np.mean(inner_losses[candidate])
+        print(f"{name}, {candidate}: inner log loss {raw:.3f}, calibrated {loss:.3f}, AUROC {area:.3f}", flush=True)
     chosen = [names[int(np.argmin([inner_losses[c][k] for c in names]))] for k in range(OUTER)]
     for label, picks in (("defaults", ["defaults"] * OUTER), ("nested choice", chosen)):
         loss, area = figures(cohort, outer, [outer_results[pick][k] for k, pick in enumerate(picks)])

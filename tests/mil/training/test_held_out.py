@@ -16,11 +16,12 @@ from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import make_folds
 from mil.evaluation import out_of_fold
 from mil.heads.registry import AUTO, HEADS
+from mil.heads.stacking import stack
 from mil.heads.zoo import bag_stats
 from mil.run.attention import attention_path
 from mil.run.ensemble import load_head, predict_slide
 from mil.run.tables import by_member, read_metrics, read_patient_predictions, read_predictions
-from mil.training import command
+from mil.training import command, trainer
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
@@ -124,6 +125,29 @@ def test_a_fold_is_calibrated_on_what_each_of_its_models_held_out(cohort, monkey
         np.testing.assert_allclose(answers[np.searchsorted(fold.train, part)], expected, atol=1e-6)
     np.testing.assert_array_equal(targets, cohort.targets[fold.train])
     np.testing.assert_array_equal(trained_on, cohort.targets[fold.train])
+
+
+def test_a_recipe_is_calibrated_on_what_it_said_of_slides_that_it_had_held_out(cohort, monkeypatch):
+    fold, asked, fitted = make_folds(cohort, TrainConfig(folds=4, inner_folds=3).split_plan())[FOLD], [], []
+    given, fit = type(cohort.task).calibrate, bag_stats.BagStats.fit
+    monkeypatch.setattr(type(cohort.task), "calibrate", lambda *of: asked.append(of[1:]) or given(*of))
+    monkeypatch.setattr(bag_stats.BagStats, "fit", lambda *of: fitted.append(fit(*of)) or fitted[-1])
+    _learnt(cohort, [fold] * (FOLD + 1), "bag-stats")
+    answers, targets, trained_on = asked[-1]
+    np.testing.assert_allclose(answers, fitted[-1].held_out.softmax(1))
+    np.testing.assert_array_equal(targets, cohort.targets[fold.train])
+    np.testing.assert_array_equal(trained_on, cohort.targets[fold.train])
+
+
+def test_heads_are_weighed_by_what_they_said_of_held_out_slides_and_by_the_labels_of_these(cohort, monkeypatch):
+    folds, asked = make_folds(cohort, TrainConfig(folds=2, inner_folds=2).split_plan()), []
+    monkeypatch.setattr(trainer, "stack", lambda *of: asked.append(of) or stack(*of))
+    checkpoint, _ = _learnt(cohort, folds, AUTO)
+    (mean, *_), targets = asked[-1]
+    np.testing.assert_array_equal(targets, cohort.targets[folds[FOLD].train])
+    part, of_mean = folds[FOLD].inner[0], load_head(checkpoint, CPU).heads[0]
+    expected = [predict_slide(of_mean, cohort.features[i], CPU, cohort.task, {}).answer for i in part]
+    np.testing.assert_allclose(mean[np.searchsorted(folds[FOLD].train, part)], expected, atol=1e-6)
 
 
 @pytest.fixture
