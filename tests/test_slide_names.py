@@ -54,7 +54,14 @@ def made(tmp_path_factory):
     table = pd.DataFrame({"slide_id": NAMES, "diagnosis": ["normal", "tumour"] * 4})
     table["path"] = [unicodedata.normalize("NFD", f"slides/{name}.tif") for name in NAMES]
     table.to_csv(out / "slides.csv", index=False)
-    how = {"folds": 2, "epochs": 1, "device": "cpu", "patches": str(out / "patches"), "bootstrap": 100}
+    how = {
+        "folds": 2,
+        "inner_folds": 0,
+        "epochs": 1,
+        "device": "cpu",
+        "patches": str(out / "patches"),
+        "bootstrap": 100,
+    }
     mil.train(out / "features", out / "slides.csv", "diagnosis", out / "run", **how)
     config = HeatmapConfig(formats=",".join(FORMS), faithfulness=True, device="cpu", workers=1)
     drawn = export_heatmaps(out / "run", out / "features", load_slides(out / "slides.csv"), config, out / "heatmaps")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mil.maps.config import HeatmapConfig
 from tiling.jobs.command import config_from, parser_for, run_command
+from tiling.jobs.workers import load_ahead
 
 
 def main() -> None:
@@ -29,6 +30,8 @@ def _run() -> int:
     )
     arguments = parser.parse_args()
     config = config_from(HeatmapConfig, arguments)
+    if not config.scheduler:
+        load_ahead("mil.maps.export")  # for the workers, while this process loads it, too
 
     from mil.maps.export import export_heatmaps
     from mil.run.layout import bags_of

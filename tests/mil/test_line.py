@@ -18,7 +18,7 @@ from tiling.phantom.phantom import PhantomSpec, write_phantom
 SETTINGS = """
 tile: {mpp: 1.0, patch_px: 128}
 extract: {encoder: mobilenet-v3-small, weights: random, device: cpu}
-train: {folds: 2, epochs: 1, device: cpu}
+train: {folds: 2, inner_folds: 0, epochs: 1, device: cpu}
 heatmaps: {formats: geojson}
 """
 
