@@ -2,11 +2,12 @@
 
     python tests/stress/kill_cluster.py [KILLS] [SEED]
 
-`tile-slides --scheduler` and `extract-features --scheduler` run in turn on small slides, into an object store
-(moto, of the S3 protocol) in one round and into local folders in the next. What is killed, by SIGKILL, is started
-again; the store breaks answers off and says 503 for a while. A command that has ended otherwise than by a kill is run
-again until it ends with 0. Then all stores and feature files are compared with those of one machine, byte for byte, and
-nothing else may lie beside them. Exit code 1 with what was found if any of this fails.
+`tile-slides --scheduler` and `extract-features --scheduler` run in turn on small slides, into an object store (moto,
+of the S3 protocol) in one round and into local folders in the next. What is killed, by SIGKILL, is started again; the
+store breaks answers off and says 503 for a while. A command that has ended otherwise than by a kill is run again
+until it ends with 0. Then all stores and feature files are compared with those of one machine, byte for byte, and
+nothing else may lie beside them (but what the store was tried with by a command killed less than a minute ago). Exit
+code 1 with what was found if any of this fails.
 """
 
 import os
@@ -149,7 +150,7 @@ def fetched(place: str, into: Path) -> Mapping[str, bytes]:
             tokens[name] = found.token
             fetch_store(patches, name.removesuffix(".zarr"), into / "patches")
     for name in features.files():
-        if (read := features.read(name)) is not None:
+        if not name.startswith(".tried/") and (read := features.read(name)) is not None:
             (into / "features").mkdir(parents=True, exist_ok=True)
             (into / "features" / name).write_bytes(read[0])
     loose = [key for key in patches.files() if key.endswith(".lock")]

@@ -76,7 +76,7 @@ def test_stores_pictures_and_page_are_those_of_a_local_run(folder, objects, slid
     assert tile(slides, objects.place, **SETTINGS).counts == {"skipped": 3}
     read = [key for method, key in objects.requests if method == "GET" and ".zarr" in key]
     assert {key.partition("/")[2] for key in read} == {f"{name}.zarr/zarr.json" for name in "abc"} and len(read) == 3
-    assert objects.count("GET", "/bucket") <= 2  # listings
+    assert objects.count("GET", "/bucket") <= 3  # listings, one of what stores were tried with
     assert not list(tmp_path.glob("slidemil-*/*"))
 
 

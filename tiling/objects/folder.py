@@ -23,6 +23,7 @@ ABSENT: Version = {}  # of an object that is not there
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az"}  # and the extra that each needs
 FIRST_WAIT_S, TRIES = 0.1, 9  # waits double, with some chance: about 30 s in all
 _SILENT_S, _CONNECT_S = 600, 30
+_TRIED, _LEFT_AFTER_S = ".tried", 60.0  # objects that the store is tried with; those of killed jobs
 _BROKEN_OFF = 4  # tries of an answer that breaks off in its midst
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -119,7 +120,7 @@ class ObjectFolder:
 
     def require_writable(self) -> None:
         """Try what outputs need. RequestError where the store refuses it, or puts without regard to a condition."""
-        name = f".tried-{secrets.token_hex(8)}"
+        name = f"{_TRIED}/{secrets.token_hex(8)}"
         try:
             first = self.put(name, b"first", ABSENT)
             second = self.put(name, b"second", first)
@@ -132,7 +133,10 @@ class ObjectFolder:
             raise RequestError(str(error)) from None
         finally:
             with suppress(SlideError, RequestError):
-                self.delete([name])
+                tried = self.files(_TRIED)
+                now_s = tried[name].changed_s if name in tried else 0.0
+                left = [other for other, found in tried.items() if now_s - found.changed_s > _LEFT_AFTER_S]
+                self.delete([name, *left])
 
     def _takes(self, name: str, instead: Version) -> bool:
         try:

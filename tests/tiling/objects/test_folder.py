@@ -80,3 +80,12 @@ def test_addresses_hold_no_secrets_and_are_no_local_folders(tmp_path):
     for address in ("s3://bucket/run", "s3:/bucket/run"):
         with pytest.raises(RequestError, match="runs are written in local folders alone; copy"):
             local_folder(address, "runs are written")
+
+
+def test_what_a_killed_job_tried_the_store_with_is_cleared_later(folder, monkeypatch):
+    folder.put(".tried/ab", b"first")
+    folder.require_writable()  # it may be another job's, now at work
+    assert list(folder.files(".tried")) == [".tried/ab"]
+    monkeypatch.setattr("tiling.objects.folder._LEFT_AFTER_S", -1.0)
+    folder.require_writable()
+    assert not folder.files(".tried")
