@@ -84,7 +84,7 @@ class Stress:
         shutil.rmtree(self.folder / "killed")
 
     def _until_done(self, command: list[str]) -> None:
-        for _ in range(30):
+        for _ in range(self.kills + 10):  # a killed command is begun again, and nothing else may end it for ever
             running = start([*command, "--scheduler", self.cluster.address])
             while running.poll() is None:
                 time.sleep(self.rng.uniform(0.2, 3.0))
