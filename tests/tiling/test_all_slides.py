@@ -9,7 +9,7 @@ import pytest
 from tiling.all_slides import tile_slides
 from tiling.config import TilingConfig
 from tiling.finished import finished_store
-from tiling.jobs.locks import lock, process
+from tiling.jobs.locks import is_held, lock, process
 from tiling.manifest import SlideRow
 from tiling.slides.files import slide_fingerprint
 
@@ -128,3 +128,12 @@ def test_what_a_job_left_that_was_killed_while_it_wrote_is_cleared(tiled, tmp_pa
     (out / f".{name}.tmp-1-ab").touch()
     assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
     assert sorted(os.listdir(out)) == before
+
+
+def test_what_was_seen_is_written_under_a_lock(tiled, tmp_path, monkeypatch):
+    """Without one nothing says that a half-written file is nobody's."""
+    row, out, held = tiled[0], shutil.copytree(tiled[1], tmp_path / "out"), []
+    (out / "seen.json").unlink(missing_ok=True)
+    os.utime(row.path, (1e9, 1e9))
+    monkeypatch.setattr("tiling.seen.write_text", lambda path, text: held.append(is_held(path)))
+    assert tile_slides([row], CONFIG, out).counts == {"skipped": 1} and held == [True]
