@@ -38,6 +38,7 @@ class Plan:
 
     groups: tuple[tuple[Fold, ...], ...]  # all folds in their order; those of a group, of one repeat, end together
     heads: tuple[str, ...]  # that are trained in each fold
+    recipes: frozenset[str]  # of these, those with a recipe of their own, fitted in one go for a fold
     together: int  # models at most that are trained as one
     shape: HeadShape
     steps_per_epoch: int  # such that a step has about `batch_slides` of a fold's training slides
@@ -57,9 +58,12 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
         covariates=cohort.covariates.columns.width if cohort.covariates else 0,
         targets=cohort.task.target_sizes,
     )
-    names = trained_heads(cohort, config)
+    names, recipes = trained_heads(cohort, config), set()
     for name in names:
-        _require_fitting(name, build_head(name, replace(shape, covariates=0)), cohort)
+        head = build_head(name, replace(shape, covariates=0))
+        _require_fitting(name, head, cohort)
+        if isinstance(head, OwnRecipe):
+            recipes.add(name)
     if len(names) > 1 and not all(len(member.val) for fold in folds for member in fold.members):
         raise RequestError(f"--head {config.head} needs held-out slides; give --inner-folds or --val-fraction")
     models = [member for fold in folds for member in fold.members]
@@ -80,7 +84,7 @@ def plan_training(cohort: Cohort, folds: Sequence[Fold], config: TrainConfig, de
     side_by_side = large and size == 1 and device.type == "cpu"
     at_once = _at_once(min(cores, len(models)), features_in_step) if side_by_side else 1
     threads = max(1, cores // len(models)) if side_by_side else cores
-    return Plan(_groups(folds, size), names, size, shape, steps, bf16, at_once, threads)
+    return Plan(_groups(folds, size), names, frozenset(recipes), size, shape, steps, bf16, at_once, threads)
 
 
 def _at_once(most: int, features_in_step: float) -> int:

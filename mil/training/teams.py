@@ -100,19 +100,14 @@ def train_jobs(
     def train(job: Job) -> tuple[Job, list[Model]]:
         return job, train_team(cohort, job.team, config, device, told, plan)
 
-    own = [job for job in jobs if has_recipe(job.team.head, plan)]
-    others = [job for job in jobs if job not in own]
+    own = [job for job in jobs if job.team.head in plan.recipes]
+    others = [job for job in jobs if job.team.head not in plan.recipes]
     if plan.at_once > 1:
         with closing(map_threads(train, others, plan.at_once)) as trained:
             yield from trained
     else:
         yield from map(train, others)
     yield from map(train, own)
-
-
-def has_recipe(head: str, plan: Plan) -> bool:
-    """Whether it is fitted in a way of its own, in one go for a fold."""
-    return isinstance(build_head(head, plan.shape), OwnRecipe)
 
 
 @contextmanager
@@ -129,7 +124,7 @@ def _threads(number: int) -> Iterator[None]:
 def _members(fold: Fold, head: str, number: int, plan: Plan) -> list[Fold]:
     """Of a head that is the one with this number among those that are trained."""
     first = number * len(fold.members)
-    if has_recipe(head, plan):
+    if head in plan.recipes:
         return [replace(fold, member=first)]
     return [replace(member, member=first + member.member) for member in fold.members]
 

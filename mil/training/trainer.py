@@ -29,7 +29,7 @@ from mil.training.config import TrainConfig
 from mil.training.descent import OnEpoch
 from mil.training.model import Model
 from mil.training.plan import Plan
-from mil.training.teams import Job, Team, has_recipe, jobs_of, train_jobs
+from mil.training.teams import Job, Team, jobs_of, train_jobs
 
 Floats = NDArray[np.float64]
 Group = Sequence[Fold]  # of one repeat
@@ -45,8 +45,7 @@ def train_groups(
     plan: Plan,
 ) -> Generator[tuple[Group, TrainedFolds], None, None]:
     """Yield each group as it ends, trained in this process; on_epoch is told of each epoch of each member's fold."""
-    recipes = any(has_recipe(name, plan) for name in plan.heads)
-    for some in [[group] for group in groups] if recipes else [groups]:
+    for some in [[group] for group in groups] if plan.recipes else [groups]:
         with closing(train_jobs(cohort, jobs_of(some, plan), config, device, on_epoch, plan)) as trained:
             yield from groups_ended(cohort, some, trained, config, plan)
 

@@ -119,12 +119,13 @@ def test_what_was_just_tiled_is_known_at_the_next_start(tiled, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["seen.json", "summary.json", "qc.html"])
 def test_what_a_job_left_that_was_killed_while_it_wrote_is_cleared(tiled, tmp_path, name):
-    """Also where all was known, and there is nothing new to write."""
+    """Also where all was known, and there is nothing new to write. The job ran on another machine, minutes ago."""
     row, out = tiled[0], shutil.copytree(tiled[1], tmp_path / "out")
+    os.utime(row.path, (1e9, 1e9))  # so that it is noted
     tile_slides([row], CONFIG, out)
     before = sorted(os.listdir(out))
-    dead = {**process(os.getpid()), "started": 0}
-    (out / f"{name}.lock").write_text(json.dumps(dead))
+    (out / f"{name}.lock").write_text(json.dumps({**process(os.getpid()), "host": "elsewhere"}))
+    os.utime(out / f"{name}.lock", (1e9, 1e9))
     (out / f".{name}.tmp-1-ab").touch()
     assert tile_slides([row], CONFIG, out).counts == {"skipped": 1}
     assert sorted(os.listdir(out)) == before
