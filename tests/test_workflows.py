@@ -57,7 +57,8 @@ def slides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
     lines = ["slide_id,path,patient_id,tumour"]
     for number in range(8):
-        write_phantom(PhantomSpec(1504, 1504, seed=number, tumour=False), folder / f"s{number}.svs")
+        spec = PhantomSpec(1504 + 64 * number, 1504, seed=1, tumour=False)  # one seed: its stamps are drawn once
+        write_phantom(spec, folder / f"s{number}.svs")
         lines.append(f"s{number},s{number}.svs,p{number},{'yes' if number % 2 else 'no'}")
     (folder / "slides.csv").write_text("\n".join(lines) + "\n")
     return folder / "slides.csv"

@@ -12,21 +12,22 @@ import torch
 from mil.pages import chart
 
 torch.set_num_threads(1)  # small matrices; more threads only wait for each other
-_FONTS = chart._STYLE["pdf.fonttype"]
+_FONTS, _DPI = chart._STYLE["pdf.fonttype"], chart._FILE_DPI
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_charts():
     """Files of charts as they are drawn soonest, since each run writes many."""
-    chart._STYLE["pdf.fonttype"] = 3
+    chart._STYLE["pdf.fonttype"], chart._FILE_DPI = 3, 40
     yield
-    chart._STYLE["pdf.fonttype"] = _FONTS
+    chart._STYLE["pdf.fonttype"], chart._FILE_DPI = _FONTS, _DPI
 
 
 @pytest.fixture
 def true_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of charts as users get them."""
     monkeypatch.setitem(chart._STYLE, "pdf.fonttype", _FONTS)
+    monkeypatch.setattr(chart, "_FILE_DPI", _DPI)
 
 
 @pytest.fixture(scope="session")

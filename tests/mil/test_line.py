@@ -38,7 +38,7 @@ def table(tmp_path) -> Path:
     """Eight slides of eight patients, and one that cannot be opened."""
     lines = ["slide_id,path,patient_id,tumour"]
     for number in range(8):
-        spec = PhantomSpec(width_px=1504, height_px=1504, seed=number, tumour=False)
+        spec = PhantomSpec(1504 + 64 * number, 1504, seed=1, tumour=False)  # one seed: its stamps are drawn once
         write_phantom(spec, tmp_path / f"s{number}.svs")
         lines.append(f"s{number},s{number}.svs,p{number},{'yes' if number % 2 else 'no'}")
     (tmp_path / "bad.svs").write_bytes(b"no slide")

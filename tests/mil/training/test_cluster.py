@@ -80,7 +80,7 @@ def test_a_lost_scheduler_ends_the_run_which_goes_on_with_another(tmp_path, tabl
     out = tmp_path / "run"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in LONG.items()]
     start = [sys.executable, "-c", "from mil.cli.train import main; main()", str(table.parent), "--labels", str(table)]
-    with DaskProcesses(tmp_path) as cluster:
+    with DaskProcesses(tmp_path, workers=1) as cluster:
         command = [*start, "--target", "diagnosis", "--out", str(out), *flags, "--scheduler", cluster.address]
         running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **IMPATIENT})
         wait_for(lambda: fold_numbers(out) or running.poll() is not None)
@@ -90,7 +90,7 @@ def test_a_lost_scheduler_ends_the_run_which_goes_on_with_another(tmp_path, tabl
     (done,) = fold_numbers(out)
     kept = (out / f"fold-{done}/checkpoint.safetensors").stat().st_mtime_ns
     assert not is_complete(out)
-    with DaskProcesses(tmp_path) as cluster:
+    with DaskProcesses(tmp_path, workers=1) as cluster:
         train(table, out, **LONG, scheduler=cluster.address)
     assert (out / f"fold-{done}/checkpoint.safetensors").stat().st_mtime_ns == kept
     assert content(out) == long

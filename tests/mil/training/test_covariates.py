@@ -136,9 +136,11 @@ def test_a_term_is_added_to_the_logits_of_every_head_and_to_nothing_else(name):
 
 
 def test_models_that_are_trained_together_end_like_one_after_another(cohort, tmp_path):
+    some = pd.read_csv(cohort / "slides.csv", dtype=str, keep_default_na=False)[:40]
     ways = (dict(parallel_models=1), dict(parallel_models=6), dict(precision="bf16"))
+    settings = dict(covariates="age,noise", **FAST | dict(epochs=6))
     first, second, rounded = (
-        _train(cohort, "plain", tmp_path / str(i), covariates="age,noise", epochs=6, **way).predictions["prob_yes"]
+        train(cohort / "f", some, "plain", tmp_path / str(i), **settings, **way).predictions["prob_yes"]
         for i, way in enumerate(ways)
     )
     assert first.to_numpy() == pytest.approx(second.to_numpy(), abs=1e-4)

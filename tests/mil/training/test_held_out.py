@@ -59,8 +59,8 @@ def _with_others(cohort, slides):
 
 
 def _learnt(cohort, folds, head):
-    """Checkpoint and history of one fold, trained beside the others where the head allows it."""
-    config = TrainConfig(**FAST, head=head)
+    """Checkpoint and history of one fold, trained beside another where the head allows it."""
+    config, folds = TrainConfig(**FAST, head=head), folds[: FOLD + 1]
     plan = plan_training(cohort, folds, config, CPU)
     group = next(group for group in plan.groups if folds[FOLD] in group)
     trained = train_folds(cohort, group, config, CPU, lambda *_: None, plan)

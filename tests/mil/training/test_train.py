@@ -145,9 +145,10 @@ def test_models_trained_together_equal_models_trained_alone(planted, head):
     for (checkpoint, history), (expected, expected_history) in zip(together, alone, strict=True):
         pd.testing.assert_frame_equal(history, expected_history, rtol=1e-3)  # rounding, made larger by ten epochs
         assert checkpoint.calibration["threshold"] == pytest.approx(expected.calibration["threshold"], abs=1e-4)
-        ours, theirs = ([predict_slide(load_head(c, cpu), f, cpu, c.task, {}).answer for f in cohort.features]
-                        for c in (checkpoint, expected))  # fmt: skip
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        ours, theirs = (load_head(c, cpu) for c in (checkpoint, expected))
+        for features in cohort.features:
+            answers = [predict_slide(head, features, cpu, checkpoint.task, {}).answer for head in (ours, theirs)]
+            np.testing.assert_allclose(*answers, atol=1e-3)
 
 
 def test_features_are_standardised_with_the_training_part(planted):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,17 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
-    for seed in range(6):
-        write_phantom(PhantomSpec(width_px=2000, height_px=1504, seed=seed, tumour=False), folder / f"s{seed}.svs")
+    write_phantom(PhantomSpec(width_px=2000, height_px=1504, seed=0, tumour=False), folder / "s0.svs")
+    for number in range(1, 6):
+        shutil.copy(folder / "s0.svs", folder / f"s{number}.svs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(slides, tmp_path_factory):
+    """The stores of all slides."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert tile(slides, folder).returncode == 0
     return folder
 
 
@@ -64,10 +74,9 @@ def left_over(out):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_failure_and_goes_on_when_there_is_room(slides, small_disk, tmp_path, workers):
-    assert tile(slides, tmp_path / "whole").returncode == 0
-    stores = sorted((tmp_path / "whole").glob("*.zarr"))
-    made = [f for f in (tmp_path / "whole").rglob("*") if f.is_file()]
+def test_a_full_disk_is_one_failure_and_goes_on_when_there_is_room(slides, whole, small_disk, workers):
+    stores = sorted(whole.glob("*.zarr"))
+    made = [f for f in whole.rglob("*") if f.is_file()]
     slide_kb = sum(-(-f.stat().st_size // 4096) * 4 for f in made) / 6
     out = small_disk(int(slide_kb * 3.5))  # half a slide's room is left for the summary
     done = tile(slides, out, "--workers", workers)
@@ -115,16 +124,15 @@ def test_a_limit_on_file_size_is_one_failure(slides, tmp_path):
 
 
 @pytest.mark.long
-def test_extract_features_stops_once_too(slides, small_disk, tmp_path):
-    assert tile(slides, tmp_path / "patches").returncode == 0
+def test_extract_features_stops_once_too(whole, small_disk, tmp_path):
     weights = ["--encoder", "resnet18", "--weights", "random", "--input-px", "64"]
-    whole = run(["extract-features", tmp_path / "patches", "--out", tmp_path / "whole", *weights])
-    assert whole.returncode == 0, whole.stderr
-    sizes = [f.stat().st_size for f in (tmp_path / "whole").glob("*.h5")]
+    done = run(["extract-features", whole, "--out", tmp_path / "features", *weights])
+    assert done.returncode == 0, done.stderr
+    sizes = [f.stat().st_size for f in (tmp_path / "features").glob("*.h5")]
     full = small_disk(int(sum(sizes) * 0.6 / 1024))
     limited = tmp_path / "limited"
     for out, limit in ((full, None), (limited, min(sizes) // 2)):
-        done = run(["extract-features", tmp_path / "patches", "--out", out, *weights], limit_bytes=limit)
+        done = run(["extract-features", whole, "--out", out, *weights], limit_bytes=limit)
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
         assert done.stderr.count("stopped: ") == 1 and "cannot be written" in done.stderr
         counts = json.loads((out / "summary.json").read_text())["counts"]
