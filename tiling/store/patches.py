@@ -264,8 +264,8 @@ def head_of(path: Path, attributes: dict[str, Any], count: int) -> StoreHead:
 class PatchStore:
     """A store opened for reading. Raises SlideError if it is absent, damaged or of another version."""
 
-    def __init__(self, path: Path) -> None:
-        head = read_head(path)
+    def __init__(self, path: str | Path) -> None:
+        head = read_head(Path(path))
         self.path, self.info, self.digest, self.version = head.path, head.info, head.digest, head.version
         self._group = zarr.open_group(self.path, mode="r")
         self.coords_l0: NDArray[np.int64] = self._load("coords_l0")

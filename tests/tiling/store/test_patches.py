@@ -52,7 +52,7 @@ def make(path, patches, **settings):
 def test_what_is_written_is_read(tmp_path, pixels):
     patches = smooth(PATCHES_PER_SHARD + 37)
     coords, fraction = make(tmp_path / "s.zarr", patches, pixels=pixels)
-    store = PatchStore(tmp_path / "s.zarr")
+    store = PatchStore(str(tmp_path / "s.zarr"))
     assert len(store) == len(patches) and (store.coords_l0 == coords).all()
     assert (store.scores["tissue_fraction"] == fraction).all() and store.scores["sharpness"][5] == 5
     assert store.tissue_mask.dtype == bool and (store.tissue_mask == np.eye(20, 30, dtype=bool)).all()
