@@ -106,21 +106,22 @@ def test_a_wrong_clock_of_this_host_kills_no_lock(tmp_path, monkeypatch, skew_s)
         pass
 
 
-def _try_lock(path, queue):
+def _try_lock(path, queue, all_have_tried):
     try:
         with lock(path):
             queue.put("held")
-            time.sleep(1)
+            all_have_tried.wait(60)
     except Locked:
         queue.put("locked")
 
 
 def test_of_many_processes_one_gets_the_lock(tmp_path):
-    queue = mp.Queue()
-    processes = [mp.Process(target=_try_lock, args=(tmp_path / "x", queue)) for _ in range(8)]
+    queue, all_have_tried = mp.Queue(), mp.Event()
+    processes = [mp.Process(target=_try_lock, args=(tmp_path / "x", queue, all_have_tried)) for _ in range(8)]
     for p in processes:
         p.start()
     outcomes = [queue.get(timeout=60) for _ in processes]
+    all_have_tried.set()
     for p in processes:
         p.join()
     assert outcomes.count("held") == 1
