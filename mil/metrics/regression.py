@@ -7,7 +7,7 @@ inside of each draw. coverage is the part of the labels that lie in the range `l
 
 Where a few large errors make most of a figure, percentiles of few patients are too short. So the intervals of mae, rmse
 and pearson are studentised, on the logarithm and on Fisher's z (1915), with the influence of each row from the delta
-method.
+method. In runs of earlier releases they are percentiles too.
 """
 
 from collections.abc import Sequence
