@@ -21,9 +21,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
-from mil.metrics.bootstrap import Bootstrap, Floats
+from mil.metrics.bootstrap import Bootstrap, Floats, draw_weights
 from mil.metrics.difference import paired_difference
-from mil.metrics.regression import correlation, evaluate_numbers, mean_error, numbers_of, range_of
+from mil.metrics.regression import (
+    correlation,
+    evaluate_numbers,
+    mean_error,
+    mean_error_interval,
+    numbers_of,
+    range_of,
+)
 from mil.pages.parts import Section
 from mil.tasks.losses import Criterion
 from mil.tasks.numbers import number_text, read_numbers
@@ -154,8 +161,9 @@ class Regression(Task):
         return {"lowest": float(labels.min()), "median": float(labels.median()), "highest": float(labels.max())}
 
     def against(self, table: pd.DataFrame, other: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Any]:
-        found, own = paired_difference(table, other, mean_error, bootstrap)
-        return {**asdict(found), "mae": own}
+        found, _ = paired_difference(table, other, mean_error, bootstrap)
+        weights = draw_weights(other["patient_id"].tolist(), bootstrap.draws, bootstrap.seed)
+        return {**asdict(found), "mae": mean_error_interval(other, weights)}
 
     def fit_baseline(
         self, vectors: Floats, targets: Targets, held_out: tuple[Floats, Targets]

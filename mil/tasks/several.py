@@ -166,19 +166,17 @@ class Several(Task):
         def losses(logits: Tensor, targets: Tensor) -> Tensor:
             total = torch.zeros_like(logits[:, 0])
             for k, (criterion, block) in enumerate(zip(criteria, self._blocks, strict=True)):
-                missing = targets[:, k].isnan()
                 own = criterion(logits[:, block], targets[:, k].nan_to_num().long())
-                total = total + own.masked_fill(missing, 0)
+                total = total + own.masked_fill(targets[:, k].isnan(), 0)
             return total
 
         return losses
 
     def score(self, answers: Floats, targets: Targets) -> float:
-        own = [_labelled(targets, k) for k in range(len(self.tasks))]
-        each = [
-            task.score(answers[has][:, block], labels)
-            for (task, block), (has, labels) in zip(self._parts, own, strict=True)
-        ]
+        each = []
+        for k, (task, block) in enumerate(self._parts):
+            has, labels = _labelled(targets, k)
+            each.append(task.score(answers[has][:, block], labels))
         return float(np.mean(each))
 
     def answers(self, logits: Tensor) -> Floats:
@@ -281,9 +279,8 @@ class Several(Task):
         for k, task in enumerate(self.tasks):
             own = self.table_of(table, k)
             labels = np.array([task.classes.index(name) for name in own["label"]])
-            each.append(
-                macro_auroc(own[list(task.value_columns)].to_numpy(), labels, weights[:, own.index], task.positive)
-            )
+            said = own[list(task.value_columns)].to_numpy()
+            each.append(macro_auroc(said, labels, weights[:, own.index], task.positive))
         return np.asarray(np.mean(each, axis=0))
 
     def counts(self, table: pd.DataFrame) -> dict[str, Any]:

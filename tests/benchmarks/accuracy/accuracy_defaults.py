@@ -9,7 +9,9 @@ defaults stand. Nothing is stopped early (`val_fraction` 0).
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,14 +103,14 @@ def figures(cohort: Cohort, folds: list[Fold], probabilities: list[np.ndarray]) 
     return log_loss(labels, scores), roc_auc_score(labels, scores[:, 1])
 
 
-def bench(name: str, cohort: Cohort, head: str, names: list[str]) -> None:
+def bench(name: str, cohort: Cohort, candidates: Mapping[str, Callable[[list[Fold]], list[np.ndarray]]]) -> None:
+    """candidates, `defaults` among them: each gives probabilities (test, C) of each fold, as `judge` does."""
     torch.set_num_threads(1)
     outer, inner = splits(cohort)
-    base = TrainConfig(head=head, val_fraction=0.0)
-    outer_results, inner_losses = {}, {}
-    for candidate in names:
+    names, outer_results, inner_losses = list(candidates), {}, {}
+    for candidate, judged in candidates.items():
         folds = [*outer, *(fold for own in inner for fold in own)]
-        results = judge(cohort, folds, replace(base, **CANDIDATES[candidate]))
+        results = judged(folds)
         of_outer, of_inner = [], []
         for k, own in enumerate(inner):
             said = results[OUTER + k * INNER : OUTER + (k + 1) * INNER]
@@ -119,7 +121,12 @@ def bench(name: str, cohort: Cohort, head: str, names: list[str]) -> None:
         inner_losses[candidate] = [figures(cohort, f, r)[0] for f, r in zip(inner, of_inner, strict=True)]
         raw, area = figures(cohort, folds[OUTER:], results[OUTER:])
         loss = np.mean(inner_losses[candidate])
-        print(f"{name}, {candidate}: inner log loss {raw:.3f}, calibrated {loss:.3f}, AUROC {area:.3f}", flush=True)
+        tested = figures(cohort, outer, of_outer)
+        print(
+            f"{name}, {candidate}: inner log loss {raw:.3f}, calibrated {loss:.3f}, AUROC {area:.3f}; "
+            f"outer log loss {tested[0]:.3f}, AUROC {tested[1]:.3f}",
+            flush=True,
+        )
     chosen = [names[int(np.argmin([inner_losses[c][k] for c in names]))] for k in range(OUTER)]
     for label, picks in (("defaults", ["defaults"] * OUTER), ("nested choice", chosen)):
         loss, area = figures(cohort, outer, [outer_results[pick][k] for k, pick in enumerate(picks)])
@@ -136,10 +143,11 @@ if __name__ == "__main__":
     parser.add_argument("--sets", default="musk1,fox")
     parser.add_argument("--candidates", default=",".join(CANDIDATES))
     arguments = parser.parse_args()
-    names = arguments.candidates.split(",")
     if arguments.features:
-        loaded = load_cohort(arguments.features, arguments.labels, arguments.target)
-        bench(arguments.features.name, loaded, arguments.head, names)
-    elif DATA.is_dir():
-        for data_set in arguments.sets.split(","):
-            bench(data_set, load_bags(data_set), arguments.head, names)
+        loaded = {arguments.features.name: load_cohort(arguments.features, arguments.labels, arguments.target)}
+    else:
+        loaded = {data_set: load_bags(data_set) for data_set in arguments.sets.split(",") if DATA.is_dir()}
+    base = TrainConfig(head=arguments.head, val_fraction=0.0)
+    for data_set, bags in loaded.items():
+        asked = {name: replace(base, **CANDIDATES[name]) for name in arguments.candidates.split(",")}
+        bench(data_set, bags, {name: partial(judge, bags, config=config) for name, config in asked.items()})

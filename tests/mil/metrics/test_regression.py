@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr, zscore
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from mil.metrics.bootstrap import Bootstrap, draw_weights
-from mil.metrics.regression import correlation, evaluate_numbers, rank_correlation
+from mil.metrics.bootstrap import Bootstrap, draw_weights, interval
+from mil.metrics.regression import correlation, evaluate_numbers, mean_error, rank_correlation
 
 BOOTSTRAP = Bootstrap(200, 3)
 
@@ -42,16 +42,59 @@ def _by_hand(table):
     }
 
 
+def _moved(table):
+    """Figures with studentised intervals on their scales, and the sums over patients of each row's influence there."""
+    truth, said, n = table["label"].astype(float).to_numpy(), table["value"].to_numpy(), len(table)
+    off, x, y = said - truth, zscore(said), zscore(truth)
+    mae, mse, r = np.abs(off).mean(), np.square(off).mean(), (x * y).mean()
+    each = {
+        "mae": (np.log(mae), np.abs(off) / mae - 1),
+        "rmse": (np.log(mse), off**2 / mse - 1),
+        "pearson": (np.arctanh(r), (x * y - r * (x**2 + y**2) / 2) / (1 - r**2)),
+    }
+    drawn = table["drawn"]  # a patient that is drawn twice is two patients
+    return {k: (v, np.sqrt(np.square(pd.Series(of).groupby(drawn).sum()).sum()) / n) for k, (v, of) in each.items()}
+
+
 def test_every_figure_and_both_ends_of_its_interval_equal_a_loop_over_draws():
     """A draw is a table in which a patient's rows stand as often as it was drawn."""
     table = _table()
     found = evaluate_numbers(table, BOOTSTRAP)
     weights = draw_weights(table["patient_id"].tolist(), BOOTSTRAP.draws, BOOTSTRAP.seed).astype(int)
-    drawn = [_by_hand(table.loc[np.repeat(table.index, row)]) for row in weights]
-    assert found.keys() == drawn[0].keys()
+    drawn = [_drawn(table, row) for row in weights]
+    figures, moved = [_by_hand(own) for own in drawn], [_moved(own) for own in drawn]
+    assert found.keys() == figures[0].keys()
+    few = 20 / (20 - 1.96)  # patients
+    back = {"mae": np.exp, "rmse": lambda log: np.sqrt(np.exp(log) * few), "pearson": np.tanh}
     for name, figure in found.items():
-        low, high = np.percentile([draw[name] for draw in drawn[1:]], (2.5, 97.5))
-        assert (figure["value"], figure["low"], figure["high"]) == pytest.approx((drawn[0][name], low, high)), name
+        low, high = np.percentile([draw[name] for draw in figures[1:]], (2.5, 97.5))
+        if name in back:
+            value, error = moved[0][name]
+            far = [abs(of[name][0] - value) / of[name][1] for of in moved[1:]]
+            reach = np.percentile(far, 95, method="higher") * error * (few if name == "rmse" else 1)
+            low, high = back[name](value - reach), back[name](value + reach)
+        assert (figure["value"], figure["low"], figure["high"]) == pytest.approx((figures[0][name], low, high)), name
+
+
+def _drawn(table, row):
+    """Rows as often as the weights of `row` say, with a name for each time that their patient was drawn."""
+    times = [table[row > k].assign(drawn=lambda own, k=k: own["patient_id"] + f"-{k}") for k in range(row.max())]
+    return pd.concat(times, ignore_index=True)
+
+
+@pytest.mark.parametrize("patients", [1, 2, 3])
+def test_too_few_patients_for_errors_of_their_own_have_percentile_intervals(patients):
+    table = _table(n=12).assign(patient_id=[f"p{i % patients}" for i in range(12)])
+    weights = draw_weights(table["patient_id"].tolist(), BOOTSTRAP.draws, BOOTSTRAP.seed)
+    found = evaluate_numbers(table, BOOTSTRAP)["mae"]
+    assert found == interval(mean_error(table, weights))
+
+
+def test_no_error_at_all_is_said_as_such():
+    table = _table().assign(value=lambda own: own["label"].astype(float))
+    found = evaluate_numbers(table, BOOTSTRAP)
+    assert [found[name] for name in ("mae", "rmse")] == [{"value": 0.0, "low": 0.0, "high": 0.0}] * 2
+    assert found["pearson"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
 
 
 def test_ranks_share_their_mean_where_values_are_equal():
