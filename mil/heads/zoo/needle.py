@@ -8,11 +8,11 @@ nothing starts at random:
    other slides, which needs few slides, and by local discriminants, which find kinds that overlap with normal ones and
    need many patches.
 3. A linear discriminant of the best three or ten patches of each positive slide against negative ones is learned from
-   each guess, again and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
+   each guess, once and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
 4. All of this is done five times without a fifth of the patients, whose slides are scored then. On these scores stand
-   the choice of the guess, of three or ten, and of how many top patches make a slide's score (one, three or ten), the
-   calibration, and the loss; what is said of a slide, on the choice that the other fifths make. Where the loss is not
-   below log 2 nothing was found, and all slides get nearly the same probability.
+   the choice of the guess, of three or ten, of once or again, and of how many top patches make a slide's score (one,
+   three or ten), the calibration, and the loss; what is said of a slide, on the choice that the other fifths make.
+   Where the loss is not below log 2 nothing was found, and all slides get nearly the same probability.
 
 A slide that is tumour all over has nothing left after its centring: what shows in a slide's mean is not for this head.
 All of this applies to two classes.
@@ -123,7 +123,7 @@ class Needle(OwnRecipe):
         self.get_buffer("top").fill_(best.top)
         self.get_buffer("calibration").copy_(torch.tensor([best.slope, best.intercept]))
         log_odds = np.empty(len(labels))
-        for part in parts:  # the least of a dozen losses flatters, so each part is scored by what the others choose
+        for part in parts:  # the least of dozens of losses flatters, so each part is scored by what the others choose
             others = np.setdiff1d(np.arange(len(labels)), part)
             chosen = _choice(held_out[others], labels[others])
             log_odds[part] = chosen.slope * held_out[part, TOPS.index(chosen.top), chosen.candidate] + chosen.intercept

@@ -97,6 +97,10 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
         patch.setattr(refinement, "_ROUNDS", 0)
         patch.setattr(refinement, "BEST", (3,))
         directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
+        patch.setattr(refinement, "_ROUNDS", 1)
+        refined, _ = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
+    torch.testing.assert_close(refined[:1], directions)  # what the guess says is a candidate beside what follows
+    assert len(refined) == 2 and not torch.allclose(refined[1], directions[0])
     inverse = torch.linalg.inv(covariance + 16 / (16 + 3 * 12) * covariance.diagonal().mean() * torch.eye(16))
 
     def direction(known):
