@@ -220,14 +220,12 @@ def main() -> None:
             bags = replace(bags, learned_from=learned_from)
             rows.append(row_of(bags, given.heads.split(","), given.permuted))
             print(planted, draw, " ".join(f"{name} {v:.2f}" for name, v in rows[-1].items()), flush=True)
-        table = pd.DataFrame(rows)
+        table, among = pd.DataFrame(rows), round(np.mean([len(t) for t in bags.tiles]))
         low, middle, high = (table.quantile(q).round(2).tolist() for q in (0, 0.5, 1))
         error = 1.96 * table.std() / np.sqrt(len(table))
         for name, mean, half, *spread in zip(table, table.mean(), error, low, middle, high, strict=True):
             said = f"mean {mean:.3f} ± {half:.3f} (95 %), least, median, largest {spread}"
-            print(
-                f"{given.source}, {planted} of {given.size}, {learned_from or 'all'} bags, {name}: {said}", flush=True
-            )
+            print(f"{given.source}, {planted} of {among}, {learned_from or 'all'} bags, {name}: {said}", flush=True)
 
 
 if __name__ == "__main__":
