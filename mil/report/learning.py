@@ -10,7 +10,7 @@ from mil.evaluation.curve_verdict import REMEDIES, Name, Verdict, judge_all, jud
 from mil.pages import parts
 from mil.pages.chart import Chart
 from mil.pages.parts import Figures, Paragraph, Part, Picture, Points, Section, Tag
-from mil.run.tables import by_member, kept_epoch
+from mil.run.tables import by_member, fitted_at_once, kept_epoch
 
 _HIGHEST_LOSS = 3.0  # of the losses at the start: beyond, a curve that runs away would flatten the others
 _BAD: tuple[Name, ...] = ("unstable", "does not learn")
@@ -24,6 +24,9 @@ def learning_section(histories: Mapping[int, pd.DataFrame], most_epochs: int, co
     if not curves:
         none = "Without epochs, or without a validation part, there are no curves to judge."
         return Section("Learning", (Paragraph(none, soft=True),))
+    if all(fitted_at_once(h) for h in curves.values()):
+        at_once = "The head is fitted at once, without epochs, so there are no curves to judge."
+        return Section("Learning", (Paragraph(at_once, soft=True),))
     verdicts = {n: judge_fold(h, most_epochs) for n, h in curves.items()}
     highest, epochs = loss_axis(list(curves.values())), max(int(h["epoch"].iloc[-1]) for h in curves.values())
     pictures = tuple(

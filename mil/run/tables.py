@@ -37,6 +37,11 @@ def by_member(history: pd.DataFrame) -> list[pd.DataFrame]:
     return [own.drop(columns=extra).reset_index(drop=True) for _, own in history.groupby("member")]
 
 
+def fitted_at_once(history: pd.DataFrame) -> bool:
+    """Whether all of a fold's models come of a recipe without epochs."""
+    return all(len(own) == 1 and not own["learning_rate"].any() for own in by_member(history))
+
+
 def kept_epoch(history: pd.DataFrame) -> int:
     """The row of one model's history whose weights the checkpoint holds."""
     losses = history["stop_loss" if "stop_loss" in history else "val_loss"].to_numpy()  # older runs kept the lowest

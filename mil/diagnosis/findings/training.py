@@ -20,7 +20,7 @@ from mil.metrics.classification import evaluate
 from mil.report.learning import learning_curve, loss_axis
 from mil.run.checkpoint import fold_numbers
 from mil.run.layout import picture_path, pictured_slides
-from mil.run.tables import by_member, read_history, read_predictions
+from mil.run.tables import by_member, fitted_at_once, read_history, read_predictions
 from mil.training.descent import epoch_order
 
 KEY, TITLE, SHARE = "training", "Training", 3
@@ -71,7 +71,7 @@ class _Curves:
     @property
     def own_recipe(self) -> bool:
         """Whether the head was fitted at once, without epochs."""
-        return all(len(own) == 1 and not own["learning_rate"].any() for own in self.histories.values())
+        return all(fitted_at_once(own) for own in self.histories.values())
 
     @property
     def longest(self) -> int:

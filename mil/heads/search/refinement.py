@@ -39,7 +39,8 @@ class Refinement:
     def run(self, guesses: Sequence[Guess]) -> tuple[Tensor, Floats]:
         """Directions (C, Q, D) of the learners, and the mean of each slide's best patches (C, Q, S, TOPS).
 
-        A candidate is a guess with a number of best patches: C is guesses · BEST.
+        A candidate is a guess with a number of best patches, before and after the rounds: C is 2 · guesses · BEST.
+        Where several kinds take turns among slides, each round draws the direction towards one of them.
 
         What a learner says of a slide that it learns from comes of a direction without its patient.
         """
@@ -52,10 +53,14 @@ class Refinement:
             for i, scores in guess.items():
                 of_patches = torch.from_numpy(scores).to(self._means.device).expand(len(BEST), -1, -1)
                 best[own, :, i] = _best(self._slide(i), of_patches, counts[own])
-        for _ in range(_ROUNDS):
-            best = torch.stack([_best(x, scores, counts) for x, scores in self._scored(best)], dim=2)
-        said = torch.stack([_top_means(scores) for _, scores in self._scored(best)], dim=2)
-        return self._directions(*self._sums(best, self._learners.learns)), said.double().cpu().numpy()
+        directions, said = [], []
+        for done in range(_ROUNDS + 1):
+            of_slides = [(_best(x, scores, counts), _top_means(scores)) for x, scores in self._scored(best)]
+            if done in (0, _ROUNDS):
+                directions.append(self._directions(*self._sums(best, self._learners.learns)))
+                said.append(torch.stack([top_means for _, top_means in of_slides], dim=2))
+            best = torch.stack([sums for sums, _ in of_slides], dim=2)
+        return torch.cat(directions), torch.cat(said).double().cpu().numpy()
 
     def _scored(self, best: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Each slide's patches (N, D) and their scores (C, Q, N), by directions without its patient."""

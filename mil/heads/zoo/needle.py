@@ -8,30 +8,27 @@ nothing starts at random:
    other slides, which needs few slides, and by local discriminants, which find kinds that overlap with normal ones and
    need many patches.
 3. A linear discriminant of the best three or ten patches of each positive slide against negative ones is learned from
-   each guess, again and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
+   each guess, once and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
 4. All of this is done five times without a fifth of the patients, whose slides are scored then. On these scores stand
-   the choice of the guess, of three or ten, and of how many top patches make a slide's score (one, three or ten), the
-   calibration, and the loss; what is said of a slide, on the choice that the other fifths make. Where the loss is not
-   below log 2 nothing was found, and all slides get nearly the same probability.
+   the choice of the guess, of three or ten, of once or again, and of how many top patches make a slide's score (one,
+   three or ten), the calibration, and the loss; what is said of a slide, on the choice that the other fifths make.
+   Where the loss is not below log 2 nothing was found, and all slides get nearly the same probability.
 
 A slide that is tumour all over has nothing left after its centring: what shows in a slide's mean is not for this head.
 All of this applies to two classes.
 """
 
-import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from mil.heads.bags import Bags
 from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
+from mil.heads.search.choice import choose
 from mil.heads.search.learners import Learners
 from mil.heads.search.local_discriminants import cell_counts, local_discriminants
 from mil.heads.search.neighbours import neighbours
@@ -43,17 +40,6 @@ _SHRINKAGE = 10  # patches; the mean and variance of a slide of N are its own by
 _LIMIT = 8.0  # largest centred value, in standard deviations
 _PROJECTED = 64  # principal components on which first guesses are made
 _SMALLEST_STD = 1e-6
-_NO_EFFECT = 1e-3  # slope where nothing was found
-
-
-class _Choice(NamedTuple):
-    """Log odds of a slide = slope * mean of the top patch scores + intercept."""
-
-    loss: float
-    candidate: int
-    top: int
-    slope: float
-    intercept: float
 
 
 class Needle(OwnRecipe):
@@ -118,14 +104,14 @@ class Needle(OwnRecipe):
         held_out = np.empty((*said.shape[2:], len(said)))  # (S, TOPS, C)
         for q, part in enumerate(parts):
             held_out[part] = said[:, q, part].transpose(1, 2, 0)
-        best = _choice(held_out, labels)
+        best = choose(held_out, labels)
         self.get_buffer("direction").copy_(directions[best.candidate, -1])
         self.get_buffer("top").fill_(best.top)
         self.get_buffer("calibration").copy_(torch.tensor([best.slope, best.intercept]))
         log_odds = np.empty(len(labels))
-        for part in parts:  # the least of a dozen losses flatters, so each part is scored by what the others choose
+        for part in parts:  # the least of dozens of losses flatters, so each part is scored by what the others choose
             others = np.setdiff1d(np.arange(len(labels)), part)
-            chosen = _choice(held_out[others], labels[others])
+            chosen = choose(held_out[others], labels[others])
             log_odds[part] = chosen.slope * held_out[part, TOPS.index(chosen.top), chosen.candidate] + chosen.intercept
         return Fitted(best.loss, self._two_classes(torch.from_numpy(log_odds)))
 
@@ -141,23 +127,6 @@ class Needle(OwnRecipe):
         """Log odds of the positive class (…,) -> logits (…, 2)."""
         sign = 1.0 if int(self.get_buffer("positive")) == 1 else -1.0
         return torch.stack([-sign * log_odds / 2, sign * log_odds / 2], dim=1)
-
-
-def _choice(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> _Choice:
-    """scores (S, TOPS, C): the candidate and number of top patches with the lowest log loss of a logistic regression,
-    balanced between classes."""
-    best = _Choice(math.log(2), 0, TOPS[0], _NO_EFFECT, 0.0)  # nothing was learned, whatever is put first
-    weights = np.where(positive, 1 / positive.mean(), 1 / (1 - positive.mean()))
-    for candidate in range(scores.shape[2]):
-        for at, top in enumerate(TOPS):
-            values = scores[:, at, candidate]
-            scale = values.std() or 1.0
-            fitted = LogisticRegression(class_weight="balanced").fit((values / scale)[:, None], positive)
-            odds = fitted.predict_proba((values / scale)[:, None])
-            loss, slope = float(log_loss(positive, odds, sample_weight=weights)), float(fitted.coef_[0, 0])
-            if slope > 0 and loss < best.loss - 1e-9:
-                best = _Choice(loss, candidate, top, slope / scale, float(fitted.intercept_[0]))
-    return best
 
 
 def _moments(slide: Slide, slides: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,15 @@
 """Rare patches among real embeddings: AUROC of slides and patches, by head, beside an oracle that knows the patches.
 
-Tiles of real slides (features of TCGA-CRC, CTransPath, 768 dimensions) lie in disjoint bags of neighbours. A tissue
-kind, one of 40 k-means clusters of the slide-centred tiles, is taken out of all bags; half of the bags get `planted`
-tiles of it from their own slide, so no slide's stain goes with the label. Four folds. The oracle is a logistic
-regression on the true labels of training tiles, a bag scores the mean of its best three. The recipe of `needle` was
-chosen on draws 1 to 6.
+Bags are of one of four sources, see tests/helpers/few_patches: `tcga`, tiles of one kind planted in real slides;
+`ucsb`, patches of malignant images among those of benign ones; `phantoms`, whole drawn slides with small lesions, one
+cohort a draw whatever `--planted` says; `generated`, Gaussian kinds with the variances of real tiles. Four folds. The
+oracle is a logistic regression on the true labels of training tiles, a bag scores the mean of its best three. `dtfd` is
+DTFD-MIL (Zhang et al., CVPR 2022) of torchmil. The recipe of `needle` was chosen on draws 1 to 6 of `tcga`, and its
+parts were judged on 101 to 110.
 
     python tests/benchmarks/accuracy/accuracy_planted.py                 draws 101 to 110 of 3, 5 and 10 among 130
+    python tests/benchmarks/accuracy/accuracy_planted.py --source ucsb --folder FOLDER --draws 401 403
+                                                   embeds once, in the folder
     python tests/benchmarks/accuracy/accuracy_planted.py --permuted --heads needle --planted 3 --draws 1 40
                                                    labels shuffled: how often it says to have found something;
                                                    `means`, a logistic regression on means, is a head here as well
@@ -20,24 +23,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from torchmil.models import DTFDMIL
 
 from mil.cohort.cohort import Cohort
-from mil.cohort.splits import Fold
 from mil.heads.bags import Bags as HeadBags
 from mil.heads.search import local_discriminants, refinement
 from mil.heads.zoo import needle
@@ -51,73 +50,12 @@ from mil.training.trainer import train_folds
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
-from real_data import DATA
+from few_patches import generated, phantoms, tcga, ucsb
+from few_patches.bags import Bags
 
 CPU = torch.device("cpu")
-KINDS, FOLDS = 40, 4
+DTFD_EPOCHS, DTFD_WIDTH = 40, 256
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Bags:
-    tiles: list[NDArray[np.float32]]  # (N, D) of each bag
-    rare: list[NDArray[np.bool_]]  # (N,)
-    labels: NDArray[np.int64]  # (B,)
-    seed: int = 0  # of the folds
-    learned_from: int | None = None  # bags, half of them positive; None: all that are not tested
-
-    def folds(self) -> list[Fold]:
-        splits = StratifiedKFold(FOLDS, shuffle=True, random_state=self.seed).split(self.labels, self.labels)
-        return [
-            Fold(k, 0, k, self._some(train), np.array([], np.int64), test) for k, (train, test) in enumerate(splits)
-        ]
-
-    def _some(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self.learned_from is None:
-            return train
-        order = np.random.default_rng(self.seed).permutation(train)
-        each = [order[self.labels[order] == label][: self.learned_from // 2] for label in (0, 1)]
-        return np.sort(np.concatenate(each))
-
-
-@cache
-def slides() -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Features and coordinates."""
-    found = []
-    for path in sorted((DATA / "tcga_crc").glob("*.h5")):
-        with h5py.File(path) as file:
-            found.append((file["feats"][:].astype(np.float32), file["coords"][:]))
-    return found
-
-
-@cache
-def plant(planted: int, size: int, draw: int) -> Bags:
-    rng = np.random.default_rng(draw)
-    of_slide = np.repeat(np.arange(len(slides())), [len(x) for x, _ in slides()])
-    centred = np.concatenate([x - x.mean(0) for x, _ in slides()])
-    kind = KMeans(KINDS, n_init=3, random_state=draw).fit_predict(centred)
-    counts = np.array([np.bincount(kind[of_slide == s], minlength=KINDS) for s in range(len(slides()))])  # (S, KINDS)
-    enough = np.flatnonzero((counts >= 2 * planted).all(axis=0))
-    rare = int(rng.choice(enough)) if len(enough) else int(counts.min(axis=0).argmax())
-    bags = Bags([], [], np.empty(0, np.int64))
-    labels = []
-    for s, (x, coords) in enumerate(slides()):
-        own = kind[of_slide == s]
-        rest = np.flatnonzero(own != rare)
-        rest = rest[np.lexsort((coords[rest, 0], coords[rest, 1]))]
-        left = rng.permutation(np.flatnonzero(own == rare))
-        count = len(x) // size // 2 * 2
-        of_bags = rng.permutation([0, 1] * (count // 2))
-        for label, part in zip(of_bags, np.array_split(rest, count), strict=True):
-            chosen, truth = part, np.zeros(len(part), bool)
-            if label:
-                left = np.roll(left, -planted)
-                chosen, truth[-planted:] = np.r_[part[:-planted], left[:planted]], True
-            order = rng.permutation(len(chosen))
-            bags.tiles.append(x[chosen[order]])
-            bags.rare.append(truth[order])
-        labels.extend(of_bags)
-    return Bags(bags.tiles, bags.rare, np.array(labels))
 
 
 def oracle(bags: Bags) -> tuple[Floats, list[Floats]]:
@@ -143,6 +81,34 @@ def means(bags: Bags) -> tuple[Floats, list[Floats]]:
     return scores, [np.full(len(t), np.nan) for t in bags.tiles]
 
 
+def dtfd(bags: Bags) -> tuple[Floats, list[Floats]]:
+    """The same of DTFD-MIL: five pseudo-bags, whose pooled features are pooled again (AFS), as in the paper."""
+    scores, tiles = np.zeros(len(bags.labels)), [np.zeros(0)] * len(bags.labels)
+    for fold in bags.folds():
+        torch.manual_seed(0)
+        np.random.seed(0)  # of the pseudo-bags
+        known = np.concatenate([bags.tiles[i] for i in fold.train])
+        mean, deviation = known.mean(0), known.std(0) + 1e-6
+        x = [torch.from_numpy((t - mean) / deviation).float()[None] for t in bags.tiles]
+        embed = torch.nn.Sequential(torch.nn.Linear(known.shape[1], DTFD_WIDTH), torch.nn.ReLU())
+        model = DTFDMIL((known.shape[1],), n_groups=5, distill_mode="afs", feat_ext=embed)
+        optimiser = torch.optim.Adam(model.parameters(), 2e-4, weight_decay=1e-4)
+        for _ in range(DTFD_EPOCHS):
+            for i in np.random.permutation(fold.train).tolist():
+                _, losses = model.compute_loss(torch.tensor([bags.labels[i]]), x[i])
+                optimiser.zero_grad()
+                torch.stack(list(losses.values())).sum().backward()
+                optimiser.step()
+        with torch.no_grad():
+            for i in fold.test:
+                said, of_tiles = model.eval().predict(x[i])
+                scores[i], tiles[i] = said.item(), of_tiles[0].double().numpy()
+    return scores, tiles
+
+
+COMPETITORS = {"means": means, "dtfd": dtfd}
+
+
 def _standardised(head: Needle, features: torch.Tensor) -> torch.Tensor:
     """Instead of centred by the slide's own patches."""
     return head.standardise(HeadBags(features, torch.tensor([0, len(features)]))).clamp(-8, 8)
@@ -162,8 +128,8 @@ WITHOUT = {  # parts of needle, and what stands in their place
 
 def of_head(name: str, bags: Bags) -> tuple[Floats, list[Floats]]:
     """The same of a head, trained without a validation part; `needle/PART` is needle without it."""
-    if name == "means":
-        return means(bags)
+    if name in COMPETITORS:
+        return COMPETITORS[name](bags)
     name, _, part = name.partition("/")
     with patch.object(*WITHOUT[part]) if part else nullcontext():
         return _of_head(name, bags)
@@ -173,7 +139,8 @@ def _of_head(name: str, bags: Bags) -> tuple[Floats, list[Floats]]:
     ids = np.array([f"b{i:03d}" for i in range(len(bags.labels))])
     features = tuple(torch.from_numpy(t).half() for t in bags.tiles)
     task = Classification(("without", "with"), 1)
-    cohort = Cohort(ids, ids, task, bags.labels, None, None, features, (), (), "", "", (), {}, ())
+    patients = ids if bags.patients is None else bags.patients
+    cohort = Cohort(ids, patients, task, bags.labels, None, None, features, (), (), "", "", (), {}, ())
     folds, config = bags.folds(), TrainConfig(head=name, val_fraction=0.0)
     plan = plan_training(cohort, folds, config, CPU)
     trained = [both for group in plan.groups for both in train_folds(cohort, group, config, CPU, lambda *_: None, plan)]
@@ -222,9 +189,19 @@ def row_of(bags: Bags, heads: Sequence[str], permuted: bool) -> dict[str, float]
     }
 
 
+def drawn(given: argparse.Namespace, planted: int, draw: int) -> Bags:
+    if given.source == "tcga":
+        return tcga.plant(planted, given.size, draw)
+    if given.source == "generated":
+        return generated.make(planted, given.size, draw)
+    return ucsb.plant(planted, draw, given.folder) if given.source == "ucsb" else phantoms.drawn(draw, given.folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="needle,gated-abmil,top-k,bag-stats")
+    parser.add_argument("--source", choices=("tcga", "ucsb", "phantoms", "generated"), default="tcga")
+    parser.add_argument("--folder", type=Path, default=Path("few-patches"), help="of features of ucsb and phantoms")
     parser.add_argument("--planted", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--size", type=int, default=130)
     parser.add_argument("--draws", type=int, nargs=2, default=[101, 110])
@@ -236,19 +213,19 @@ def main() -> None:
     for planted, learned_from in product(given.planted, given.learned_from):
         rows = []
         for draw in range(given.draws[0], given.draws[1] + 1):
-            bags = plant(planted, given.size, given.draws[0] if given.permuted else draw)
+            bags = drawn(given, planted, given.draws[0] if given.permuted else draw)
             if given.permuted:
                 shuffled = np.random.default_rng(draw).permutation(bags.labels)
                 bags = replace(bags, labels=shuffled, seed=0 if given.same_folds else draw)
             bags = replace(bags, learned_from=learned_from)
             rows.append(row_of(bags, given.heads.split(","), given.permuted))
             print(planted, draw, " ".join(f"{name} {v:.2f}" for name, v in rows[-1].items()), flush=True)
-        table = pd.DataFrame(rows)
+        table, among = pd.DataFrame(rows), round(np.mean([len(t) for t in bags.tiles]))
         low, middle, high = (table.quantile(q).round(2).tolist() for q in (0, 0.5, 1))
         error = 1.96 * table.std() / np.sqrt(len(table))
         for name, mean, half, *spread in zip(table, table.mean(), error, low, middle, high, strict=True):
             said = f"mean {mean:.3f} ± {half:.3f} (95 %), least, median, largest {spread}"
-            print(f"{planted} of {given.size}, {learned_from or 'all'} bags, {name}: {said}", flush=True)
+            print(f"{given.source}, {planted} of {among}, {learned_from or 'all'} bags, {name}: {said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mil.heads.bags import pack
@@ -13,6 +14,7 @@ from mil.heads.head import HeadShape, TrainingSlides
 from mil.heads.registry import build_head
 from mil.heads.search import neighbours as by_neighbours
 from mil.heads.search import refinement
+from mil.heads.search.choice import logistic_regressions
 from mil.heads.search.learners import Learners
 from mil.heads.search.local_discriminants import _aligned, _negative_means, _without_each_patient, local_discriminants
 from mil.heads.search.neighbours import neighbours
@@ -97,6 +99,10 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
         patch.setattr(refinement, "_ROUNDS", 0)
         patch.setattr(refinement, "BEST", (3,))
         directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
+        patch.setattr(refinement, "_ROUNDS", 1)
+        refined, _ = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
+    torch.testing.assert_close(refined[:1], directions)  # what the guess says is a candidate beside what follows
+    assert len(refined) == 2 and not torch.allclose(refined[1], directions[0])
     inverse = torch.linalg.inv(covariance + 16 / (16 + 3 * 12) * covariance.diagonal().mean() * torch.eye(16))
 
     def direction(known):
@@ -258,6 +264,17 @@ def test_from_feature_files_to_predictions(tmp_path, write_features):
     found = predict_folder(tmp_path / "run", tmp_path / "new", {}, "cpu")
     scores = found.table["prob_tumour"]
     assert not found.failures and roc_auc_score(slides.labels, scores) > 0.7  # 9 slides trained each model
+
+
+def test_regressions_at_once_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    y = np.arange(48) % 3 == 0
+    x = np.stack([rng.standard_normal(48), y + 0.0, 5 * y + rng.standard_normal(48), rng.standard_cauchy(48)], axis=1)
+    x /= x.std(axis=0)
+    slopes, intercepts, _ = logistic_regressions(x, y)
+    for m, column in enumerate(x.T[..., None]):
+        alone = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=1000).fit(column, y)
+        assert [slopes[m], intercepts[m]] == pytest.approx([alone.coef_[0, 0], alone.intercept_[0]], abs=1e-3)
 
 
 def test_the_best_of_many_choices_does_not_flatter_what_is_said_of_noise():

@@ -12,9 +12,9 @@ from mil.report.learning import learning_curve, learning_section, loss_axis
 COUNTS = {"folds": 2, "repeats": 2}
 
 
-def _history(train, val) -> pd.DataFrame:
+def _history(train, val, rate=0.001) -> pd.DataFrame:
     epochs = np.arange(1, len(train) + 1)
-    return pd.DataFrame({"epoch": epochs, "train_loss": train, "val_loss": val})
+    return pd.DataFrame({"epoch": epochs, "train_loss": train, "val_loss": val, "learning_rate": rate})
 
 
 FINE = _history(np.linspace(1, 0.2, 20), [*np.linspace(1, 0.5, 10), *[0.52] * 10])
@@ -74,7 +74,7 @@ def test_folds_share_the_ends_of_their_axes():
     assert "40" in ticks and "1.8" in ticks  # its own would end at 20 and 1.04
 
 
-@pytest.mark.parametrize("history", [FINE[:0], _history([0.5], [np.nan])])
+@pytest.mark.parametrize("history", [FINE[:0], _history([0.5], [np.nan]), _history([0.6], [0.6], 0.0)])
 def test_without_a_curve_there_is_one_sentence(history):
     section = learning_section({0: history}, 20, COUNTS)
     assert not any(isinstance(part, Figures) for part in section.parts)
