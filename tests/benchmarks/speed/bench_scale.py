@@ -80,6 +80,7 @@ def make(folder: Path, slides: int) -> None:
         _stub_store(seed / "patches", folder / "patches", of_slide)
         (folder / f"features/{slide_id}.h5").write_bytes(_stub_features(template, of_slide, rng))
     (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    (seed / f"patches/qc/{SEED}.jpg").touch()  # a picture is newer than its store
 
 
 def _stub_store(seed: Path, out: Path, of_slide: dict[str, str]) -> None:
