@@ -4,7 +4,7 @@ Stub slides of a few bytes, each with a true patch store of nine patches, its qu
 feature file of 20 kB. Each part runs in a process of its own; seconds, the processor's seconds with those of loading
 modules (on a busy machine the truer figure), its peak memory without that of workers, and the exponent with which the
 seconds grow from the size before (1: linear, 2: quadratic). Parts below a command are measured alone, when their
-modules are loaded. Last, what one lock costs in a folder of many.
+modules are loaded. Last, what one lock costs in a folder of many, and one search of the leakage audit.
 
     python tests/benchmarks/speed/bench_scale.py [SLIDES ...]      default 1000 10000
 """
@@ -52,7 +52,7 @@ MODULES = {  # that a part needs, loaded before its clock starts
     "cohort": ("mil.cohort.cohort",),
     "audit": ("mil.cohort.leakage",),
 }
-LOCKED_FOLDERS = (1000, 10_000, 100_000)
+FOLDERS = (1000, 10_000, 100_000)
 LOCKS = 100
 
 
@@ -212,6 +212,18 @@ def lock_ms(slides: int) -> float:
         return (time.perf_counter() - start) / LOCKS * 1000
 
 
+def search_s(slides: int) -> float:
+    """Of the audit, among one extreme patch of each slide, as random as can be; the processor's seconds."""
+    from mil.cohort.neighbours import close_pairs
+
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(slides, 24))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    start = time.process_time()
+    close_pairs(points, 0.2, 8, rng)
+    return time.process_time() - start
+
+
 def main(sizes: list[int]) -> None:
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PARTS.values()}
     for slides in sizes:
@@ -233,8 +245,10 @@ def main(sizes: list[int]) -> None:
                 print(
                     f"  {text:34} {seconds:8.2f} s {processor:8.2f} s of processor {memory:6.2f} GB{slope}", flush=True
                 )
-    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in LOCKED_FOLDERS)
+    locks = ", ".join(f"{lock_ms(slides):.2f} ms among {slides:,} slides" for slides in FOLDERS)
     print(f"a lock, mean of {LOCKS}: {locks}", flush=True)
+    searches = ", ".join(f"{search_s(slides):.2f} s among {slides:,} slides" for slides in FOLDERS)
+    print(f"one search of the audit's sixteen: {searches}", flush=True)
 
 
 if __name__ == "__main__":
