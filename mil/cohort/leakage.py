@@ -28,7 +28,7 @@ from mil.cohort.splits import Fold
 from tiling.jobs.errors import RequestError
 
 _DIRECTIONS = 8
-_SAMPLED_PATCHES = 64  # of a slide, for the scale of the features
+_SAMPLED_SLIDES, _SAMPLED_PATCHES = 1500, 64  # at most, and of each of these, for the scale of the features
 _COORDINATES = 24  # of a patch in the search for candidates
 _TOLERANCE = 0.1  # largest distance of equal patches, as part of their distance from the mean patch
 _SHARE = 0.5  # least part of the sketch's patches that must be equal
@@ -118,9 +118,10 @@ def near_identical(features: Sequence[Tensor]) -> dict[Pair, float]:
 
 
 def _scale(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of evenly spaced patches of each slide; constant features count as 1."""
+    """Mean and standard deviation (D,) of evenly spaced patches of such slides; constant features count as 1."""
+    sampled = (features[i] for i in range(0, len(features), -(-len(features) // _SAMPLED_SLIDES)))
     # copies, since a view would hold the whole slide
-    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)].clone() for slide in features]).float()
+    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)].clone() for slide in sampled]).float()
     std = sample.std(0, unbiased=False)
     return sample.mean(0), torch.where(std > 1e-6, std, 1.0)
 

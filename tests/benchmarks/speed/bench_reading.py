@@ -4,7 +4,7 @@ Slides of 5,000 patches × 1,024 lie one after another in a scratch file, as `tr
 model of gated attention learns from all of them for one epoch, one slide a step, after the file was dropped from the
 page cache: in the order of the file, in the shuffled order of a true epoch, and in that order while each next slide is
 asked for ahead. Busy is the processor's time over the clock's, that in which other programs had the core left out.
-Last, 40 slides at random places of a sparse file of 10,000 (100 GB): its holes cost no reading, so it shows memory.
+Last, as many slides at random places of a sparse file of 10,000 (100 GB): its holes cost no reading, so it shows memory.
 
     python tests/benchmarks/speed/bench_reading.py [FOLDER [SLIDES]]      default: the system's for temporary files, 40
 """
@@ -109,10 +109,10 @@ def main(folder: str | None, slides: int) -> None:
         file.truncate(SPARSE * nbytes)
         sparse = MappedFeatures(file)
         sparse._places = [(i * nbytes, (PATCHES, DIM)) for i in range(SPARSE)]
-        train = np.sort(np.random.default_rng(0).permutation(SPARSE)[:40])
+        train = np.sort(np.random.default_rng(0).permutation(SPARSE)[:slides])
         clock = epoch(file, sparse, SHUFFLED, train)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(f"40 of {SPARSE:,} slides, sparse: {clock.seconds:.1f} s, {clock.busy:.0%} busy, at most {peak:.2f} GB")
+        print(f"{slides} of {SPARSE:,} slides, sparse: {clock.seconds:.1f} s, {clock.busy:.0%} busy, at most {peak:.2f} GB")
 
 
 if __name__ == "__main__":
