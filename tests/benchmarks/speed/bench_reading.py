@@ -2,15 +2,13 @@
 
 Slides of 5,000 patches × 1,024 lie one after another in a scratch file, as `train-mil --memory mapped` writes it. One
 model of gated attention learns from all of them for one epoch, one slide a step, after the file was dropped from the
-page cache: in the order of the file, in the shuffled order of a true epoch, and in that order while each next slide is
-asked for ahead. Busy is the processor's time over the clock's, that in which other programs had the core left out.
-Last, as many slides at random places of a sparse file of 10,000 (100 GB): its holes cost no reading, so it shows memory.
+page cache: in the order of the file and in the shuffled order of a true epoch, where nothing is asked for ahead, and as
+`train-mil` does it. Busy is the processor's time over the clock's, that in which other programs had the core left out.
 
     python tests/benchmarks/speed/bench_reading.py [FOLDER [SLIDES]]      default: the system's for temporary files, 40
 """
 
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -32,36 +30,27 @@ from mil.training.trainer import train_folds
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 from classic_bags import cohort_of
 
-PATCHES, DIM, SPARSE = 5000, 1024, 10_000
+PATCHES, DIM = 5000, 1024
 SHUFFLED = descent.epoch_order
 Order = Callable[[int, int, int, int], np.ndarray]
 
 
-class ReadAhead(MappedFeatures):
-    """Asks for the slide that comes after each one in `order`."""
+class NotAhead(MappedFeatures):
+    """Leaves all to the system, which reads ahead within a slide alone."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self.order: list[int] = []
-
-    def take(self, index: int) -> torch.Tensor:
-        if index in self.order[:-1]:
-            offset, (rows, dim) = self._places[self.order[self.order.index(index) + 1]]
-            os.posix_fadvise(self._file.fileno(), offset, 2 * rows * dim, os.POSIX_FADV_WILLNEED)
-        return super().take(index)
+    def expect(self, index: int) -> None:
+        pass
 
 
 class Clock:
     """Of one epoch, from the moment when its order is asked for and its file is dropped from memory."""
 
-    def __init__(self, file: IO[bytes], order: Order, features: MappedFeatures) -> None:
-        self._file, self._order, self._features = file, order, features
+    def __init__(self, file: IO[bytes], order: Order) -> None:
+        self._file, self._order = file, order
         self.seconds, self.busy = 0.0, 0.0
 
     def begin(self, *of_epoch: int) -> np.ndarray:
         order = self._order(*of_epoch)
-        if isinstance(self._features, ReadAhead):
-            self._features.order = order.tolist()
         os.fsync(self._file.fileno())
         os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._start = self._now()
@@ -80,7 +69,7 @@ def epoch(file: IO[bytes], features: MappedFeatures, order: Order, train: np.nda
     cohort = replace(cohort_of(np.arange(len(features)) % 2, []), features=features)
     config = TrainConfig(epochs=1, batch_slides=1, loss="cross-entropy", parallel_models=1)
     fold = Fold(0, 0, 0, train=train, val=train[:0], test=train[:1])
-    clock = Clock(file, order, features)
+    clock = Clock(file, order)
     descent.epoch_order = clock.begin
     cpu = torch.device("cpu")
     plan = replace(plan_training(cohort, [fold], config, cpu), at_once=1)
@@ -91,28 +80,19 @@ def epoch(file: IO[bytes], features: MappedFeatures, order: Order, train: np.nda
 def main(folder: str | None, slides: int) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryFile(dir=folder) as file:
-        plain, ahead = MappedFeatures(file), ReadAhead(file)
+        ahead, plain = MappedFeatures(file), NotAhead(file)
         rng = np.random.default_rng(0)
         for _ in range(slides):
-            plain.append(rng.standard_normal((PATCHES, DIM), dtype=np.float32).astype(np.float16))
-        ahead._places = plain._places
+            ahead.append(rng.standard_normal((PATCHES, DIM), dtype=np.float32).astype(np.float16))
+        plain._places = ahead._places
         ways = {
-            "in the order of the file": (plain, lambda *of: np.arange(slides)),
-            "shuffled": (plain, SHUFFLED),
-            "shuffled, the next slide asked for ahead": (ahead, SHUFFLED),
+            "in the order of the file, the system's reading ahead": (plain, lambda *of: np.arange(slides)),
+            "shuffled, the system's reading ahead": (plain, SHUFFLED),
+            "shuffled, as train-mil does it": (ahead, SHUFFLED),
         }
         for name, (features, order) in ways.items():
             clock = epoch(file, features, order, np.arange(slides))
             print(f"{slides} slides, {name}: {clock.seconds:.1f} s, processor {clock.busy:.0%} busy", flush=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        nbytes = 2 * PATCHES * DIM
-        file.truncate(SPARSE * nbytes)
-        sparse = MappedFeatures(file)
-        sparse._places = [(i * nbytes, (PATCHES, DIM)) for i in range(SPARSE)]
-        train = np.sort(np.random.default_rng(0).permutation(SPARSE)[:slides])
-        clock = epoch(file, sparse, SHUFFLED, train)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(f"{slides} of {SPARSE:,} slides, sparse: {clock.seconds:.1f} s, {clock.busy:.0%} busy, at most {peak:.2f} GB")
 
 
 if __name__ == "__main__":
