@@ -60,9 +60,14 @@ def object_server() -> Iterator[ObjectServer]:
 
 
 @pytest.fixture
-def objects(object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
-    """A server of the S3 protocol, with a place of its own for each test: `objects.place` is its address."""
-    object_server.begin(f"{tmp_path.name} of a test")
+def objects(
+    object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ObjectServer]:
+    """A server of the S3 protocol, with a place of its own for each test: `objects.place` is its address.
+
+    A test can ask for an address of another kind: `parametrize("objects", ["s3", "gs"], indirect=True)`.
+    """
+    object_server.begin(f"{tmp_path.name} of a test", getattr(request, "param", "s3"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     with leading_to(object_server):

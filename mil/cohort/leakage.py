@@ -7,8 +7,9 @@ Three signs, from sure to likely:
 
 For the third, every slide is sketched by the patches that lie farthest along a few fixed random directions, both ways.
 Two slides with mostly the same patches have mostly the same extreme patches, in whatever order they are stored (as in
-MinHash, Broder 1997, with projections for hash functions). Sketches are compared by a k-d tree over their projections,
-and what looks alike by the full features. The cost is one product of all features with a (D, 8) matrix.
+MinHash, Broder 1997, with projections for hash functions). Sketches are compared by their projections, see
+mil.cohort.neighbours, and what looks alike by the full features. The cost is one product of all features with a (D, 8)
+matrix, and a search that grows little faster than the number of slides.
 """
 
 from collections import defaultdict
@@ -18,16 +19,16 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from features.feature_file import UNKNOWN
 from mil.cohort.cohort import Cohort
+from mil.cohort.neighbours import close_pairs
 from mil.cohort.splits import Fold
 from tiling.jobs.errors import RequestError
 
 _DIRECTIONS = 8
-_SAMPLED_PATCHES = 64  # of a slide, for the scale of the features
+_SAMPLED_SLIDES, _SAMPLED_PATCHES = 1500, 64  # at most, and of each of these, for the scale of the features
 _COORDINATES = 24  # of a patch in the search for candidates
 _TOLERANCE = 0.1  # largest distance of equal patches, as part of their distance from the mean patch
 _SHARE = 0.5  # least part of the sketch's patches that must be equal
@@ -104,8 +105,9 @@ def near_identical(features: Sequence[Tensor]) -> dict[Pair, float]:
         rows = torch.cat([projected.argmax(0), projected.argmin(0)])
         picked[i], extremes[i] = rows.numpy(), ((slide[rows].float() - mean) @ weights).numpy()
     matches: dict[Pair, tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
-    for k in range(2 * _DIRECTIONS):
-        for i, j in _alike(extremes[:, k]):
+    candidates, crowded = _alike(extremes)
+    for i, j in candidates:
+        for k in np.flatnonzero(~(crowded[i] | crowded[j])):
             a, b = picked[i, k], picked[j, k]
             if _equal(features[i][a], features[j][b], mean, scale):
                 matches[i, j][0].add(int(a))
@@ -116,24 +118,27 @@ def near_identical(features: Sequence[Tensor]) -> dict[Pair, float]:
 
 
 def _scale(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of evenly spaced patches of each slide; constant features count as 1."""
+    """Mean and standard deviation (D,) of evenly spaced patches of such slides; constant features count as 1."""
+    sampled = (features[i] for i in range(0, len(features), -(-len(features) // _SAMPLED_SLIDES)))
     # copies, since a view would hold the whole slide
-    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)].clone() for slide in features]).float()
+    sample = torch.cat([slide[:: -(-len(slide) // _SAMPLED_PATCHES)].clone() for slide in sampled]).float()
     std = sample.std(0, unbiased=False)
     return sample.mean(0), torch.where(std > 1e-6, std, 1.0)
 
 
-def _alike(points: NDArray[np.float32]) -> list[Pair]:
-    """Candidates among (S, Q) projections: twice the tolerance apart at most, and not in a crowd."""
-    size = np.linalg.norm(points, axis=1, keepdims=True)
-    tree = KDTree(np.hstack([points / np.maximum(size, 1e-6), np.log(np.maximum(size, 1e-6))]))
-    radius = 2 * _TOLERANCE
-    lonely = tree.query_ball_point(tree.data, radius, return_length=True) <= _CROWD
-    kept = np.flatnonzero(lonely)
-    if len(kept) < 2:
-        return []
-    pairs = KDTree(tree.data[kept]).query_pairs(radius, output_type="ndarray")
-    return [(int(kept[i]), int(kept[j])) for i, j in pairs]
+def _alike(extremes: NDArray[np.float32]) -> tuple[set[Pair], NDArray[np.bool_]]:
+    """Projections (S, 2J, Q) of extreme patches -> candidates, and of each patch (S, 2J) whether it is in a crowd.
+
+    A pair is one where any of its patches are twice the tolerance apart at most, and not in a crowd.
+    """
+    rng, found = np.random.default_rng(0), set()
+    crowded = np.zeros(extremes.shape[:2], bool)
+    for k in range(extremes.shape[1]):
+        size = np.maximum(np.linalg.norm(extremes[:, k], axis=1, keepdims=True), 1e-6)
+        points = np.hstack([extremes[:, k] / size, np.log(size)])
+        pairs, crowded[:, k] = close_pairs(points.astype(np.float64), 2 * _TOLERANCE, _CROWD, rng)
+        found |= pairs
+    return found, crowded
 
 
 def _equal(a: Tensor, b: Tensor, mean: Tensor, scale: Tensor) -> bool:

@@ -1,10 +1,11 @@
 """Where the features of a cohort lie while it is trained on: in memory where they fit, else in a mapped scratch file.
 
 The results are the same, bit for bit. The scratch file has no name in its folder, so the system frees its room when
-the process ends, however it ends. A slide is mapped for as long as somebody holds its tensor, and read ahead by the
-system; what the page cache has room for is read from the disk once.
+the process ends, however it ends. A slide is mapped for as long as somebody holds its tensor, and read ahead where it
+is expected; what the page cache has room for is read from the disk once.
 """
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -116,6 +117,11 @@ class MappedFeatures(TakenOneByOne):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def expect(self, index: int) -> None:
+        """It will be taken soon: the system begins to read it."""
+        offset, (rows, dim) = self._places[index]
+        os.posix_fadvise(self._file.fileno(), offset, 2 * rows * dim, os.POSIX_FADV_WILLNEED)
 
     def take(self, index: int) -> Tensor:
         offset, shape = self._places[index]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.cohort.cohort import Cohort
-from mil.cohort.memory import on_device
+from mil.cohort.memory import MappedFeatures, on_device
 from mil.cohort.splits import Fold, Indices
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise, seed_dropout
@@ -78,7 +78,9 @@ class Descent:
             order = epoch_order(self._config.seed, self._repeat, number, len(self._cohort.bag_ids))
             losses, worst = np.zeros(len(self._models)), np.full(len(self._models), -np.inf)
             worst_steps = [order[:0]] * len(self._models)
-            for place, step in enumerate(np.array_split(order, self._steps)):
+            steps = np.array_split(order, self._steps)
+            for place, step in enumerate(steps):
+                self._expect(steps[place + 1 : place + 2])
                 rate = self._learning_rate((number - 1) * self._steps + place)
                 of_step, own = self._step(step, rate, number), self._in_train[:, step]
                 losses += of_step
@@ -94,6 +96,12 @@ class Descent:
                 break
             if any(stopped):
                 self._leave_out(stopped)
+
+    def _expect(self, steps: Sequence[Indices]) -> None:
+        """Slides of these steps that somebody learns from are read while the present one is worked on."""
+        if isinstance(self._features, MappedFeatures):
+            for slide in (i for step in steps for i in step[self._in_train[:, step].any(axis=0)]):
+                self._features.expect(int(slide))
 
     def _step(self, step: Indices, rate: float, epoch: int) -> NDArray[np.float64]:
         """One optimiser step of all models on their own slides of `step`; the sum of losses (M,)."""

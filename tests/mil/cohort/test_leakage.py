@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mil.cohort import leakage, neighbours
 from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.leakage import audit, near_identical
 from mil.cohort.split_plan import SplitPlan
@@ -62,6 +63,18 @@ def test_glass_that_all_slides_have_is_no_copy():
     two = _slides(rng)
     two[3], two[7] = np.vstack([two[3], glass]), np.vstack([two[7], glass])
     assert near_identical(_tensors(two)) == {}
+
+
+def test_copies_are_found_where_slides_are_too_many_for_one_tree(monkeypatch):
+    rng = np.random.default_rng(0)
+    slides = _slides(rng, count=300, patches=4)
+    for i in range(20):
+        slides.append(slides[10 * i][::-1] + 0.01 * rng.normal(size=(4, 32)))
+    wanted = near_identical(_tensors(slides))
+    assert list(wanted) == [(10 * i, 300 + i) for i in range(20)]
+    monkeypatch.setattr(neighbours, "TOGETHER", 10)
+    monkeypatch.setattr(leakage, "_SAMPLED_SLIDES", 20)
+    assert list(near_identical(_tensors(slides))) == list(wanted)
 
 
 def test_the_cost_is_one_product():

@@ -59,18 +59,23 @@ def test_a_tensor_outlives_the_cohort_and_does_not_reach_the_file(tmp_path):
     assert np.array_equal(kept.numpy(), SLIDES[2])
 
 
-def test_a_run_on_mapped_features_has_the_same_bytes(tmp_path, make_cohort):
+def test_a_run_on_mapped_features_has_the_same_bytes_and_reads_ahead(tmp_path, make_cohort, monkeypatch):
+    expected, taken = set(), []
+    expect, take = MappedFeatures.expect, MappedFeatures.take
+    monkeypatch.setattr(MappedFeatures, "expect", lambda self, i: (expected.add(i), expect(self, i)))
+    monkeypatch.setattr(MappedFeatures, "take", lambda self, i: (taken.append(i in expected), take(self, i))[1])
     table = make_cohort(tmp_path / "f", slides=16)
     contents = []
     for place in ("ram", "mapped"):
         out = tmp_path / place
-        config = TrainConfig(folds=2, epochs=3, memory=place, bootstrap=100)
+        config = TrainConfig(folds=2, epochs=3, memory=place, bootstrap=100, batch_slides=2)
         assert not train_mil(table.parent, table, "diagnosis", out, config).unreadable
         names = ["predictions.csv", "metrics.json", "provenance.json", "training.safetensors"]
         names += [f"fold-{k}/checkpoint.safetensors" for k in range(2)]
         contents.append([(out / name).read_bytes() for name in names])
     assert contents[0] == contents[1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "mapped", "ram"]
+    assert any(taken)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, planted):

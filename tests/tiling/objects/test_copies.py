@@ -16,6 +16,7 @@ def folder(objects, monkeypatch):
     return folder_at(objects.place)
 
 
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_what_has_not_changed_is_not_copied_again(folder, objects, tmp_path):
     into = tmp_path / "copies"
     for name in ("a.h5", "b.h5", "c.h5", "note.txt", "below/d.h5"):
