@@ -87,7 +87,7 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(golden, tmp_path):
     assert _report(golden) == _report(Path(shutil.copytree(GOLDEN, tmp_path / "elsewhere")))
 
 
-def test_the_charts_of_the_page_are_files_too(golden, tmp_path):
+def test_the_charts_of_the_page_are_files_too(golden, tmp_path, true_charts):
     _report(golden)
     files = {path.name: path.read_bytes() for path in (golden / "charts").iterdir()}
     assert sorted(files) == [f"{name}.{ending}" for name in CHARTS for ending in ("pdf", "png")]
