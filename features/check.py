@@ -19,8 +19,9 @@ from features.embed.arithmetic import exact_arithmetic
 from features.embed.patch_source import evenly_spaced, patches_of
 from features.embed.pipe import Together
 from features.embed.scale import seen_as
+from features.encoders.int8 import FILE as INT8_FILE
 from features.making import Making, decoder_of, makings
-from features.statistics.adapted_norms import FILE
+from features.statistics.adapted_norms import FILE as NORMS_FILE
 from tiling.jobs.errors import SlideError
 from tiling.jobs.memory import available_bytes
 from tiling.manifest import SlideRow, select_part
@@ -54,7 +55,7 @@ class _Slide:
 def check(rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path) -> Checked:
     """Look at a request of `extract_features`, embed some patches and write nothing. Raises RequestError as it does."""
     own = select_part(rows, config.part) if config.part else rows
-    config, lines = _with_norms(config, out)
+    config, lines = _with_kept(config, out)
     each = makings(config, out)
     slides, faults = _look_at(own, each, patches)
     to_do = [slide for slide in slides if slide.missing]
@@ -71,13 +72,20 @@ def check(rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: P
     return Checked(tuple(lines), tuple(faults), len(to_do))
 
 
-def _with_norms(config: FeatureConfig, out: Path) -> tuple[FeatureConfig, list[Line]]:
-    """Without --adapt-bn, and with what it has kept."""
-    if not config.adapt_bn:
-        return config, []
-    kept = (out / FILE).exists()
-    said = f"as kept in {out}" if kept else "batch norms are estimated first, which is not in the time below"
-    return replace(config, adapt_bn=False, adapted_norms=str(out / FILE) if kept else ""), [("adapt-bn", said)]
+def _with_kept(config: FeatureConfig, out: Path) -> tuple[FeatureConfig, list[Line]]:
+    """Without what is to be fitted first, and with what was fitted and kept."""
+    lines: list[Line] = []
+    if config.adapt_bn:
+        kept = (out / NORMS_FILE).exists()
+        said = f"as kept in {out}" if kept else "batch norms are estimated first, which is not in the time below"
+        lines.append(("adapt-bn", said))
+        config = replace(config, adapt_bn=False, adapted_norms=str(out / NORMS_FILE) if kept else "")
+    if config.calibrates:
+        kept = (out / INT8_FILE).exists()
+        said = f"as kept in {out}" if kept else "the network is calibrated first; what is below is of fp32"
+        lines.append(("int8", said))
+        config = replace(config, int8_network=str(out / INT8_FILE)) if kept else replace(config, precision="fp32")
+    return config, lines
 
 
 def _encoders(each: Sequence[Making]) -> list[Line]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tiling.jobs.command import setting
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["torch", "auto", "compile", "openvino"]
 BatchSize = int | Literal["auto"]
 
@@ -40,11 +40,18 @@ class FeatureConfig:
     weights: str = setting(
         "default", "default (its published weights, pinned), random (the baseline), or a .pth or .safetensors file"
     )
-    seed: int = setting(0, "seed of --weights random")
+    seed: int = setting(0, "seed of --weights random, and of the patches that --precision int8 holds back")
     input_px: int = setting(
         0, "side in pixels to which patches are resized; 0: as the encoder wants, convolutional ones as they are"
     )
-    precision: Precision = setting("auto", "arithmetic of the network; auto: bf16 where the hardware has it, else fp32")
+    precision: Precision = setting(
+        "auto",
+        "arithmetic of the network; auto: bf16 where the hardware has it, else fp32; int8: on CPUs, by "
+        "--engine openvino, calibrated on patches of these slides once and kept in --out (extra `int8`)",
+    )
+    int8_network: str = setting(
+        "", "take the network of --precision int8 from this int8-network.safetensors, for slides of a trained model"
+    )
     features_dtype: Literal["float16", "float32"] = setting("float16", "type of the stored features")
     device: str = setting(
         "auto", "cpu, cuda, cuda:1, several as cuda:0,cuda:1, or all GPUs; auto: the first GPU, else the CPU"
@@ -75,16 +82,21 @@ class FeatureConfig:
             raise ValueError(f"--batch-size is {self.batch_size}, expected at least 1, or auto")
         if self.adapt_bn and self.adapted_norms:
             raise ValueError("--adapt-bn estimates statistics and --adapted-norms names a file of them; give one")
+        if self.precision == "int8" and self.engine not in ("openvino", "auto"):
+            raise ValueError(f"--precision int8 is computed by OpenVINO, not by {self.engine}; add --engine openvino")
+        if self.int8_network and self.precision != "int8":
+            raise ValueError(f"--int8-network is for --precision int8, and --precision is {self.precision}")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}, expected 0 or more")
 
         if len(self.encoders) > 1:
             if len({replace(self, encoder=name).folder for name in self.encoders}) < len(self.encoders):
                 raise ValueError(f"--encoder {self.encoder}: two of these are one")
-            if self.weights not in ("default", "random") or self.adapt_bn or self.adapted_norms:
+            kept = self.adapt_bn or self.adapted_norms or self.precision == "int8"
+            if self.weights not in ("default", "random") or kept:
                 raise ValueError(
-                    f"--encoder {self.encoder}: a weights file, --adapt-bn and --adapted-norms are for one encoder; "
-                    "run each by itself, with its own --out"
+                    f"--encoder {self.encoder}: a weights file, --adapt-bn, --adapted-norms and --precision int8 are "
+                    "for one encoder; run each by itself, with its own --out"
                 )
 
     @property
@@ -95,6 +107,11 @@ class FeatureConfig:
     def folder(self) -> str:
         """Name of the folder for the features, where there are several encoders."""
         return re.sub(r"[^\w.-]+", "-", self.encoder)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a network in int8 is to be made of the slides, or one that was kept in --out to be taken."""
+        return self.precision == "int8" and not self.int8_network
 
     @property
     def embedding(self) -> EmbedSettings:

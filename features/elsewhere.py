@@ -56,11 +56,15 @@ class Places:
 
     def require_usable(self, config: FeatureConfig) -> None:
         """Raises RequestError."""
-        if not (isinstance(self.patches, Path) and isinstance(self.out, Path)) and config.adapt_bn:
-            raise RequestError(
-                "--adapt-bn looks at patches of all slides and keeps what it finds in --out, which both have to be "
-                "local folders; estimate it on local copies of some slides, then give --adapted-norms FILE"
-            )
+        for flag, wanted, file in (
+            ("--adapt-bn", config.adapt_bn, "--adapted-norms"),
+            ("--precision int8", config.calibrates, "--int8-network"),
+        ):
+            if wanted and not (isinstance(self.patches, Path) and isinstance(self.out, Path)):
+                raise RequestError(
+                    f"{flag} looks at patches of all slides and keeps what it finds in --out, which both have to be "
+                    f"local folders; run it on local copies of some slides, then give {file} FILE"
+                )
         if isinstance(self.out, ObjectFolder):
             self.out.require_writable()
 

@@ -8,9 +8,11 @@ Attributes of the file: `format`, `version`, and the fields of `EmbeddingInfo`. 
 carries the attributes that TRIDENT puts there (`patch_size`, `patch_size_level0`, `level0_width`,
 `level0_height`, `overlap`, `name`). N = 0 is valid. A reader MUST refuse another version, and a file whose
 rows do not match. The file is written whole or not at all. `slide_fingerprint` is absent where nobody knows it: files
-of earlier programs have none, and their readers pass over it. `input_mpp`, µm per pixel of the image that the network
-saw, follows from the others (`mpp` · `patch_size_px` / `input_px`): it is written and never read, and older files have
-none. Version 1 is read: it had no `resizing`, `decoder` and `engine`, which are then `unknown`.
+of earlier programs have none, and their readers pass over it. `calibration` is there where `precision` is int8: JSON
+with, among others, the cosine of the features to those in fp32 (`cosine_mean`, `cosine_lowest`) and the versions.
+`input_mpp`, µm per pixel of the image that the network saw, follows from the others (`mpp` · `patch_size_px` /
+`input_px`): it is written and never read, and older files have none. Version 1 is read: it had no `resizing`, `decoder`
+and `engine`, which are then `unknown`.
 
 Group `statistics`, which a reader may leave aside and old files do not have:
   pixel_mean, pixel_std  (3,) float64, RGB in 0..1 over all `tissue_pixels` (attribute) of the patches
@@ -42,6 +44,7 @@ from tiling.jobs.provenance import check_format
 FORMAT, VERSION = "slidemil-features", 2
 STILL_READ = (1,)
 UNKNOWN = "unknown"
+MAY_BE_ABSENT = ("slide_fingerprint", "calibration")
 _CHUNK_ROWS = 1024
 
 
@@ -60,7 +63,7 @@ class EmbeddingInfo:
     weights_sha256: str  # of the state dict's bytes
     input_px: int  # side of the square image that the network saw
     normalisation: str  # "mean=(…) std=(…)" on 0..1 RGB
-    precision: str  # "fp32", "bf16" or "fp16"
+    precision: str  # "fp32", "bf16", "fp16" or "int8"
     patch_size_px: int
     patch_size_l0: int  # side of a patch in level-0 pixels
     overlap_px: int
@@ -72,6 +75,7 @@ class EmbeddingInfo:
     decoder: str = UNKNOWN  # what made pixels of the patches' bytes, and its version, such as "simplejpeg 1.9.0"
     engine: str = UNKNOWN  # what computed the network, its version and where, such as "torch 2.9.1 on cuda"
     slide_fingerprint: str = ""  # of the slide file, see tiling.slides.files.slide_fingerprint; empty if not known
+    calibration: str = ""  # of an int8 network, see features.encoders.int8: how it was made, and how near fp32 it is
 
     @property
     def input_mpp(self) -> float:
@@ -84,7 +88,7 @@ class EmbeddingInfo:
 
     def making(self) -> dict[str, Any]:
         """What must be equal for all files of a folder, whatever the slide."""
-        keys = ("encoder", "weights_sha256", "normalisation", "resizing", "precision", "engine")
+        keys = ("encoder", "weights_sha256", "normalisation", "resizing", "precision", "engine", "calibration")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -171,8 +175,8 @@ def read_statistics(path: Path, weights_sha256: str = "", content: RawIOBase | N
 
 
 def attributes_of(info: EmbeddingInfo) -> dict[str, Any]:
-    """The attributes of a file, without an empty fingerprint."""
-    return {key: value for key, value in asdict(info).items() if key != "slide_fingerprint" or value}
+    """The attributes of a file, without those that may be absent and are empty."""
+    return {key: value for key, value in asdict(info).items() if key not in MAY_BE_ABSENT or value}
 
 
 def read_info(path: Path) -> EmbeddingInfo:
@@ -223,7 +227,7 @@ def _info(file: h5py.File, path: Path) -> EmbeddingInfo:
     values: dict[str, Any] = {}
     for entry in fields(EmbeddingInfo):
         if entry.name not in attributes:
-            if entry.name == "slide_fingerprint" or (entry.default is not MISSING and attributes["version"] == 1):
+            if entry.name in MAY_BE_ABSENT or (entry.default is not MISSING and attributes["version"] == 1):
                 continue
             raise SlideError(f"{path}: attribute {entry.name!r} is missing; extract it again")
         assert isinstance(entry.type, type)

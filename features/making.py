@@ -13,6 +13,7 @@ from features.config import FeatureConfig
 from features.embed.pipe import Embedder
 from features.embed.scale import require_trained_scale
 from features.encoders import Encoder, load_encoder
+from features.encoders.int8 import read_int8
 from features.feature_file import EmbeddingInfo, read_info, read_info_and_dtype
 from features.statistics.adapted_norms import adapt, read_norms
 from tiling.jobs.errors import SlideError
@@ -78,6 +79,7 @@ class Making:
             resizing=encoder.preprocessing.resizing,
             decoder=decoder_of(store),
             engine=embedder.engine,
+            calibration=encoder.int8.calibration if encoder.int8 else "",
             patch_size_px=of.patch_size_px,
             patch_size_l0=of.patch_size_l0,
             overlap_px=of.overlap_px,
@@ -101,7 +103,9 @@ def makings(config: FeatureConfig, out: Path) -> Sequence[Making]:
 
 def encoder_of(config: FeatureConfig) -> Encoder:
     encoder = load_encoder(config.encoder, config.weights, config.seed)
-    return adapt(encoder, read_norms(Path(config.adapted_norms))) if config.adapted_norms else encoder
+    if config.adapted_norms:
+        encoder = adapt(encoder, read_norms(Path(config.adapted_norms)))
+    return encoder.in_int8(read_int8(Path(config.int8_network))) if config.int8_network else encoder
 
 
 def _require_one_making(out: Path, info: EmbeddingInfo) -> None:

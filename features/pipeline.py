@@ -15,13 +15,16 @@ from features.config import FeatureConfig
 from features.elsewhere import Places, finished_in_objects
 from features.embed.adaptation import keep_norms
 from features.embed.arithmetic import exact_arithmetic
+from features.embed.calibration import keep_int8
 from features.embed.patch_source import patches_of
 from features.embed.pipe import Embedder, Together
 from features.embed.scale import seen_as
+from features.encoders.int8 import FILE as INT8_FILE
+from features.encoders.int8 import NEAR, Int8Network
 from features.feature_file import Embeddings, SlideStatistics, write_embeddings
 from features.making import Making, encoder_of, makings
 from features.request import Candidates, requested_slides
-from features.statistics.adapted_norms import FILE
+from features.statistics.adapted_norms import FILE as NORMS_FILE
 from features.statistics.cohort import write_cohort_statistics
 from features.statistics.colours import PixelSums, TissueColours
 from features.statistics.norm_moments import NormMoments
@@ -68,11 +71,8 @@ def extract_features(
     places = Places(patches, out, config.stage)
     places.require_usable(config)
     own = select_part(rows, config.part) if config.part else rows
-    if config.adapt_bn:
-        assert isinstance(patches, Path) and isinstance(out, Path)
-        norms = keep_norms(rows, encoder_of(config), config, patches, out)
-        listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
-        config = replace(config, adapt_bn=False, adapted_norms=str(out / FILE))  # for workers elsewhere too
+    if isinstance(patches, Path) and isinstance(out, Path):
+        config = _fitted(rows, config, patches, out, listener)
     each = makings(config, places.made_in)
     for making in each:
         embedder, encoder = making.embedder, making.embedder.encoder
@@ -80,6 +80,8 @@ def extract_features(
             f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
             f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
         )
+        if encoder.int8:
+            _say_int8(encoder.int8, listener)
         if resized := _resized(own, embedder, places):
             listener.say(resized)
     work: Callable[[SlideRow], Outcome]
@@ -102,6 +104,26 @@ def extract_features(
         except SlideError as error:
             listener.warn(f"statistics.json is not made: {error}")
     return outcomes
+
+
+def _fitted(
+    rows: Sequence[SlideRow], config: FeatureConfig, patches: Path, out: Path, listener: Listener
+) -> FeatureConfig:
+    """With the files of what is fitted to all slides, made where they are not there: for workers elsewhere too."""
+    if config.adapt_bn:
+        norms = keep_norms(rows, encoder_of(config), config, patches, out)
+        listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
+        config = replace(config, adapt_bn=False, adapted_norms=str(out / NORMS_FILE))
+    if config.calibrates:
+        keep_int8(rows, encoder_of(config), config, patches, out)
+        config = replace(config, int8_network=str(out / INT8_FILE))
+    return config
+
+
+def _say_int8(network: Int8Network, listener: Listener) -> None:
+    listener.say(network.said)
+    if network.cosine_mean < NEAR:
+        listener.warn(f"features in int8 are far from those in fp32 (below {NEAR}); --precision bf16 is nearer")
 
 
 def _resized(rows: Sequence[SlideRow], embedder: Embedder, places: Places) -> str:

@@ -47,12 +47,12 @@ class Embedder:
         engine = pick_engine(settings.engine, encoder.model, self.device, self.precision)
         default_batch = _CPU_BATCH if on_cpu else _CUDA_BATCH
         self.batch_size = default_batch if settings.batch_size == "auto" else settings.batch_size
-        self._input_px = settings.input_px or encoder.preprocessing.input_px
+        self.side = settings.input_px or encoder.preprocessing.input_px  # of images; 0: that of the patches
         threads = min(_THREADS, len(os.sched_getaffinity(0)))
         each = threads if on_cpu else 1
         self.lanes = each * len(self.devices)
         self._decoders = ThreadPoolExecutor(threads)
-        run = partial(engine_runs, encoder.model, engine, precision=self.precision, side=self._input_px)
+        run = partial(engine_runs, encoder, engine, precision=self.precision, side=self.side)
         self.networks = self._networks(lambda device: run(device, lanes=each))  # one for each lane
         self._features = self.lanes_for(self.networks, self.batch_size, encoder.dim)
         self._layers = norm_layers(encoder.unmerged)
@@ -63,7 +63,7 @@ class Embedder:
 
     def input_px(self, patch_size_px: int) -> int:
         """Side of the image that the network sees. Raises SlideError where it is too small for the network."""
-        side, least = self._input_px or patch_size_px, self.encoder.preprocessing.min_px
+        side, least = self.side or patch_size_px, self.encoder.preprocessing.min_px
         if side < least:
             raise SlideError(
                 f"{self.encoder.name} needs images of at least {least} px and gets {side}; "

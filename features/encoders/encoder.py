@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from features.encoders.int8 import Int8Network
 from features.encoders.norms import has_batch_norms
 from features.encoders.preprocess import Preprocessing
 from features.encoders.weights import state_sha256
@@ -27,10 +28,21 @@ class Encoder:
     weights: str  # "default", "random (seed 0)" or the name of the weights file
     weights_sha256: str  # see `state_sha256`
     unmerged: nn.Module | None = None  # a copy with its batch norms as they were trained; None where there is none
+    int8: Int8Network | None = None  # the same network in 8-bit integers, for --precision int8
 
     def with_preprocessing(self, **changes: Any) -> "Encoder":
         """The same network behind other preprocessing; changes: fields of `Preprocessing`."""
         return replace(self, preprocessing=replace(self.preprocessing, **changes))
+
+    def in_int8(self, network: Int8Network) -> "Encoder":
+        """The same with its network in 8-bit integers. Raises RequestError where that was made of another one."""
+        if network.weights_sha256 != self.weights_sha256:
+            raise RequestError(
+                f"--precision int8: the calibrated network was made of other weights ({network.weights_sha256[:12]}) "
+                f"than {self.name}, {self.weights} ({self.weights_sha256[:12]}); "
+                "use the encoder that it was made of, or another --out"
+            )
+        return replace(self, int8=network)
 
     def require_input_px(self, side: int) -> None:
         """Raises RequestError where the network cannot take images of this side: the network itself is asked."""

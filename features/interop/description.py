@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.feature_file import FORMAT, STILL_READ, UNKNOWN, VERSION, EmbeddingInfo, Embeddings, attributes_of
+from features.feature_file import (
+    FORMAT,
+    MAY_BE_ABSENT,
+    STILL_READ,
+    UNKNOWN,
+    VERSION,
+    EmbeddingInfo,
+    Embeddings,
+    attributes_of,
+)
 from tiling.jobs.errors import SlideError
 from tiling.jobs.provenance import check_format
 from tiling.slide_ids import in_one_form
@@ -116,7 +125,7 @@ def with_origin(found: Found, text: Any) -> Found:
         values = dict(json.loads(text))
         check_format(values, FORMAT, VERSION, found.path, STILL_READ)
         absent = {
-            "slide_fingerprint": "",
+            **dict.fromkeys(MAY_BE_ABSENT, ""),
             **(dict.fromkeys(("resizing", "decoder", "engine"), UNKNOWN) if values["version"] == 1 else {}),
         }
         values = {**absent, **values}

@@ -12,24 +12,20 @@ are therefore never mixed with plain ones.
 """
 
 import copy
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from features.encoders import Encoder, freeze, merge_norms
+from features.encoders.kept import read_kept, write_kept
 from features.encoders.norms import has_batch_norms, norm_layers
 from features.statistics.norm_moments import norm_moments
-from tiling.jobs.atomic import atomic_file
-from tiling.jobs.errors import RequestError, SlideError
-from tiling.jobs.provenance import check_format
+from tiling.jobs.errors import RequestError
 
 FORMAT, VERSION = "slidemil-adapted-norms", 1
 FILE = "adapted-norms.safetensors"
@@ -85,20 +81,10 @@ def require_fitting(norms: AdaptedNorms, encoder: Encoder, path: Path) -> None:
 
 def write_norms(path: Path, norms: AdaptedNorms) -> None:
     tensors = {"mean": norms.mean, "variance": norms.variance}
-    known = {key: value for key, value in vars(norms).items() if key not in tensors}
-    metadata = {"slidemil": json.dumps({"format": FORMAT, "version": VERSION, **known})}
-    with atomic_file(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata)
+    write_kept(path, (FORMAT, VERSION), tensors, {key: of for key, of in vars(norms).items() if key not in tensors})
 
 
 def read_norms(path: Path) -> AdaptedNorms:
     """Raises RequestError unless it is a file of adapted norms of a version that is known."""
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            known = json.loads((file.metadata() or {}).get("slidemil", "{}"))
-            check_format(known, FORMAT, VERSION, path)
-            mean, variance = file.get_tensor("mean"), file.get_tensor("variance")
-    except (OSError, safetensors.SafetensorError, SlideError) as error:
-        raise RequestError(f"{path}: not the statistics that --adapt-bn keeps ({error})") from error
-    keys = ("layers", "weights_sha256", "patches", "slides")
-    return AdaptedNorms(mean, variance, **{key: known[key] for key in keys})
+    tensors, known = read_kept(path, (FORMAT, VERSION), "--adapt-bn")
+    return AdaptedNorms(tensors["mean"], tensors["variance"], **known)

@@ -28,7 +28,8 @@ def make_finer(
     Scale, patch size, encoder and input size are those of `features`. What is there already is not made again; a slide
     that fails has no file. Raises RequestError where the slides' features are not of one kind.
     """
-    from features.pipeline import extract_features, find_stores  # torch
+    from features.encoders.int8 import FILE as INT8_FILE  # torch
+    from features.pipeline import extract_features, find_stores
     from tiling.all_slides import tile_slides
 
     infos, masked, steps = {}, [], config.finer
@@ -61,6 +62,8 @@ def make_finer(
         tile_slides(of_scale, tiling, out / "patches", listener.stage("tile-slides"))
     settings: dict[str, Any] = {"encoder": encoder, "weights": config.weights or made_with, "input_px": input_px}
     settings |= {"device": config.device, "scheduler": config.scheduler}
+    if precision == "int8":
+        settings |= {"engine": "openvino", "device": "cpu", "int8_network": str(features / INT8_FILE)}
     extraction = FeatureConfig(**settings, precision=cast(Any, precision))
     stores = [row for row in find_stores(out / "patches") if row.slide_id in infos]
     to_hear = listener.stage("extract-features")

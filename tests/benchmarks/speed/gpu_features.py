@@ -67,7 +67,7 @@ def usual_loop(model: torch.nn.Module, stores: list[PatchStore], out: Path) -> N
 
 def forward_only(embedder: Embedder, count: int) -> None:
     pixels = torch.randint(0, 256, (BATCH, 512, 512, 3), dtype=torch.uint8, device="cuda")
-    run = engine_runs(embedder.encoder.model, "torch", embedder.device, embedder.precision, 0, 1)[0]
+    run = engine_runs(embedder.encoder, "torch", embedder.device, embedder.precision, 0, 1)[0]
     with torch.inference_mode():
         for _ in range(count // BATCH):
             embedder._compute(run, pixels)

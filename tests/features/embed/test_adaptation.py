@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.embed import adaptation
+from features.embed import sample
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings, read_statistics
 from features.statistics.adapted_norms import FILE, adapt, read_norms
@@ -63,7 +63,7 @@ def test_plain_and_adapted_features_and_other_networks_are_refused(stores, extra
     assert extract(stores, *other, "--adapted-norms", out / FILE) == 2
     assert "batch norms of another network" in capsys.readouterr().err
     assert extract(stores, *other, "--adapted-norms", out / "s0.h5") == 2
-    assert "not the statistics that --adapt-bn keeps" in capsys.readouterr().err
+    assert "not what --adapt-bn keeps" in capsys.readouterr().err
     assert extract(stores, *other, "--adapted-norms", out / FILE, "--adapt-bn") == 2
     assert "give one" in capsys.readouterr().err
     vit = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
@@ -74,7 +74,7 @@ def test_plain_and_adapted_features_and_other_networks_are_refused(stores, extra
 def test_a_store_that_is_tiled_again_meanwhile_stops_the_estimate(
     stores, extract, make_store, tissue, tmp_path, monkeypatch, capsys
 ):
-    opened = adaptation.patches_of
+    opened = sample.patches_of
 
     @contextmanager
     def tiled_again(store, *of):
@@ -82,7 +82,7 @@ def test_a_store_that_is_tiled_again_meanwhile_stops_the_estimate(
             make_store(stores, store.path.stem, tissue(2, 64, seed=9))  # fewer: old places are not there any more
             yield source
 
-    monkeypatch.setattr(adaptation, "patches_of", tiled_again)
+    monkeypatch.setattr(sample, "patches_of", tiled_again)
     assert extract(stores, "--out", tmp_path / "out", "--adapt-bn", "--device", "cpu") == 2
     assert "--adapt-bn: " in (said := capsys.readouterr().err) and "s0.zarr: was tiled again" in said
     assert not (tmp_path / "out" / FILE).exists()
