@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from accuracy_defaults import bench, judge
 from accuracy_heads import embedded_ucsb
-from accuracy_planted import plant
 from accuracy_probabilities import drawn
+from few_patches import tcga
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -118,7 +118,7 @@ def get_cohort(name: str) -> Cohort:
         return in_components(embedded_ucsb())
     kind, number = name.split("-")
     if kind == "planted":
-        bags = plant(int(number), 130, 101)
+        bags = tcga.plant(int(number), 130, 101)
         return in_components(cohort_of(bags.labels.tolist(), [x.astype(np.float16) for x in bags.tiles]))
     cohort = drawn(kind, int(number), 20, new=0)
     return replace(cohort, splits=None)
