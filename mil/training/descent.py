@@ -79,8 +79,8 @@ class Descent:
             losses, worst = np.zeros(len(self._models)), np.full(len(self._models), -np.inf)
             worst_steps = [order[:0]] * len(self._models)
             steps = np.array_split(order, self._steps)
-            for place, step in enumerate(steps):
-                self._expect(steps[place + 1 : place + 2])
+            for place, (step, following) in enumerate(zip(steps, [*steps[1:], order[:0]], strict=True)):
+                self._expect(following)
                 rate = self._learning_rate((number - 1) * self._steps + place)
                 of_step, own = self._step(step, rate, number), self._in_train[:, step]
                 losses += of_step
@@ -97,11 +97,11 @@ class Descent:
             if any(stopped):
                 self._leave_out(stopped)
 
-    def _expect(self, steps: Sequence[Indices]) -> None:
-        """Slides of these steps that somebody learns from are read while the present one is worked on."""
+    def _expect(self, step: Indices) -> None:
+        """Slides of this step that somebody learns from are read while the one before is worked on."""
         if isinstance(self._features, MappedFeatures):
-            for slide in (i for step in steps for i in step[self._in_train[:, step].any(axis=0)]):
-                self._features.expect(int(slide))
+            for slide in step[self._in_train[:, step].any(axis=0)].tolist():
+                self._features.expect(slide)
 
     def _step(self, step: Indices, rate: float, epoch: int) -> NDArray[np.float64]:
         """One optimiser step of all models on their own slides of `step`; the sum of losses (M,)."""

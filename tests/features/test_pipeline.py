@@ -25,7 +25,6 @@ from features.embed import pipe
 from features.embed.pipe import Embedder, embed
 from features.encoders import load_encoder
 from features.feature_file import read_embeddings
-from tiling.jobs.locks import lock
 from tiling.store.patches import PatchStore, encode
 
 ROOT = Path(__file__).parents[2]
@@ -395,34 +394,3 @@ def test_a_scale_that_the_network_does_not_know_is_embedded_only_if_asked_for(ex
 def test_a_resized_patch_is_no_secret(extract, stores, tmp_path, capsys):
     assert extract(stores, "--out", tmp_path / "out", "--device", "cpu", "--input-px", 32) == 0
     assert "patches of 64 px at 0.5 µm/px, resized to 32 px: 1 µm/px" in capsys.readouterr().out
-
-
-def test_where_all_is_there_no_slide_is_taken_up_and_the_statistics_stay(extract, stores, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    run = (stores, "--out", out, "--device", "cpu")
-    assert extract(*run) == 0
-    statistics = out / "statistics.json"
-    first = statistics.stat().st_mtime_ns
-    with monkeypatch.context() as refusing:
-        refusing.setattr(pipeline, "_extract_slide", lambda *_, **__: pytest.fail("a slide was taken up"))
-        assert extract(*run) == 0
-    assert json.loads((out / "summary.json").read_text())["counts"] == {"skipped": 3}
-    assert statistics.stat().st_mtime_ns == first
-    (out / "b.h5").unlink()
-    assert extract(*run) == 0
-    assert json.loads((out / "summary.json").read_text())["counts"] == {"done": 1, "skipped": 2}
-    assert statistics.stat().st_mtime_ns > first
-    assert extract(*run, "--features-dtype", "float32") == 1 and "made differently" in reasons(out)["a"]
-    first = statistics.stat().st_mtime_ns
-    (out / "b.h5").unlink()
-    (stores / "b.zarr").rename(tmp_path / "away.zarr")  # so that nothing is made anew
-    assert extract(*run) == 0 and statistics.stat().st_mtime_ns > first
-    assert json.loads(statistics.read_text())["slides"] == 1  # a; the other one is empty
-
-
-def test_a_slide_that_another_job_holds_is_no_finished_one(extract, stores, tmp_path):
-    out = tmp_path / "out"
-    assert extract(stores, "--out", out, "--device", "cpu") == 0
-    with lock(out / "a.h5"):
-        assert extract(stores, "--out", out, "--device", "cpu") == 0
-    assert json.loads((out / "summary.json").read_text())["counts"] == {"locked": 1, "skipped": 2}
