@@ -46,7 +46,7 @@ def test_clam_with_flags_and_without(convert, tmp_path):
         slide_id="s", store_digest=digest, encoder="uni", weights=UNKNOWN, weights_sha256=UNKNOWN, input_px=0,
         normalisation=UNKNOWN, precision=UNKNOWN, resizing=UNKNOWN, decoder=UNKNOWN, engine=UNKNOWN,
         patch_size_px=256, patch_size_l0=512, overlap_px=0, width_l0=90_000,
-        height_l0=70_000, mpp_l0=0.25, mpp=0.5, slide_fingerprint="",
+        height_l0=70_000, mpp_l0=0.25, mpp=0.5, slide_fingerprint="", calibration="",
     )  # fmt: skip
     unscaled = [*flags[:-1], "none"]
     assert convert(tmp_path / "clam", "--to", "slidemil", "--out", tmp_path / "unscaled", *unscaled) == 0
