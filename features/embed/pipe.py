@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.config import EmbedSettings
-from features.embed.arithmetic import best_precision, computing_in, exact_arithmetic
+from features.embed.arithmetic import best_precision, cast_weights, computing_in, exact_arithmetic
 from features.embed.device import pick_devices
 from features.embed.engines import Run, engine_runs, engine_version, pick_engine
 from features.embed.lanes import Lane, Lanes
@@ -56,7 +56,7 @@ class Embedder:
         self.networks = self._networks(lambda device: run(device, lanes=each))  # one for each lane
         self._features = self.lanes_for(self.networks, self.batch_size, encoder.dim)
         self._layers = norm_layers(encoder.unmerged)
-        norms = self._networks(lambda device: [NormInputs(encoder, device)] * each)
+        norms = self._networks(lambda device: [self._norm_inputs(device)] * each)
         at_once = _CPU_NORMS if on_cpu else _CUDA_NORMS
         self._norms = self.lanes_for(norms, at_once, 2 * sum(self._layers.values()))
         self.engine = engine_version(engine, self.device)
@@ -91,6 +91,12 @@ class Embedder:
 
     def _networks(self, runs: Callable[[torch.device], list[Run]]) -> list[Network]:
         return [partial(self._compute, run) for device in self.devices for run in runs(device)]
+
+    def _norm_inputs(self, device: torch.device) -> NormInputs:
+        inputs = NormInputs(self.encoder, device)
+        if inputs.model is not None:
+            cast_weights(inputs.model, self.precision)
+        return inputs
 
     def _compute(self, run: Run, pixels: Tensor) -> Tensor:
         """(n, P, P, 3) uint8 → (n, D) float32."""

@@ -80,32 +80,34 @@ class NormInputs:
     It is a copy on a device, its batch norms not merged into convolutions. Threads may share one, unless it
     renormalises: then each batch norm gets the moments of the batch that it sees in the place of those of its training,
     as in training mode, and what lies behind it sees the batch so normalised.
+
+    model: that copy; None where the encoder has no batch norms.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, *, renormalise: bool = False) -> None:
         self.layers = norm_layers(encoder.unmerged)
         self._renormalise = renormalise
         self._seen = threading.local()
-        self._model = copy.deepcopy(encoder.unmerged)
-        if self._model is not None:
-            self._model.to(device).to(memory_format=torch.channels_last)
+        self.model = copy.deepcopy(encoder.unmerged)
+        if self.model is not None:
+            self.model.to(device).to(memory_format=torch.channels_last)
             for name in self.layers:
-                self._model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+                self.model.get_submodule(name).register_forward_pre_hook(self._hook(name))
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: float32, preprocessed, on the device. NaN for a batch norm that sees nothing."""
         self._seen.moments = {
             n: torch.full((len(images), 2, c), torch.nan, device=images.device) for n, c in self.layers.items()
         }
-        if self._model is not None:
-            self._model(images)
+        if self.model is not None:
+            self.model(images)
         moments: Mapping[str, Tensor] = self._seen.moments
         return torch.cat([*moments.values(), torch.empty(len(images), 2, 0, device=images.device)], 2).flatten(1)
 
     def _hook(self, name: str) -> Any:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].float()
-            mean, square = x.mean((2, 3)), x.square().mean((2, 3))  # n, C
+            x = inputs[0].to(torch.float32, copy=True)
+            mean, square = x.mean((2, 3)), x.square_().mean((2, 3))  # n, C
             self._seen.moments[name] = torch.stack([mean, square], 1)
             if self._renormalise:
                 module.get_buffer("running_mean").copy_(mean.mean(0))
