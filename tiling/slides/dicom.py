@@ -18,6 +18,8 @@ from tiling.jobs.errors import SlideError
 from tiling.slides.chunks import CHUNK_BYTES_MAX, ChunkCache, put_together
 from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
 
+logging.getLogger("wsidicom").addHandler(logging.NullHandler())  # what fails is said by the error
+
 # What a decoder gives of YBR_FULL: RGB from JPEG, whose decoders convert; the stored Y, Cb, Cr from the others.
 _CONVERTED = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")  # JPEG baseline and extended
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202")
@@ -44,7 +46,6 @@ class DicomReader:
     def __init__(self, path: Path) -> None:
         import wsidicom
 
-        logging.getLogger("wsidicom").addHandler(logging.NullHandler())  # what fails is said by the error
         files = _volume_files(path)
         try:
             self._slide = wsidicom.WsiDicom.open(files, settings=wsidicom.Settings(strict_tile_size_check=False))

@@ -6,6 +6,7 @@ the DCT, which costs a fraction of decoding all pixels and averaging them.
 """
 
 import functools
+import logging
 import os
 import re
 import struct
@@ -23,6 +24,8 @@ from PIL import Image
 from tiling.jobs.errors import SlideError
 from tiling.slides.chunks import CHUNK_BYTES_MAX, ChunkCache, put_together
 from tiling.slides.slide import NO_SUBSAMPLING, Pixels, read_reduced
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what fails is said by the error
 
 _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM_PER_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}  # TIFF 6.0: inch, centimetre
