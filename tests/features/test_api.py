@@ -131,8 +131,14 @@ def test_features_in_anothers_layout_and_back(stores, tmp_path):
     assert {path.name for path in (tmp_path / "parts").glob("*.json")} == {"summary-1-of-2.json", "summary-2-of-2.json"}
 
 
-def test_the_package_alone_loads_nothing_heavy():
+def test_the_package_alone_loads_nothing_heavy_and_is_not_a_users_folder(tmp_path):
+    for folder in ("features", "tiling", "mil"):  # as the README names what extract-features writes
+        (tmp_path / folder).mkdir()
     code = "import sys, features; print(sorted({'torch', 'h5py', 'numpy', 'pandas', 'zarr'} & set(sys.modules)))"
     code += "; from features import extract; print(callable(extract), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code += "; import tiling.api, mil.api"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
     assert done.stdout.splitlines() == ["[]", "True True"]
