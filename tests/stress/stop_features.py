@@ -4,9 +4,9 @@
 
 Six jobs in folders of their own keep the machine busy. SIGTERM and SIGINT take turns, from the moment at which a job
 has begun with a slide (before, Python is starting) to its end. Each stop must end the job within a minute with exit
-code 130, without a traceback, and leave whole files alone; or with 0 where it had ended by itself, or by the signal where
-Python was ending, all work done. Then its features are compared, and the next round starts from nothing. Exit code 1
-with what was found if any of this fails.
+code 130, without a traceback, and leave whole files alone; or with 0 where it had ended by itself, or by the signal
+where Python was ending, all work done. Then its features are compared, and the next round starts from nothing. Exit
+code 1 with what was found if any of this fails.
 """
 
 import random
