@@ -12,6 +12,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Bytecode is kept whatever the shell says: each of many short processes would compile the program anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test check bench accuracy bench-gpu clean
 
 demo: .venv/demo.done
