@@ -1,6 +1,6 @@
 """Stop `extract-features` at random moments on a busy machine, resume it each time, and compare with a run left alone.
 
-    python tests/stress/stop_features.py [STOPS] [SEED]      default 200 0, a quarter of an hour on two cores
+    python tests/stress/stop_features.py [STOPS] [SEED]      default 200 0, half an hour on two cores
 
 Six jobs in folders of their own keep the machine busy. SIGTERM and SIGINT take turns, from the moment at which a job
 has begun with a slide (before, Python is starting) to its end. Each stop must end the job within a minute with exit
