@@ -5,6 +5,8 @@ YAML file. A key that no field has is an error.
 """
 
 import argparse
+import atexit
+import gc
 import os
 import re
 import signal
@@ -20,6 +22,7 @@ import jsonargparse
 from tiling.jobs.errors import RequestError
 
 C = TypeVar("C")
+_GARBAGE = (50_000, 20, 20)  # of gc.set_threshold; by default a command that loads torch spends a third on searching
 _ADDRESS = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?):(?=/)")  # also where Path has made one slash of two
 
 
@@ -161,8 +164,13 @@ def settings(config_class: type[C], config: C | None, given: Mapping[str, Any]) 
 
 
 def run_command(name: str, body: Callable[[], int]) -> None:
-    """Run a command and exit: 2 with the message for a wrong request, 130 for Ctrl-C and SIGTERM."""
+    """Run a command and exit: 2 with the message for a wrong request, 130 for Ctrl-C and SIGTERM.
+
+    What libraries make when they are loaded stays to the end: it is seldom searched for garbage, and not at the end.
+    """
     signal.signal(signal.SIGTERM, _stop)
+    gc.set_threshold(*_GARBAGE)
+    atexit.register(gc.freeze)
     try:
         code = body()
     except RequestError as error:
