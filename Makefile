@@ -21,7 +21,7 @@ demo: .venv/demo.done
 	$(BIN)/mil-demo --out demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 15 --durations-min 10
 
 check: .venv/dev.done
 	$(BIN)/ruff check .

@@ -1,10 +1,16 @@
 """Fixtures: the real slides, where they are, and a small phantom slide for everything else."""
 
+import contextlib
+import gc
+import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import entry_points
+from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and small matrices gain nothing from threads
@@ -23,9 +29,29 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def pytest_configure() -> None:
+    """What tests load stays, and is searched for garbage less often."""
+    gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left with one of them when all else is done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Nor is what is there by now."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_of_all_kinds() -> Iterator[None]:
+    """The one server that this process forks its workers from loads for all tests, whichever asks for it first."""
+    given = forkserver.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patch:
+        more = ["tiling.all_slides", "mil.maps.export"]
+        patch.setattr(forkserver, "set_forkserver_preload", lambda modules: given([*modules, *more]))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,7 +102,25 @@ def objects(
 
 @pytest.fixture(scope="session")
 def command():
-    """Run a console script of this installation: command("tile-slides", …) -> CompletedProcess with text."""
+    """Call a console script in this process: command("tile-slides", …) -> CompletedProcess with text."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        [script] = entry_points(group="console_scripts", name=name)
+        given, out, err = [name, *map(str, arguments)], io.StringIO(), io.StringIO()
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", given)
+            with pytest.raises(SystemExit) as ended:
+                script.load()()
+        signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(given, ended.value.code or 0, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def process():
+    """Run a console script of this installation in a process of its own, else as `command` does."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).parent / name

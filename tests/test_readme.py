@@ -88,7 +88,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [(f"S{i}", f"s{i}.svs", f"P{i}", ("normal", "tumour")[i % 2]) for i in range(10)]
     for i, (_, path, _, label) in enumerate([*rows, ("new", "new.svs", "", "normal")]):
-        spec = PhantomSpec(2560, 2048 + 64 * i, seed=1, tumour=label == "tumour", lesion_fraction=0.05)
+        spec = PhantomSpec(1600, 1536 + 64 * i, seed=1, tumour=label == "tumour", lesion_fraction=0.05)
         write_phantom(spec, tmp_path / path)
     columns = ["slide_id", "path", "patient_id", "diagnosis"]
     pd.DataFrame(rows, columns=columns).to_csv("slides.csv", index=False)

@@ -8,9 +8,11 @@ import pytest
 
 SCRIPTS = sorted(script for room in ("benchmarks", "stress") for script in (Path(__file__).parent / room).rglob("*.py"))
 LOAD = """
-import os, runpy, sys
+import gc, os, runpy, sys
 import h5py, matplotlib.pyplot, pandas, skimage.morphology, sklearn.linear_model, tifffile, zarr  # what many
-import timm, torch, torchvision  # of them need, once for all
+import distributed, timm, torch, torchvision  # of them need, once for all
+import features.api, mil.api, mil.diagnosis.diagnose, mil.maps.export, tiling.api
+gc.freeze()
 for script in sys.argv[1:]:
     if not (child := os.fork()):  # each has a process of its own
         sys.path[0], sys.argv = os.path.dirname(script), [script]

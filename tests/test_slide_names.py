@@ -35,6 +35,7 @@ NAMES = [
     "Präparat é ß & co",
     "標本 β",
 ]
+pytestmark = pytest.mark.long  # what is made for all of them
 ODD = "[bold] {z} #1"
 MEASURED = [ODD, "Präparat é ß & co"]  # whose maps' faithfulness is measured, which takes long
 

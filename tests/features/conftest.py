@@ -1,7 +1,9 @@
 """Fixtures: patches of real tissue, stores made of them, and the command run in this process."""
 
+import functools
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from skimage.data import immunohistochemistry
 
+from features import making
 from features.cli import main
 from tiling.store.patches import AREA_SCORES, Candidates, MadePatch, PatchStoreInfo, encode, write_store
 from tiling.tissue.tissue import TissueMap
@@ -21,6 +24,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def network_drawn_once() -> Iterator[None]:
+    """Most tests ask for the same one, and to draw its weights takes longer than to embed some patches."""
+    load, loaded = making.load_encoder, functools.cache(making.load_encoder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "load_encoder", lambda *of: (loaded if of[:2] == ("resnet18", "random") else load)(*of))
+        yield
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from distributed import LocalCluster
+from dask_threads import dask_worker
 
 from features import making, pipeline
 from features.config import EmbedSettings, FeatureConfig
@@ -371,8 +371,8 @@ def test_a_reference_store_gives_the_features_of_a_lossless_one(extract, command
 
 def test_dask_workers_write_the_same_files(extract, stores, tmp_path):
     assert extract(stores, "--out", tmp_path / "here", "--device", "cpu") == 0
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        run = (stores, "--out", tmp_path / "there", "--device", "cpu", "--scheduler", cluster.scheduler_address)
+    with dask_worker() as address:
+        run = (stores, "--out", tmp_path / "there", "--device", "cpu", "--scheduler", address)
         assert extract(*run) == 0
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert (tmp_path / "there/statistics.json").read_text() == (tmp_path / "here/statistics.json").read_text()

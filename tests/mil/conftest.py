@@ -1,6 +1,7 @@
 """Small cohorts of feature files, with a planted signal or none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -9,25 +10,39 @@ import planted_cohorts
 import pytest
 import torch
 
-from mil.pages import chart
+from mil.pages.chart import Chart
+from mil.report.report import write_report
+from mil.training import command
 
+_SAVE = Chart.save
 torch.set_num_threads(1)  # small matrices; more threads only wait for each other
-_FONTS, _DPI = chart._STYLE["pdf.fonttype"], chart._FILE_DPI
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_charts():
-    """Files of charts as they are drawn soonest, since each run writes many."""
-    chart._STYLE["pdf.fonttype"], chart._FILE_DPI = 3, 40
-    yield
-    chart._STYLE["pdf.fonttype"], chart._FILE_DPI = _FONTS, _DPI
+def undrawn_charts() -> Iterator[None]:
+    """Files of charts say what they would show, and so do pages of runs that tests train: drawing took most time."""
+
+    def undrawn(out: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Chart, "svg", lambda chart, said: f"<svg>{escape(said)}</svg>")
+            write_report(out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chart, "save", _save_undrawn)
+        patch.setattr(command, "write_report", undrawn)
+        yield
+
+
+def _save_undrawn(chart: Chart, path: Path) -> None:
+    for ending in ("png", "pdf"):
+        path.with_name(f"{path.name}.{ending}").write_text(repr(vars(chart)))
 
 
 @pytest.fixture
 def true_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of charts as users get them."""
-    monkeypatch.setitem(chart._STYLE, "pdf.fonttype", _FONTS)
-    monkeypatch.setattr(chart, "_FILE_DPI", _DPI)
+    """Charts as users get them."""
+    monkeypatch.setattr(Chart, "save", _SAVE)
+    monkeypatch.setattr(command, "write_report", write_report)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-from dask_processes import DaskProcesses
+from dask_threads import dask_worker
 
 from features.feature_file import read_embeddings
 from mil import predict, train
@@ -37,7 +37,7 @@ from tiling.jobs.slide_loop import run_slides
 from tiling.manifest import SlideRow
 
 FAST = dict(
-    folds=2, val_fraction=0.5, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.01
+    folds=2, inner_folds=2, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.01
 )
 PATIENTS, SLIDES_EACH = 20, 3
 TARGET = Target("diagnosis", bag="patient")
@@ -248,8 +248,8 @@ def test_workers_of_dask_predict_the_same_patients(run, cohort, tmp_path):
     (tmp_path / "c03.h5").write_bytes(b"half a file")
     (tmp_path / "a05.h5").unlink()
     here = predict_folder(run.path, tmp_path, [], "cpu")
-    with DaskProcesses(tmp_path, workers=1) as cluster:
-        there = predict_folder(run.path, tmp_path, [], "cpu", scheduler=cluster.address)
+    with dask_worker() as address:
+        there = predict_folder(run.path, tmp_path, [], "cpu", scheduler=address)
     assert there.table.to_csv() == here.table.to_csv() and len(here.table) == PATIENTS
     assert there.failures == here.failures and set(here.failures) == {"c03", "a05"}
 

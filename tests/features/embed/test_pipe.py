@@ -35,7 +35,7 @@ def test_slides_at_once_give_what_each_gives_alone(tissue):
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_ends_in_mid_slide_and_leaves_whole_files(make_store, tissue, tmp_path, sign):
     out = tmp_path / "out"
-    counts = {f"s{i}.h5": 8 if i == 0 else 1000 for i in range(4)}
+    counts = {f"s{i}.h5": 8 if i == 0 else 300 for i in range(4)}
     for i, count in enumerate(counts.values()):
         make_store(tmp_path / "patches", f"s{i}", tissue(count, 64, seed=i))
     arguments = [tmp_path / "patches", "--out", out, "--encoder", "resnet34", "--weights", "random", "--device", "cpu"]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from dask_processes import DaskProcesses
+from dask_threads import dask_worker
 
 from features.feature_file import read_embeddings
 from mil.cli import predict, train
@@ -200,11 +200,11 @@ def test_workers_of_dask_predict_the_same(trained, strangers, call, tmp_path, wr
     (tmp_path / "damaged.h5").write_bytes(b"half a file")
     here, there, cpu = tmp_path / "here.csv", tmp_path / "there.csv", ("--device", "cpu")
     assert call(predict.main, out, tmp_path, "--out", here, *cpu)[0] == 1
-    with DaskProcesses(tmp_path) as cluster:
-        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", cluster.address)
+    with dask_worker() as address:
+        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", address)
         assert code == 1 and "damaged" in error
         write_features(tmp_path, "other", np.zeros((20, 5)))  # of another encoder
-        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", cluster.address)
+        code, _, error = call(predict.main, out, tmp_path, "--out", there, *cpu, "--scheduler", address)
         assert code == 2 and "extract them with the same encoder" in error
     assert there.read_bytes() == here.read_bytes()
     assert (tmp_path / "there.failures.csv").read_bytes() == (tmp_path / "here.failures.csv").read_bytes()

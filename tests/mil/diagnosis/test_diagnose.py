@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from dask_processes import DaskProcesses
+from dask_threads import dask_worker
 from planted_cohorts import Plan, plant
 
 from mil import train
@@ -122,8 +122,8 @@ def test_workers_find_the_same(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(library, "FINDINGS", tuple(entry for entry in FINDINGS if entry.KEY in QUICK))
     config, told = DiagnoseConfig(bootstrap=100, permutations=19, folds=3), []
     diagnose(sources, config, out=tmp_path / "here")
-    with DaskProcesses(tmp_path, workers=1) as cluster:
-        diagnose(sources, replace(config, scheduler=cluster.address), out=tmp_path / "there", progress=told.append)
+    with dask_worker() as address:
+        diagnose(sources, replace(config, scheduler=address), out=tmp_path / "there", progress=told.append)
     for name in ("diagnosis.json", "diagnosis.html"):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
     assert [at.number for at in told] == list(range(len(QUICK))) and told[-1].done == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from dask_processes import DaskProcesses
+from dask_threads import dask_worker
 
 from mil.cli.heatmaps import main
 from mil.maps.config import HeatmapConfig
@@ -82,8 +82,8 @@ def test_workers_of_dask_draw_the_same(trained, tmp_path):
     run, features, row = trained
     chosen = {"formats": "png,geojson,csv", "score": "gradient", "device": "cpu"}
     assert export_heatmaps(run, features, [row], HeatmapConfig(**chosen), tmp_path / "here").counts == {"done": 1}
-    with DaskProcesses(tmp_path, workers=1) as cluster:
-        there = HeatmapConfig(**chosen, scheduler=cluster.address)
+    with dask_worker() as address:
+        there = HeatmapConfig(**chosen, scheduler=address)
         assert export_heatmaps(run, features, [row], there, tmp_path / "there").counts == {"done": 1}
     here = {path.name: path.read_bytes() for path in (tmp_path / "here").glob("s00*")}
     assert len(here) == 3

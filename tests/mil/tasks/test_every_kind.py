@@ -19,7 +19,7 @@ from tiling.slides.files import slide_fingerprint
 from tiling.slides.opening import open_slide
 
 FAST = dict(
-    folds=2, val_fraction=0.5, epochs=25, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.01
+    folds=2, inner_folds=2, epochs=25, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.01
 )
 SLIDES = 48
 OF_CLASSES = ("ordinal", "several")

@@ -12,7 +12,9 @@ from mil.training.config import TrainConfig
 from tiling.manifest import load_table
 
 TASK = Ordinal(("low", "mid", "high"))
-FAST = dict(folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.005)
+FAST = dict(
+    folds=3, inner_folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.005
+)
 
 
 def _read(grades, order):

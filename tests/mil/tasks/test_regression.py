@@ -12,7 +12,9 @@ from mil.tasks.task import Target
 from tiling.jobs.errors import RequestError
 from tiling.manifest import load_table
 
-FAST = dict(folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.005)
+FAST = dict(
+    folds=3, inner_folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=100, device="cpu", learning_rate=0.005
+)
 
 
 def _read(values, **target):

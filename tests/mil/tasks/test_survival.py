@@ -17,7 +17,9 @@ from mil.tasks.task import Target
 from mil.training.config import TrainConfig
 from tiling.manifest import load_table
 
-FAST = dict(folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=200, device="cpu", learning_rate=0.005)
+FAST = dict(
+    folds=3, inner_folds=3, epochs=40, embed_dim=16, attention_dim=4, bootstrap=200, device="cpu", learning_rate=0.005
+)
 TASK = Survival("months", "died", (2.0, 5.0, 9.0))
 
 

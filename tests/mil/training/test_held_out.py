@@ -28,7 +28,7 @@ from mil.training.plan import plan_training
 from mil.training.trainer import train_folds
 
 FOLD, CPU = 1, torch.device("cpu")
-FAST = dict(epochs=6, learning_rate=0.01, batch_slides=4, embed_dim=16, attention_dim=8, bootstrap=100, device="cpu")
+FAST = dict(epochs=4, learning_rate=0.01, batch_slides=4, embed_dim=16, attention_dim=8, bootstrap=100, device="cpu")
 
 
 @pytest.fixture(autouse=True)

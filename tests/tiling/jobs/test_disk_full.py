@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -33,7 +34,7 @@ def slides(tmp_path_factory):
 def whole(slides, tmp_path_factory):
     """The stores of all slides."""
     folder = tmp_path_factory.mktemp("whole")
-    assert tile(slides, folder).returncode == 0
+    assert tile(slides, folder, "--workers", 1).returncode == 0
     return folder
 
 
@@ -63,6 +64,15 @@ def run(arguments, limit_bytes=None):
 
     command = [str(BIN / arguments[0]), *map(str, arguments[1:])]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+
+
+@contextmanager
+def _file_size(limit_bytes):
+    """Of this process; None for no limit."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes or before, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def tile(slides, out, *more, **how):
@@ -123,16 +133,19 @@ def test_a_limit_on_file_size_is_one_failure(slides, tmp_path):
     assert not list(tmp_path.glob("*.zarr")) and not left_over(tmp_path)
 
 
-@pytest.mark.long
-def test_extract_features_stops_once_too(whole, small_disk, tmp_path):
-    weights = ["--encoder", "resnet18", "--weights", "random", "--input-px", "64"]
-    done = run(["extract-features", whole, "--out", tmp_path / "features", *weights])
+def test_extract_features_stops_once_too(whole, small_disk, command, tmp_path):
+    def embed(out):
+        weights = ["--encoder", "resnet18", "--weights", "random", "--input-px", "64", "--device", "cpu"]
+        return command("extract-features", whole, "--out", out, *weights)
+
+    done = embed(tmp_path / "features")
     assert done.returncode == 0, done.stderr
     sizes = [f.stat().st_size for f in (tmp_path / "features").glob("*.h5")]
     full = small_disk(int(sum(sizes) * 0.6 / 1024))
     limited = tmp_path / "limited"
     for out, limit in ((full, None), (limited, min(sizes) // 2)):
-        done = run(["extract-features", whole, "--out", out, *weights], limit_bytes=limit)
+        with _file_size(limit):
+            done = embed(out)
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
         assert done.stderr.count("stopped: ") == 1 and "cannot be written" in done.stderr
         counts = json.loads((out / "summary.json").read_text())["counts"]

@@ -57,13 +57,13 @@ def distribution(tmp_path, monkeypatch):
 
 
 def test_the_command_tiles_by_an_installed_mask_and_keeps_who_made_it(
-    distribution, command, phantom_slide, tmp_path
+    distribution, process, phantom_slide, tmp_path
 ) -> None:
     """In processes of their own: two slides on two workers."""
     distribution("their_masks", "upper-half = their_masks:upper_half")
     (tmp_path / "slides.csv").write_text(f"slide_id,path\na,{phantom_slide}\nb,{phantom_slide}\n")
     call = ("tile-slides", tmp_path / "slides.csv", "--out", tmp_path / "patches", "--patch-px", 128, "--workers", 2)
-    done = command(*call, "--tissue", "upper-half")
+    done = process(*call, "--tissue", "upper-half")
     assert done.returncode == 0, done.stderr
     for name in "ab":
         store = PatchStore(tmp_path / f"patches/{name}.zarr")
@@ -72,9 +72,9 @@ def test_the_command_tiles_by_an_installed_mask_and_keeps_who_made_it(
         tissue = store.tissue_mask
         assert tissue[: len(tissue) // 2].all() and not tissue[len(tissue) // 2 :].any()
         assert store.thumbnail.any() and store.coords_l0[:, 1].max() < 3008 / 2
-    assert "2 skipped" in command(*call, "--tissue", "upper-half").stdout
+    assert "2 skipped" in process(*call, "--tissue", "upper-half").stdout
     distribution("their_masks", "upper-half = their_masks:upper_half", version="1.1")
-    newer = command(*call, "--tissue", "upper-half")
+    newer = process(*call, "--tissue", "upper-half")
     assert newer.returncode == 1
     failures = (tmp_path / "patches/failures.csv").read_text()
     assert "tissue_package: found 'their_masks 1.0', wanted 'their_masks 1.1'" in failures
