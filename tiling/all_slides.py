@@ -72,8 +72,8 @@ def _into_objects(rows: Sequence[SlideRow], config: TilingConfig, out: ObjectFol
         outcomes = _run(rows, finished, work, _Run(config, here, str(out)), listener)
         if fault := fault_of(seen.write, "seen.json"):
             listener.warn(fault)
-        changed = outcomes.counts.keys() - {"skipped"}
-        if changed and (fault := fault_of(lambda: draw_page(out, here), "qc.html")):
+        changed = bool(outcomes.counts.keys() - {"skipped"})
+        if fault := fault_of(lambda: draw_page(out, here, changed), "qc.html"):
             listener.warn(fault)
         put_notes(here, out, config.part)
     return outcomes
