@@ -90,7 +90,7 @@ def _run(
     workers = config.workers or len(os.sched_getaffinity(0))
     ahead = Stage(config, run.out, workers) if config.stage and not config.scheduler else None
     execution = Execution(workers, scheduler=config.scheduler, part=config.part, address=run.address, ahead=ahead)
-    left = [row for row in largest_first(rows) if row.slide_id not in finished]
+    left = largest_first([row for row in rows if row.slide_id not in finished])
     if left and not config.scheduler:
         load_ahead("tiling.pipeline")
     return run_slides(left, work, run.out, execution, listener, tuple(finished.values()))
