@@ -114,6 +114,11 @@ class FeatureConfig:
         return self.precision == "int8" and not self.int8_network
 
     @property
+    def fits_anew(self) -> bool:
+        """Whether what was fitted to all slides is made again. A part takes it as it is, or each would make its own."""
+        return self.overwrite and not self.part
+
+    @property
     def embedding(self) -> EmbedSettings:
         """Those of the settings that the embedder itself takes."""
         return EmbedSettings(**{entry.name: getattr(self, entry.name) for entry in fields(EmbedSettings)})

@@ -72,8 +72,8 @@ def _into_objects(rows: Sequence[SlideRow], config: TilingConfig, out: ObjectFol
         outcomes = _run(rows, finished, work, _Run(config, here, str(out)), listener)
         if fault := fault_of(seen.write, "seen.json"):
             listener.warn(fault)
-        changed = outcomes.counts.keys() - {"skipped"}
-        if changed and (fault := fault_of(lambda: draw_page(out, here), "qc.html")):
+        changed = bool(outcomes.counts.keys() - {"skipped"})
+        if fault := fault_of(lambda: draw_page(out, here, changed), "qc.html"):
             listener.warn(fault)
         put_notes(here, out, config.part)
     return outcomes
@@ -90,7 +90,7 @@ def _run(
     workers = config.workers or len(os.sched_getaffinity(0))
     ahead = Stage(config, run.out, workers) if config.stage and not config.scheduler else None
     execution = Execution(workers, scheduler=config.scheduler, part=config.part, address=run.address, ahead=ahead)
-    left = [row for row in largest_first(rows) if row.slide_id not in finished]
+    left = largest_first([row for row in rows if row.slide_id not in finished])
     if left and not config.scheduler:
         load_ahead("tiling.pipeline")
     return run_slides(left, work, run.out, execution, listener, tuple(finished.values()))

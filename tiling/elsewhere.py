@@ -91,9 +91,15 @@ def put_notes(here: Path, out: ObjectFolder, part: str) -> None:
         out.delete([failures])
 
 
-def draw_page(out: ObjectFolder, here: Path) -> None:
-    """Write `here/qc.html`, of the facts of all slides in `out`."""
-    facts = [name for name in out.files(FOLDER) if name.endswith(".json")]
+def draw_page(out: ObjectFolder, here: Path, changed: bool) -> None:
+    """Write `here/qc.html`, of the facts of all slides in `out`.
+
+    changed: in this run. Else nothing is done, unless a job that was killed has left facts newer than the page.
+    """
+    facts = {name: found for name, found in out.files(FOLDER).items() if name.endswith(".json")}
+    page = None if changed else out.find("qc.html")
+    if page is not None and all(found.changed_s < page.changed_s for found in facts.values()):
+        return
     (here / FOLDER).mkdir(exist_ok=True)
     with closing(ordered_map(out.read, facts, _ASKED_AT_ONCE)) as reads:
         for name, read in zip(facts, reads, strict=True):

@@ -31,7 +31,7 @@ def keep_norms(
 ) -> AdaptedNorms:
     """What is stored in `out`, or else estimated on `rows` and stored; other jobs wait. Raises RequestError."""
     path = out / FILE
-    make_once(path, config.overwrite, lambda: write_norms(path, _estimate(rows, encoder, config, patches)))
+    make_once(path, config.fits_anew, lambda: write_norms(path, _estimate(rows, encoder, config, patches)))
     norms = read_norms(path)
     require_fitting(norms, encoder, path)
     return norms

@@ -45,7 +45,7 @@ def keep_int8(rows: Sequence[SlideRow], encoder: Encoder, config: FeatureConfig,
         sample = draw_sample(rows, patches, PATCHES, config.seed, "--precision int8")
         write_int8(out / FILE, calibrate(encoder, sample, config.input_px))
 
-    make_once(out / FILE, config.overwrite, make)
+    make_once(out / FILE, config.fits_anew, make)
 
 
 def calibrate(encoder: Encoder, sample: Sample, input_px: int = 0) -> Int8Network:

@@ -26,11 +26,11 @@ class Sample:
     slides: int
 
 
-def make_once(path: Path, overwrite: bool, make: Callable[[], None]) -> None:
-    """Have one job `make` the file, if it is not there; the others wait for it."""
+def make_once(path: Path, anew: bool, make: Callable[[], None]) -> None:
+    """Have one job `make` the file, if it is not there or is wanted anew; the others wait for it."""
     while True:
         with suppress(Locked), lock(path):
-            if not path.exists() or overwrite:
+            if not path.exists() or anew:
                 make()
             return
         time.sleep(_POLL_S)

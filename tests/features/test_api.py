@@ -88,6 +88,10 @@ def test_the_second_call_embeds_with_batch_norms_of_its_own_slides(stores, make_
     info = read(out / "a.h5").info
     assert info.weights.endswith(ADAPTED) and info.weights_sha256 != first
     assert info.weights_sha256 == adapt(load_encoder("resnet18", "random"), read_norms(out / FILE)).weights_sha256
+    for part in ("1/2", "2/2"):  # the parts of one run have one network
+        os.utime(out / FILE, (1e9, 1e9))
+        assert extract(stores, out, SETTINGS, adapt_bn=True, overwrite=True, part=part).counts == {"done": 1}
+        assert (out / FILE).stat().st_mtime == 1e9 and read(out / "a.h5").info.weights_sha256 == info.weights_sha256
 
 
 def test_a_data_frame_or_a_file_picks_slides(stores, tmp_path):

@@ -1,9 +1,10 @@
-"""A web server on loopback that serves a folder with ETag and ranges, and does what goes wrong as it is told."""
+"""A web server on loopback that serves whole files of a folder, no ranges, and does what goes wrong as it is told."""
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,8 @@ class WebServer(ThreadingHTTPServer):
 
     an int is a status; "cut" ends the connection after half the file; "hold" sends half and then waits for `release`;
     "other" serves an ETag of its own.
+    says: by which a change of a file is known, "ETag", "Last-Modified" or neither.
+    signed: links are signed for GET alone, as those of object stores are, so HEAD is refused.
     """
 
     daemon_threads = True
@@ -26,6 +29,7 @@ class WebServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []  # (method, file name), in order
         self.held, self.release = threading.Event(), threading.Event()
         self.etags: dict[str, str] = {}
+        self.says, self.signed = "ETag", False
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def url(self, name: str, query: str = "") -> str:
@@ -71,19 +75,23 @@ class _Handler(BaseHTTPRequestHandler):
         status = fault if isinstance(fault, int) else 200 if file.is_file() else 404
         if self.command == "HEAD" and faults and isinstance(faults[0], int):
             status = faults[0]
+        if self.command == "HEAD" and self.server.signed:
+            status = 403
         if status != 200:
             self._head(status, 0)
             return
         content = file.read_bytes()
-        self._head(200, len(content), self.server.etags.get(name, f'"{hash(content)}"'))
+        changed = formatdate(file.stat().st_mtime, usegmt=True)
+        known_by = {"ETag": self.server.etags.get(name, f'"{hash(content)}"'), "Last-Modified": changed}
+        self._head(200, len(content), known_by.get(self.server.says, ""))
         if self.command == "GET":
             self._send(content, fault)
 
-    def _head(self, status: int, size: int, etag: str = "") -> None:
+    def _head(self, status: int, size: int, known_by: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(size))
-        if etag:
-            self.send_header("ETag", etag)
+        if known_by:
+            self.send_header(self.server.says, known_by)
         self.end_headers()
 
     def _send(self, content: bytes, fault: int | str | None) -> None:

@@ -1,12 +1,14 @@
 """The line runs its commands in their folders, resumes, and says of each failed slide at which stage it failed."""
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
+from features.config import FeatureConfig
 from mil import line
 from mil.line import LineConfig, run_line
 from tiling.config import TilingConfig
@@ -135,6 +137,52 @@ def test_maps_are_left_out_where_slides_are_urls(monkeypatch, tmp_path):
     ran, notes = faked(monkeypatch, {}, {}), Notes()
     assert run_line(table, "tumour", LineConfig(), tmp_path / "study", notes) == 0
     assert ran == ["tile", "extract", "train"] and "URLs: left out" in notes.said[0]
+
+
+TILE = """
+while not (out / "a.zarr").exists() or not (out.parent / "features/a.h5").exists():
+    (out / "a.zarr").mkdir(parents=True, exist_ok=True)
+    time.sleep(0.05)
+(out / "b.zarr").mkdir()
+"""
+EXTRACT = """
+table = next(csv.DictReader(open(file)) for flag, file in zip(sys.argv, sys.argv[1:]) if flag == "--slides")
+out.mkdir(exist_ok=True)
+for row in table:
+    (out / f"{row['slide_id']}.h5").open("a").write(row["path"] + ";")
+"""
+
+
+@pytest.mark.parametrize(
+    ("extract", "flows"),
+    [
+        ({"scheduler": "tcp://x:1"}, True),
+        ({"device": "cpu"}, False),
+        ({"scheduler": "tcp://x:1", "adapt_bn": True}, False),
+        ({"scheduler": "tcp://x:1", "overwrite": True}, False),
+    ],
+)
+def test_with_a_gpu_or_a_cluster_slides_are_embedded_while_others_are_tiled(monkeypatch, tmp_path, extract, flows):
+    """The first slide is; where nothing is fitted to all slides or made anew. Then all slides are looked at."""
+    config = LineConfig(extract=FeatureConfig(**extract))
+    assert config.flows == flows
+    if not flows:
+        return
+    scripts = {"tile-slides": TILE, "extract-features": EXTRACT, "train-mil": "", "export-heatmaps": ""}
+    begin = f"#!{sys.executable}\nimport csv, sys, time\nfrom pathlib import Path\n"
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(f'{begin}out = Path(sys.argv[sys.argv.index("--out") + 1])\n{text}')
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setattr(line, "_script", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(line, "_LOOK_S", 0.05)
+    for name in "ab":
+        (tmp_path / f"{name}.svs").touch()
+    (tmp_path / "t.csv").write_text("slide_id,path,tumour\na,a.svs,yes\nb,b.svs,no\n")
+    notes = Notes()
+    assert run_line(tmp_path / "t.csv", "tumour", config, tmp_path / "study", notes) == 0
+    assert (tmp_path / "study/features/a.h5").read_text() == f"{tmp_path}/a.svs;a.svs;"
+    assert (tmp_path / "study/features/b.h5").read_text() in ("b.svs;", f"{tmp_path}/b.svs;b.svs;")
+    assert any(text.startswith("extract: 1 slides that are tiled were embedded meanwhile") for text in notes.said)
 
 
 def test_sections_are_checked_before_anything_starts(command, plain, tmp_path):

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import zarr
@@ -19,7 +20,7 @@ from tiling.jobs.errors import RequestError, SlideError
 from tiling.jobs.locks import Locked
 from tiling.manifest import SlideRow
 from tiling.objects import folder as module
-from tiling.objects.folder import Taken, folder_at
+from tiling.objects.folder import Found, Taken, folder_at
 from tiling.pipeline import tile_slide
 from tiling.store.objects import fetch_store, find_store, put_store
 from tiling.store.patches import PatchStore
@@ -76,7 +77,7 @@ def test_stores_pictures_and_page_are_those_of_a_local_run(folder, objects, slid
     assert tile(slides, objects.place, **SETTINGS).counts == {"skipped": 3}
     read = [key for method, key in objects.requests if method == "GET" and ".zarr" in key]
     assert {key.partition("/")[2] for key in read} == {f"{name}.zarr/zarr.json" for name in "abc"} and len(read) == 3
-    assert objects.count("GET", "/bucket") <= 3  # listings, one of what stores were tried with
+    assert objects.count("GET", "/bucket") <= 4  # listings, one of what stores were tried with, one of facts
     assert not list(tmp_path.glob("slidemil-*/*"))
 
 
@@ -158,3 +159,20 @@ def test_what_is_not_whole_or_no_store_is_told(folder, objects, local, tmp_path)
         find_store(folder, "a")
     with pytest.raises(RequestError, match="holds no user, password or query"):
         tile(local, "s3://key:SECRET@bucket/out", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("page_s", "facts_s", "changed", "drawn"),
+    [(9.0, 8.0, False, False), (9.0, 8.0, True, True), (9.0, 9.0, False, True), (8.0, 9.0, False, True)],
+)
+def test_a_page_that_a_killed_job_left_behind_is_drawn_by_the_next(local, tmp_path, page_s, facts_s, changed, drawn):
+    """By the store's clock, which tells whole seconds."""
+    folder = mock.Mock()
+    folder.find.return_value = Found(1, {}, page_s)
+    folder.files.return_value = {
+        f"qc/{name}.json": Found(1, {}, seconds) for name, seconds in zip("abc", (1, facts_s, 1), strict=True)
+    }
+    folder.read.side_effect = lambda name: ((local / name).read_bytes(), None)
+    elsewhere.draw_page(folder, tmp_path, changed)
+    page = tmp_path / "qc.html"
+    assert page.exists() == drawn and (not drawn or page.read_bytes() == (local / "qc.html").read_bytes())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -244,6 +245,32 @@ def test_a_slide_that_changes_while_it_is_copied_fails(web, tmp_path, short_wait
     web.etags["a.svs"] = '"another"'
     with pytest.raises(SlideError, match="changed while it was copied"):
         remote.copy_slide(web.url("a.svs"), slide, tmp_path / "copy", time.sleep)
+
+
+@pytest.mark.parametrize(
+    ("says", "signed", "copied_again"),
+    [("ETag", True, []), ("Last-Modified", False, []), ("nothing", False, ["s.svs"])],
+)
+def test_a_change_is_seen_whatever_a_web_server_says_of_it(slides, tmp_path, monkeypatch, says, signed, copied_again):
+    pytest.importorskip("aiohttp", reason="https needs the extra `http`")
+    file = tmp_path / "web/s.svs"
+    file.parent.mkdir()
+    shutil.copy(slides / "a.svs", file)
+    os.utime(file, (1e9, 1e9))
+    copied: list[str] = []
+    monkeypatch.setattr("tiling.staging.copy_slide", spy(remote.copy_slide, copied))
+    with serving(file.parent) as web:
+        web.says, web.signed = says, signed
+        tile_it = functools.partial(
+            tile, table(tmp_path / "t.csv", web.url("s.svs", SECRET)), tmp_path / "out", stage=str(tmp_path / "fast")
+        )
+        assert tile_it(**SETTINGS).counts == {"done": 1} and copied == ["s.svs"]
+        copied.clear()
+        assert tile_it(**SETTINGS).counts == {"skipped": 1} and copied == copied_again
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
+        [failed] = tile_it(**SETTINGS).failed
+    assert "slide file: found" in failed.reason
 
 
 def test_each_wait_is_longer_than_the_last(tmp_path):

@@ -12,13 +12,14 @@ from tiling.jobs.threads import ordered_map
 from tiling.objects.folder import Found, ObjectFolder
 
 _AT_ONCE = 8
-_RECORD = "copied.json"  # size and ETag, by name
+_RECORD = "copied.json"  # size and ETag or time of change, by name
 
 
 def copy_objects(folder: ObjectFolder, wanted: Callable[[str], bool], into: Path) -> int:
     """Copy the objects of a folder, not of those below, whose names are wanted. Returns how many had to be copied.
 
-    A copy whose size and ETag are the object's is kept; one whose object is gone is removed. Raises RequestError.
+    A copy whose size and ETag (or else time of change) are the object's is kept; one whose object is gone is removed.
+    Raises RequestError.
     """
     found = {name: each for name, each in folder.files().items() if "/" not in name}
     try:
@@ -62,8 +63,8 @@ def _is_copy(path: Path, recorded: object, found: Found) -> bool:
 
 
 def _said(found: Found) -> list[object]:
-    """What a listing says of it as well: Google's has no version, Azure's an ETag without quotes."""
-    return [found.size, found.version.get("e_tag", "").strip('"')]
+    """As a listing says it, too: Google's has no version, Azure's an ETag without quotes; times may be finer."""
+    return [found.size, found.version.get("e_tag", "").strip('"') or int(found.changed_s)]
 
 
 def _read(path: Path) -> dict[str, object]:

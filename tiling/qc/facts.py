@@ -99,12 +99,20 @@ def write_facts(facts: SlideFacts, out: Path) -> None:
 def read_facts(path: Path) -> SlideFacts:
     """Raises SlideError where the file is absent, damaged or of another version."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return facts_from(path.read_bytes(), path)
+    except OSError as error:
+        raise SlideError(f"{path}: no facts there ({error}); run tile-slides again") from error
+
+
+def facts_from(content: bytes, path: Path) -> SlideFacts:
+    """Of what the file at `path` holds. Raises SlideError where that is damaged or of another version."""
+    try:
+        values = json.loads(content)
         check_format(values, FORMAT, VERSION, path)
         del values["format"], values["version"]
         return SlideFacts(**{**values, "picture": PictureSize(**values["picture"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SlideError(f"{path}: no facts there, or damaged ({error}); run tile-slides again") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SlideError(f"{path}: the facts are damaged ({error}); run tile-slides again") from error
 
 
 def is_current(store: PatchStore | StoreHead, out: Path) -> bool:

@@ -1,12 +1,16 @@
 """`qc.html`: all slides of an output folder on one page that loads from disk alone, the suspicious ones first.
 
 It is made of `qc/*.json` and of the failures of every job that shared the folder, and has no date in it: the same
-slides give the same page.
+slides give the same page. Its head has the digest of what it was made of, this room's own files included; where that
+has not changed, the page is not drawn again.
 """
 
 import csv
+import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -20,7 +24,7 @@ from tiling.jobs.errors import SlideError
 from tiling.jobs.locks import Locked, waited_lock
 from tiling.jobs.outcomes import without_folders
 from tiling.jobs.pages import render
-from tiling.qc.facts import FOLDER, SlideFacts, read_facts
+from tiling.qc.facts import FOLDER, SlideFacts, facts_from
 from tiling.qc.rules import RULES, Warned, judge, rank
 
 # What a row of the page holds; the script in page.html reads it by these names.
@@ -41,19 +45,38 @@ _COLUMNS = (
     "tissue_method",
     "reader",
 )
+_MADE_OF = re.compile(r'<meta name="made-of" content="(\w+)">')
+_HEAD_CHARS = 1000
 
 
 def write_qc_page(out: Path) -> None:
-    """Write `out/qc.html`. Does nothing where another job holds it for a minute.
+    """Write `out/qc.html`. Does nothing where it is made of the same, or another job holds it for a minute.
 
     Parts of an array job that end together wait for each other, so that the last page has the slides of all.
     """
-    with suppress(Locked), waited_lock(out / "qc.html"):
-        write_text(out / "qc.html", _page(_facts(out), failures(out)))
+    page = out / "qc.html"
+    with suppress(Locked), waited_lock(page):
+        written, failed = _written(out), failures(out)
+        made_of = _digest(written, failed)
+        if made_of != _made_of(page):
+            data = page_data(_facts(written, out), failed)
+            write_text(page, render("tiling.qc", "page.html", style=Markup(page_style()), data=data, made_of=made_of))
 
 
-def _page(slides: Sequence[SlideFacts], failed: Mapping[str, str]) -> str:
-    return render("tiling.qc", "page.html", style=Markup(page_style()), data=page_data(slides, failed))
+def _made_of(page: Path) -> str:
+    """What the page that is there says; empty where there is none, or one of before."""
+    with suppress(OSError, ValueError), page.open(encoding="utf-8") as file:
+        if found := _MADE_OF.search(file.read(_HEAD_CHARS)):
+            return found[1]
+    return ""
+
+
+def _digest(written: Mapping[str, bytes], failed: Mapping[str, str]) -> str:
+    sha = hashlib.sha256(json.dumps([len(written), sorted(failed.items())]).encode())
+    own = {file.name: file.read_bytes() for file in resources.files("tiling.qc").iterdir() if file.is_file()}
+    for name, content in [*written.items(), *sorted(own.items())]:
+        sha.update(f"{name}/{len(content)}/".encode() + content)
+    return sha.hexdigest()
 
 
 def page_style() -> str:
@@ -84,11 +107,21 @@ def _row(name: str, facts: SlideFacts | None, warned: list[list[Any]]) -> list[A
     return [*shown, [facts.picture.width_px, facts.picture.height_px], warned]
 
 
-def _facts(out: Path) -> list[SlideFacts]:
+def _written(out: Path) -> dict[str, bytes]:
+    """The files of facts by their names, in the order of these. Another job may take one away meanwhile."""
+    folder, found = out / FOLDER, {}
+    for name in sorted(os.listdir(folder)) if folder.exists() else ():
+        if name.endswith(".json"):
+            with suppress(OSError), open(f"{folder}/{name}", "rb") as file:
+                found[name] = file.read()
+    return found
+
+
+def _facts(written: Mapping[str, bytes], out: Path) -> list[SlideFacts]:
     found = []
-    for path in sorted((out / FOLDER).glob("*.json")):
+    for name, content in written.items():
         with suppress(SlideError):  # damaged, or of another version: the run over that slide writes it again
-            found.append(read_facts(path))
+            found.append(facts_from(content, out / FOLDER / name))
     return found
 
 

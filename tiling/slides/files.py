@@ -45,13 +45,17 @@ def _zarr_fingerprint(folder: Path) -> str:
 
 def slide_files(path: Path) -> list[Path]:
     """The files that make a slide: one, those of a DICOM or zarr folder, or an MRXS file and those of its folder."""
+    if path.is_file():
+        companion = path.with_suffix("")
+        with_companion = path.suffix.lower() == ".mrxs" and companion.is_dir()
+        return [path, *(_files_in(companion) if with_companion else ())]
     if is_zarr(path):
         return sorted(f for f in path.rglob("*") if f.is_file())
-    files = [path] if path.is_file() else []
-    companion = path if path.is_dir() else path.with_suffix("")
-    if path.is_dir() or (path.suffix.lower() == ".mrxs" and companion.is_dir()):
-        files += sorted(f for f in companion.iterdir() if f.is_file())
-    return files
+    return _files_in(path) if path.is_dir() else []
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_file())
 
 
 def is_zarr(path: Path) -> bool:

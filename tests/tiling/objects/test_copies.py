@@ -1,5 +1,7 @@
 """Objects are copied once: what has not changed is kept, and what is gone is removed."""
 
+from unittest import mock
+
 import pytest
 
 from tiling.jobs.errors import RequestError
@@ -7,7 +9,7 @@ from tiling.jobs.locks import lock
 from tiling.objects import folder as module
 from tiling.objects.copies import copy_objects
 from tiling.objects.files import BLOCK_BYTES, ObjectFile
-from tiling.objects.folder import folder_at
+from tiling.objects.folder import Found, folder_at
 
 
 @pytest.fixture
@@ -30,6 +32,16 @@ def test_what_has_not_changed_is_not_copied_again(folder, objects, tmp_path):
     assert copy_objects(folder, lambda name: name.endswith(".h5"), into) == 2 and objects.count("GET", ".h5") == 2
     assert {path.name: path.read_bytes() for path in into.glob("*.h5")} == {"a.h5": b"A.h5", "c.h5": b"c.h5"}
     assert copy_objects(folder, lambda name: name.endswith(".h5"), into) == 0
+
+
+@pytest.mark.parametrize("e_tag", ["", '"x"'])
+def test_where_a_store_gives_no_etag_the_time_of_change_tells(tmp_path, e_tag):
+    """Which an answer gives in whole seconds and a listing may give finer."""
+    folder, version = mock.Mock(), {"e_tag": e_tag} if e_tag else {}
+    folder.read.side_effect = lambda name: (b"a.h5", Found(4, version, 100.0))
+    folder.files.side_effect = [{"a.h5": Found(4, version, changed_s)} for changed_s in (100.2, 100.9, 101.0)]
+    copied = [copy_objects(folder, lambda name: True, tmp_path) for _ in range(3)]
+    assert copied == [1, 0, 0 if e_tag else 1]
 
 
 def test_a_copy_that_breaks_off_is_finished_by_the_next_run(folder, objects, tmp_path):

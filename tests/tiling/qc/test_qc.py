@@ -354,6 +354,39 @@ def test_five_thousand_slides_fit_one_page(tmp_path):
     assert (tmp_path / "qc.html").stat().st_size < 1.5e6
 
 
+@pytest.mark.parametrize("change", ["nothing", "facts", "away", "more", "failure", "mended", "page", "rules"])
+def test_the_page_is_drawn_again_where_anything_of_it_has_changed_and_nowhere_else(
+    tiled, tmp_path, monkeypatch, change
+):
+    """Also where size and time of a file tell nothing."""
+    out = shutil.copytree(tiled, tmp_path / "out")
+    written, page = out / "qc/phantom.json", out / "qc.html"
+    os.utime(page, (1e9, 1e9))
+    before, found = page.read_bytes(), json.loads(written.read_text())
+    stat = written.stat()
+    if change == "facts":
+        written.write_text(written.read_text().replace(f'"width_l0": {found["width_l0"]}', '"width_l0": 1024'))
+        os.utime(written, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert written.stat().st_size == stat.st_size
+    elif change == "away":
+        written.unlink()
+    elif change == "more":
+        (out / "qc/x.json").write_text(json.dumps(found | {"slide_id": "x"}))
+    elif change == "failure":
+        (out / "failures-1-of-2.csv").write_text("slide_id,reason\nx,damaged\n")
+    elif change == "mended":
+        (out / "summary-1-of-2.json").write_text(json.dumps({"slides": {"bad": {"status": "done"}}}))
+    elif change == "page":
+        page.write_text("<html>of an earlier version</html>")
+    elif change == "rules":
+        other = shutil.copytree(Path(picture.__file__).parent, tmp_path / "qc-room")
+        (other / "rules.py").write_text("# others")
+        monkeypatch.setattr("tiling.qc.page.resources.files", lambda room: other)
+    write_qc_page(out)
+    assert (page.stat().st_mtime == 1e9) == (change == "nothing")
+    assert (page.read_bytes() == before) == (change in ("nothing", "page"))
+
+
 def test_facts_are_read_as_they_were_written(tiled):
     _, found = draw_qc(PatchStore(tiled / "phantom.zarr"))
     assert read_facts(tiled / "qc/phantom.json") == found
