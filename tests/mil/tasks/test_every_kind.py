@@ -1,6 +1,7 @@
 """Each kind of target through the whole line: training, prediction, maps, viewer, report, comparison, resuming."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from mil import predict, train
 from mil.maps.config import HeatmapConfig
 from mil.maps.export import export_heatmaps
 from mil.maps.forms.registry import FORMS, load_form
+from mil.report.report import write_report
 from mil.viewer.views import list_slides, slide_view
 from tiling.jobs.execution import IN_THIS_PROCESS
 from tiling.jobs.slide_loop import run_slides
@@ -82,6 +84,14 @@ def test_predictions_are_the_same_everywhere(run, cohort):
         seen.probabilities, table.loc["s07", list(task.value_columns)].to_numpy(float)
     )
     assert len(run.patient_predictions) == SLIDES and run.metrics["patient"].keys() == run.metrics["slide"].keys()
+
+
+def test_the_report_is_drawn(run, tmp_path):
+    out = Path(shutil.copytree(run.path, tmp_path / "run"))
+    write_report(out)
+    assert (out / "report.html").read_text().count("<svg") > 4
+    charts = [path.read_bytes() for path in (out / "charts").iterdir()]
+    assert charts and all(chart.startswith((b"\x89PNG", b"%PDF")) for chart in charts)
 
 
 def test_no_figure_is_without_an_interval(run):
