@@ -78,7 +78,7 @@ def extract_features(
         embedder, encoder = making.embedder, making.embedder.encoder
         listener.say(
             f"{encoder.name}, weights {encoder.weights} (sha256 {encoder.weights_sha256[:12]}), "
-            f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, {len(own)} slide(s)"
+            f"{embedder.device} {embedder.precision}, batch {embedder.batch_size}, slides: {len(own)}"
         )
         if encoder.int8:
             _say_int8(encoder.int8, listener)
@@ -112,7 +112,7 @@ def _fitted(
     """With the files of what is fitted to all slides, made where they are not there: for workers elsewhere too."""
     if config.adapt_bn:
         norms = keep_norms(rows, encoder_of(config), config, patches, out)
-        listener.say(f"batch norms of {norms.patches} patches of {norms.slides} slide(s)")
+        listener.say(f"batch norms of {norms.patches} patches (slides: {norms.slides})")
         config = replace(config, adapt_bn=False, adapted_norms=str(out / NORMS_FILE))
     if config.calibrates:
         keep_int8(rows, encoder_of(config), config, patches, out)

@@ -48,7 +48,7 @@ class Int8Network:
     @property
     def said(self) -> str:
         return (
-            f"int8, calibrated on {self.patches} patches of {self.slides} slide(s); cosine to fp32 of "
+            f"int8, calibrated on {self.patches} patches (slides: {self.slides}); cosine to fp32 of "
             f"{self.held_back} others: {self.cosine_mean:.4f} on average, {self.cosine_lowest:.4f} at least"
         )
 

@@ -22,6 +22,7 @@ from features.interop.reader import open_features
 from mil.cohort.covariates import Covariates, read_covariates
 from mil.cohort.memory import FeatureIntake
 from mil.cohort.patients import SlidesOfBags, with_patients_labels
+from mil.pages.words import counted
 from mil.tasks.classification import Classification
 from mil.tasks.registry import task_kind
 from mil.tasks.task import Strata, Target, Targets, Task
@@ -175,7 +176,9 @@ def load_cohort(
         raise RequestError(f"{folder}: no such folder of feature files; make one with extract-features")
     name = str(table) if isinstance(table, Path) else "the slide table"
     of_patients = target.bag == "patient"
-    rows = load_table(table, needs_path=False, target=target.column, empty_labels=of_patients)
+    rows = load_table(table, needs_path=False, target=target.column, empty_labels=of_patients or target.gaps)
+    if target.gaps:
+        rows = [row for row in rows if all(row.labels[name] for name in target.names)]
     if of_patients:
         needed, others = ((), target.columns) if target.kind == "several" else (target.columns, ())
         rows = with_patients_labels(rows, needed, (*others, *covariates), name)
@@ -343,7 +346,7 @@ def _read_features(
     if empty:
         warnings.append(f"slides without any patch, left out: {shown(empty)}")
     if rounded:
-        warnings.append(f"features of {rounded} slide(s) are float32 and are rounded to float16 for training")
+        warnings.append(f"features of {counted(rounded, 'slide')} are float32 and are rounded to float16 for training")
     if ignored:
         warnings.append(f"feature files without a label, ignored: {shown(sorted(ignored))}")
     left_out = {**unreadable, **dict.fromkeys(missing, "no feature file"), **dict.fromkeys(empty, "no patch")}

@@ -25,6 +25,7 @@ from features.feature_file import UNKNOWN
 from mil.cohort.cohort import Cohort
 from mil.cohort.neighbours import close_pairs
 from mil.cohort.splits import Fold
+from mil.pages.words import counted
 from tiling.jobs.errors import RequestError
 
 _DIRECTIONS = 8
@@ -51,9 +52,9 @@ def audit(cohort: Cohort, folds: Sequence[Fold]) -> list[str]:
         raise RequestError(
             "\n  ".join(
                 [
-                    f"{len(lines)} pair(s) of slides are one slide under two ids and stand in two parts of a split, "
-                    "which would make the result look better than it is. Leave one of each pair out, or give both the "
-                    "same patient_id (and the same 'split'):",
+                    f"one slide under two ids stands in two parts of a split ({counted(len(lines), 'pair')}), which "
+                    "would make the result look better than it is. Leave one of each pair out, or give both the same "
+                    "patient_id (and the same 'split'):",
                     *lines[:_SHOWN_PAIRS],
                     *more,
                 ]
@@ -63,7 +64,7 @@ def audit(cohort: Cohort, folds: Sequence[Fold]) -> list[str]:
         return []
     pairs = [f"{cohort.slide_ids[i]} and {cohort.slide_ids[j]}" for i, j in found]
     shown = ", ".join(pairs[:_SHOWN_PAIRS]) + (", …" if len(pairs) > _SHOWN_PAIRS else "")
-    return [f"slides that are there twice, and count twice: {len(pairs)} pair(s): {shown}"]
+    return [f"slides that are there twice, and count twice: {counted(len(pairs), 'pair')}: {shown}"]
 
 
 def _parted(pair: NDArray[np.int64], fold: Fold) -> bool:

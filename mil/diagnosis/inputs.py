@@ -193,9 +193,12 @@ def load_inputs(
 
 
 def _load(folder: Path, sources: Sources, config: DiagnoseConfig) -> Cohort:
-    target = Target(sources.target, config.positive, config.task, config.event, config.order, config.entry)
+    target = Target(sources.target, config.positive, config.task, config.event, config.order, config.entry, gaps=True)
     if target.kind == "several":
-        raise RequestError(f"a diagnosis is of one target; give --target one of {', '.join(target.names)}")
+        raise RequestError(
+            f"a diagnosis is of one target; give --target {target.names[0]}, then the same for "
+            f"{' and '.join(target.names[1:])}: slides without a label of it are left out"
+        )
     return load_cohort(folder, sources.table, target)
 
 

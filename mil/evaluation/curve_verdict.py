@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mil.pages.words import counted
 from mil.run.tables import by_member, kept_epoch
 
 Name = Literal[
@@ -84,7 +85,7 @@ def judge_fold(history: pd.DataFrame, epochs: int) -> Verdict:
 def _judge_model(history: pd.DataFrame, epochs: int) -> Verdict:
     train, val = (history[name].to_numpy(np.float64) for name in ("train_loss", "val_loss"))
     if len(train) < _WINDOW:
-        return Verdict("too short", f"only {len(train)} epoch(s)")
+        return Verdict("too short", f"only {counted(len(train), 'epoch')}")
     smooth_train, smooth_val = _smooth(train), _smooth(val)
     kept = kept_epoch(history)
     jumps = max(_jumps(train, smooth_train), _jumps(val, smooth_val))

@@ -46,6 +46,11 @@ def low_to_high(figure: Figure, digits: int = 3, sign: str = "+") -> str:
     return f"{figure['low']:{sign}.{digits}f} to {figure['high']:{sign}.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 slide`, `3 slides`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return "p unknown"

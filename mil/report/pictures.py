@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mil.pages.words import counted
 from mil.run.attention import SlideAttention, attention_path, read_attention
 from mil.run.layout import PICTURES, picture_path, pictured_slides
 from tiling.jobs.atomic import atomic_file
@@ -39,7 +40,7 @@ def write_pictures(out: Path, patches: Path, digests: Mapping[str, str], note: C
             reasons[name] = str(error)
     if reasons:
         name, reason = next(iter(reasons.items()))
-        note(f"warning: the report has no pictures of {len(reasons)} slide(s), {name} among them: {reason}")
+        note(f"warning: the report has no pictures of {counted(len(reasons), 'slide')}, {name} among them: {reason}")
 
 
 def _write(out: Path, name: str, path: Path, digest: str) -> None:

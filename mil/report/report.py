@@ -15,7 +15,7 @@ import pandas as pd
 from mil.metrics.bootstrap import Bootstrap
 from mil.pages.page import draw_sections, report_style
 from mil.pages.parts import Blocks, Cell, Paragraph, Section, Table, number
-from mil.pages.words import difference_sentence, is_figure
+from mil.pages.words import counted, difference_sentence, is_figure
 from mil.report.covariates import covariates_section
 from mil.report.learning import learning_section
 from mil.report.slides import slides_section
@@ -87,7 +87,7 @@ def _left_out(failures: pd.DataFrame) -> Section:
     if not len(failures):
         return Section("Left out", (Paragraph("No labelled slide was left out."),))
     rows = tuple((str(slide), without_folders(reason)) for slide, reason in failures.to_numpy().tolist())
-    said = Paragraph(f"{len(rows)} labelled slide(s) are in no number of this page.")
+    said = Paragraph(f"No number of this page has them in it: {counted(len(rows), 'labelled slide')}.")
     return Section("Left out", (said, Table(("slide", "why"), rows, last_left=True)))
 
 

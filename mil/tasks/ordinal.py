@@ -47,7 +47,7 @@ class Ordinal(Task):
     losses = ("cumulative",)
     watched = "spearman"
     headline = "kappa"
-    baseline = "logistic regressions on mean features, one above each grade,"
+    baseline = "a logistic regression on mean features above each grade"
     judged_title = "probability of its label"
 
     @classmethod

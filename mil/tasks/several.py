@@ -48,7 +48,7 @@ class Several(Task):
     losses = LOSSES
     watched = "auroc"
     headline = "auroc"
-    baseline = "logistic regressions on mean features, one a target,"
+    baseline = "a logistic regression on mean features of each target"
     judged_title = "probability of its label that is least likely"
     patch_score = "patch log-odds"
     smooths_labels = True

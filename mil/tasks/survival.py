@@ -4,7 +4,9 @@ A head's one output is a log hazard: how much more likely than usual the event i
 in tables. It is learnt by the full likelihood with the cumulative hazard of the training part itself as the baseline
 (Nelson and Aalen's estimate; LeBlanc and Crowley, "Relative risk trees for censored survival data", Biometrics 1992):
 so each slide has a loss of its own, whatever is in its batch, and the risk sets behind the baseline hold all slides of
-the training part, tied events by Breslow.
+the training part, tied events by Breslow. `discrete-time` knows of each event only in which of ten spans it was seen,
+whose ends are quantiles of the events (Prentice and Gloeckler, "Regression analysis of grouped survival data",
+Biometrics 1978): for times that were rounded or are those of visits.
 
 Calibration learns from slides that no weight was fitted to: by what to multiply the risk, the median risk, which is
 taken off, and the cumulative hazard of such a median slide up to each of nine times, such that mean predicted survival
@@ -13,6 +15,7 @@ is Kaplan and Meier's estimate. Answers are the risk, then the survival up to ea
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +46,7 @@ from mil.tasks.task import Calibration, Judged, Said, Strata, Target, Targets, T
 from tiling.manifest import SlideRow
 
 _KNOTS = 100  # times at which the baseline rises, those of the events themselves where they are not more
+_SPANS = 10  # of discrete time
 _LEAST_BASELINE = 1e-3  # for an event before the first one in training
 _LINEAR = 5.0  # log hazard from which on its exponential is drawn out straight: no slide outweighs all others
 _LEAST_EVENTS = 10  # of which five folds have two each
@@ -63,7 +67,7 @@ class Survival(Task):
     entry: str = ""  # of the slide table: when the patient came under observation
 
     kind = "survival"
-    losses = ("full-likelihood",)
+    losses = ("full-likelihood", "discrete-time")
     watched = "c_index"
     headline = "c_index"
     baseline = "Cox regression on mean features"
@@ -100,7 +104,7 @@ class Survival(Task):
             raise ValueError("\n".join(faults))
         seen = np.array([row.labels[event] == "1" for row in rows])
         if seen.sum() < _LEAST_EVENTS:
-            raise ValueError(f"{int(seen.sum())} of {len(rows)} slides have {event} = 1; {_LEAST_EVENTS} are needed")
+            raise ValueError(f"{event} is 1 for {int(seen.sum())} of {len(rows)}; {_LEAST_EVENTS} are needed")
         times = np.unique([float(f"{t:.3g}") for t in np.quantile(numbers[seen], _REPORTED)])
         return cls(time, event, tuple(times.tolist()), target.entry), np.stack([numbers, seen, *entries], axis=1)
 
@@ -143,9 +147,11 @@ class Survival(Task):
         return torch.from_numpy(np.concatenate([knots, rises])).float()
 
     def criterion(self, loss: str, terms: Tensor, label_smoothing: float = 0.0) -> Criterion:
-        """Minus the log-likelihood, less its smallest value for any output: half the deviance, 0 is perfect."""
+        """Minus the log-likelihood; the full one less its smallest value for any output: half the deviance."""
         if loss not in self.losses:
             raise KeyError(loss)
+        if loss == "discrete-time":
+            return partial(_in_discrete_time, terms)
         knots, rises = terms[:_KNOTS], terms[_KNOTS:]
 
         def losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ class Survival(Task):
             if self.entry:
                 passed = passed & (targets[:, 2:].to(knots) < knots)
             baseline = (passed * rises).sum(1)
-            hazard = logits[:, 0].clamp(max=_LINEAR).exp() * (1 + (logits[:, 0] - _LINEAR).clamp(min=0))
+            hazard = _relative(logits)
             known = 1 + baseline.clamp(min=_LEAST_BASELINE).log()
             return baseline * hazard - event * (logits[:, 0] + known)
 
@@ -231,18 +237,18 @@ class Survival(Task):
         return lambda others: self.calibrated(risks(others)[:, None], calibration)
 
     def judge(self, table: pd.DataFrame) -> Judged:
-        """loss: minus the log-likelihood of what was seen, by the survival between the times that it lies between.
+        """loss: half the deviance of what was seen, by the cumulative hazard up to its time, from that of entry on.
 
-        With a time of entry, given survival up to then.
+        Therneau, Grambsch and Fleming, "Martingale-based residuals for survival models", Biometrika 1990.
         """
         followed, said = followed_of(table), predicted_of(table, self.times)
-        steps = np.hstack([np.ones((len(table), 1)), said.survival, np.zeros((len(table), 1))])
-        rows, at = np.arange(len(table)), np.searchsorted(said.times, followed.time, side="right")
-        survived = steps[rows, at]
-        seen = np.where(followed.event, survived - steps[rows, at + 1], survived)
+        hazards = np.hstack([np.zeros((len(table), 1)), -np.log(np.maximum(said.survival, _LEAST))])
+        rows = np.arange(len(table))
+        passed = hazards[rows, np.searchsorted(said.times, followed.time, side="right")]
         if followed.entry is not None:
-            seen = seen / np.maximum(steps[rows, np.searchsorted(said.times, followed.entry, side="right")], _LEAST)
-        return Judged(np.ones(len(table), bool), said.risk, -np.log(np.maximum(seen, _LEAST)))
+            passed = passed - hazards[rows, np.searchsorted(said.times, followed.entry, side="right")]
+        known = 1 + np.log(np.maximum(passed, _LEAST_BASELINE))
+        return Judged(np.ones(len(table), bool), said.risk, passed - followed.event * known)
 
     def scored(self, at: int) -> str:
         return "risk (log hazard)"
@@ -264,7 +270,7 @@ class Survival(Task):
     def describe(self, column: str, targets: Targets) -> str:
         time, event = targets[:, :2].T
         median = np.median(time)
-        return f"target {column}: {int(event.sum())} events in {len(time)} slides, followed for {median:.4g} (median)"
+        return f"target {column}: {int(event.sum())} events in {len(time)}, followed for {median:.4g} (median)"
 
     @property
     def figure_titles(self) -> Mapping[str, str]:
@@ -276,6 +282,28 @@ class Survival(Task):
 
     def differs_from(self, other: Task) -> str:
         return "" if isinstance(other, Survival) else "asks for no survival"
+
+
+def _relative(logits: Tensor) -> Tensor:
+    """(B,) hazards relative to the usual one."""
+    return logits[:, 0].clamp(max=_LINEAR).exp() * (1 + (logits[:, 0] - _LINEAR).clamp(min=0))
+
+
+def _in_discrete_time(terms: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """(B,) by those `loss_terms`: spans before that of an event, or whole ones up to the censoring, were survived.
+
+    Who enters within a span is at risk in it.
+    """
+    ends, rises = terms[:_KNOTS].view(_SPANS, -1)[:, -1], terms[_KNOTS:].view(_SPANS, -1).sum(1)
+    time, event = targets[:, :1].to(ends), targets[:, 1:2].to(ends)  # (B, 1)
+    spans = torch.arange(_SPANS, device=ends.device)
+    own = (ends < time).sum(1, keepdim=True).clamp(max=_SPANS - 1)
+    survived = torch.where(event > 0, spans < own, ends <= time)
+    if targets.shape[1] > 2:
+        survived = survived & (ends > targets[:, 2:].to(ends))
+    hazard = _relative(logits)
+    in_own = ((spans == own) * rises).sum(1).clamp(min=_LEAST_BASELINE) * hazard
+    return (survived * rises).sum(1) * hazard - event[:, 0] * torch.log(-torch.expm1(-in_own))
 
 
 def _hazard_for(survival: float, relative: Floats) -> float:

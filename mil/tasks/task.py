@@ -39,6 +39,7 @@ class Target:
     order: str = ""  # grades from low to high, parted by commas
     entry: str = ""  # column that says when each slide's patient came under observation, where not at 0
     bag: str = "slide"  # what has one such target: slide, or patient
+    gaps: bool = False  # slides that lack it are left out, where that is no error
 
     def __post_init__(self) -> None:
         several, named = self.kind == "several", ", ".join(self.names)

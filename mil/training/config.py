@@ -40,7 +40,7 @@ class TrainConfig:
     loss: str = setting(
         "auto",
         "of training; auto: the first of the task's own. Classes: cross-entropy, focal, generalised-cross-entropy; "
-        "numbers: huber, squared; others have one",
+        "numbers: huber, squared; times: full-likelihood, discrete-time; grades have one",
     )
     label_smoothing: float = setting(0.0, "part of each label that is spread over all classes, 0 to below 1")
     embed_dim: int = setting(128, "width of the layer that embeds a patch feature")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mil.cohort.splits import Fold
 from mil.pages import words
+from mil.pages.words import counted
 from mil.run.checkpoint import Checkpoint
 from mil.run.tables import by_member, kept_epoch, read_metrics
 from mil.tasks.reports.figures import judged
@@ -63,7 +64,7 @@ class Display(Watcher):
         first = self._folds[0]
         val = f"in {len(first.inner)} inner parts" if first.inner else f"val {len(first.val)}"
         parts = f"train {len(first.train)}, {val}, test {len(first.test)} {session.config.bag}s in the first"
-        self._print(f"head {session.config.head} on {session.device}; {len(self._folds)} fold(s), {parts}")
+        self._print(f"head {session.config.head} on {session.device}; {counted(len(self._folds), 'fold')}, {parts}")
 
     def epoch(self, fold: Fold, values: Mapping[str, float]) -> None:
         if not self._trained:

@@ -71,7 +71,7 @@ def test_the_first_line_and_the_summary_say_what_was_done(extract, stores, tmp_p
     extract(stores, "--out", tmp_path / "out", "--precision", "bf16", "--device", "cpu")
     first, last = capsys.readouterr().out.splitlines()
     sha = load_encoder("resnet18", "random").weights_sha256[:12]
-    assert first == f"extract-features: resnet18, weights random (seed 0) (sha256 {sha}), cpu bf16, batch 4, 3 slide(s)"
+    assert first == f"extract-features: resnet18, weights random (seed 0) (sha256 {sha}), cpu bf16, batch 4, slides: 3"
     assert "2 done, 1 empty, 13 patches" in last and "/s)" in last
 
 

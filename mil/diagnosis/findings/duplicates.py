@@ -3,6 +3,7 @@
 from mil.cohort.leakage import same_slides
 from mil.diagnosis.finding import Details, Finding
 from mil.diagnosis.inputs import Inputs
+from mil.pages.words import counted
 
 KEY, TITLE, SHARE = "duplicates", "Slides that are there twice", 5
 
@@ -30,11 +31,11 @@ def find(inputs: Inputs) -> Finding:
     if apart:
         i, j = apart[0]
         verdict = (
-            f"{len(apart)} pair(s) of slides are one slide under two patients, "
+            f"Slides of two patients are one and the same ({counted(len(apart), 'pair')}), "
             f"{cohort.slide_ids[i]} and {cohort.slide_ids[j]} among them"
         )
         if contrary:
-            verdict += f"; {len(contrary)} carry two different labels"
+            verdict += f"; with different labels: {counted(len(contrary), 'pair')}"
         return Finding(
             KEY,
             TITLE,
@@ -50,8 +51,8 @@ def find(inputs: Inputs) -> Finding:
             KEY,
             TITLE,
             "fault" if contrary else "look",
-            f"{len(pairs)} pair(s) of slides of one patient are one slide under two ids"
-            + (f", {len(contrary)} of them with different labels." if contrary else "; they count twice."),
+            f"Slides of one patient are one and the same under two ids ({counted(len(pairs), 'pair')})"
+            + (f", with different labels: {counted(len(contrary), 'pair')}." if contrary else "; they count twice."),
             "Leave one of each pair out.",
             numbers,
             details=details,

@@ -15,6 +15,7 @@ from mil.diagnosis.finding import Details, Finding, MissingInput, Picture, Sever
 from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.numbers.site_ratio import SiteRatio, site_ratios
 from mil.diagnosis.sheet import sheet
+from mil.pages.words import counted
 from mil.run.attention import attention_path, read_attention
 from tiling.jobs.errors import SlideError
 from tiling.slides.slide import Pixels
@@ -65,7 +66,7 @@ def _judge(blurred: list[SiteRatio], alone: list[str]) -> tuple[Severity, str, s
     if alone:
         return (
             "look",
-            f"{len(alone)} slide(s) are far less sharp than the others: {', '.join(alone[:5])}.",
+            f"Far less sharp than the others: {counted(len(alone), 'slide')}, {', '.join(alone[:5])}.",
             "Look at them in qc.html; scan them again or leave them out (tile-slides --min-sharpness).",
         )
     return "fine", "No site and no slide is far less sharp than the others; see for yourself below.", ""

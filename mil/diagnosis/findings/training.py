@@ -17,6 +17,7 @@ from mil.diagnosis.inputs import Inputs
 from mil.diagnosis.sheet import sheet
 from mil.evaluation.curve_verdict import REMEDIES, Verdict, judge_all, judge_fold
 from mil.metrics.classification import evaluate
+from mil.pages.words import counted
 from mil.report.learning import learning_curve, loss_axis
 from mil.run.checkpoint import fold_numbers
 from mil.run.layout import picture_path, pictured_slides
@@ -101,7 +102,8 @@ def _judge(curves: _Curves, p: float) -> tuple[Severity, str, str]:
     name, several = judge_all(verdicts), sum(len(found) > 0 for found in curves.spikes.values())
     said = _said(verdicts)
     if several:
-        said += f" The training loss of {several} model(s) spikes; the table of learning curves names the slides."
+        spiked = counted(several, "model")
+        said += f" Training losses spike, those of {spiked}; the table of learning curves names the slides."
     said += " The loader shuffles anew in each epoch." if p > 1e-4 else " The loader's order goes with the labels."
     return "fine" if name == "fine" else "look", said, f"{'Nothing to do. ' * (name == 'fine')}{REMEDIES[name]}"
 
@@ -110,7 +112,8 @@ def _said(verdicts: list[Verdict]) -> str:
     """The verdicts in one sentence, the most frequent first."""
     counts = Counter(verdict.name for verdict in verdicts).most_common()
     folds = "; ".join(f"{name} in {count}" for name, count in counts)
-    return f"Learning curves of {len(verdicts)} model(s): {folds}." if len(counts) > 1 else f"Training: {counts[0][0]}."
+    several = f"Learning curves of {counted(len(verdicts), 'model')}: {folds}."
+    return several if len(counts) > 1 else f"Training: {counts[0][0]}."
 
 
 def loss_spikes(losses: NDArray[np.float64]) -> list[int]:

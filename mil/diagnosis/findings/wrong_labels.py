@@ -112,7 +112,7 @@ def _verdict(inputs: Inputs, alarms: list[tuple[str, Figure]], apart: bool, alik
     cohort = inputs.cohort
     labels = Counter(cohort.classes[label] for label in cohort.labels[alike].tolist())
     counts = ", ".join(f"{count} labelled {name}" for name, count in labels.most_common())
-    said = f"{len(alike)} slide(s) look like another class" + f" ({counts})" * bool(alike)
+    said = f"Slides that look like another class: {counts or 'none'}"
     if alarms:
         name, share = alarms[-1]
         return (

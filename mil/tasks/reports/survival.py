@@ -146,7 +146,8 @@ def _brier(column: str, followed: Followed, said: Predicted, weights: Floats) ->
     ends = (float(said.times[0]), float(said.times[-1]) if len(said.times) > 1 else float(said.times[0]) + 1)
     own = brier_at(followed, said.times, said.survival, weights)
     alike = brier_at(followed, said.times, kaplan_meier_at(followed, said.times, weights), weights)
-    chart = Chart(ends, (0.0, 1.1 * float(max(own[0].max(), alike[0].max(), 0.25))), labels=(column, "Brier score"))
+    highest = max(0.25, *(float(np.max([of[0], *(band(of) or ())])) for of in (own, alike)))
+    chart = Chart(ends, (0.0, 1.1 * highest), labels=(column, "Brier score"))
     _line(chart, said.times, own, "c0", "the model")
     _line(chart, said.times, alike, "c1", "Kaplan–Meier")
     caption = ". Squared error of predicted survival: lower is better."
@@ -177,7 +178,7 @@ def _calibration(column: str, followed: Followed, said: Predicted, weights: Floa
             seen[0],
             "c0",
             5,
-            f"predicted {mean:.2f}, seen {seen[0]:.2f} ({low:.2f}–{high:.2f}), {len(own)} slides",
+            f"predicted {mean:.2f}, seen {seen[0]:.2f} ({low:.2f}–{high:.2f}), n = {len(own)}",
         )
     caption = (
         f"Up to {column} {time[0]:g}, fifths of the slides by what was predicted; on the dotted line predictions are "

@@ -10,6 +10,7 @@ Fox, UCSB breast (as accuracy_ucsb.py embeds it), `planted-10` (a draw of accura
 components.
 
     python tests/benchmarks/accuracy/accuracy_augmentation.py [--sets musk1,fox,ucsb,planted-10,few-100]
+        [--ways "defaults,noise 0.1,noise 0.3,mixup within,mixup,without a cluster"]
 """
 
 import argparse
@@ -41,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the fo
 from classic_bags import cohort_of, load_bags
 
 COMPONENTS, CLUSTERS = 64, 8
+WAYS = "defaults", "noise 0.1", "noise 0.3", "mixup within", "mixup", "without a cluster"
 Augment = Callable[[Tensor, int, np.random.Generator], Tensor]  # of a slide's features (N, D), and which slide it is
 forward = Descent._forward  # as it is
 
@@ -101,14 +103,15 @@ def ways(cohort: Cohort) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
     kinds = KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(patches)
     clusters = np.split(kinds, np.cumsum([len(f) for f in cohort.features])[:-1])
     spread = torch.from_numpy(patches.std(axis=0))
-    return {
-        "defaults": forward,
-        "noise 0.1": changed(partial(noisy, 0.1, spread)),
-        "noise 0.3": changed(partial(noisy, 0.3, spread)),
-        "mixup within": changed(mixed_within),
-        "mixup": mixed,
-        "without a cluster": changed(partial(without_cluster, clusters)),
-    }
+    each = (
+        forward,
+        changed(partial(noisy, 0.1, spread)),
+        changed(partial(noisy, 0.3, spread)),
+        changed(mixed_within),
+        mixed,
+        changed(partial(without_cluster, clusters)),
+    )
+    return dict(zip(WAYS, each, strict=True))
 
 
 def get_cohort(name: str) -> Cohort:
@@ -134,7 +137,9 @@ def in_components(cohort: Cohort) -> Cohort:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", default="musk1,fox,ucsb,planted-10,few-100")
-    for name in parser.parse_args().sets.split(","):
+    parser.add_argument("--ways", default=",".join(WAYS), help="the defaults first")
+    told = parser.parse_args()
+    for name in told.sets.split(","):
         cohort = get_cohort(name)
 
         def judged(
@@ -143,7 +148,8 @@ def main() -> None:
             with patch.object(Descent, "_forward", way):
                 return judge(of, folds, TrainConfig(val_fraction=0.0, inner_folds=0))
 
-        bench(name, cohort, {of: partial(judged, way) for of, way in ways(cohort).items()})
+        asked = {of: way for of, way in ways(cohort).items() if of in told.ways.split(",")}
+        bench(name, cohort, {of: partial(judged, way) for of, way in asked.items()})
 
 
 if __name__ == "__main__":

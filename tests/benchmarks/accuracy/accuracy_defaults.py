@@ -21,6 +21,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.splits import Fold
+from mil.metrics.bootstrap import PERCENTILES, draw_weights
+from mil.metrics.classification import macro_auroc
 from mil.run.ensemble import load_head, predict_slide
 from mil.tasks.calibration import calibrated, class_shares, fit_calibration
 from mil.training.config import TrainConfig
@@ -33,7 +35,7 @@ from classic_bags import load_bags
 from real_data import DATA
 
 CPU = torch.device("cpu")
-OUTER, INNER = 5, 3
+OUTER, INNER, DRAWS = 5, 3, 2000
 CANDIDATES = {
     "defaults": {},
     "learning_rate 0.0003": {"learning_rate": 3e-4},
@@ -103,8 +105,17 @@ def figures(cohort: Cohort, folds: list[Fold], probabilities: list[np.ndarray]) 
     return log_loss(labels, scores), roc_auc_score(labels, scores[:, 1])
 
 
+def gained(cohort: Cohort, folds: list[Fold], said: list[np.ndarray], before: list[np.ndarray]) -> str:
+    """AUROC of the folds' test slides together less that of `before`, paired over patients, with its interval."""
+    tested = np.concatenate([fold.test for fold in folds])
+    weights = draw_weights(cohort.patient_ids[tested].tolist(), DRAWS, 0)
+    now, then = (macro_auroc(np.concatenate(p), cohort.labels[tested], weights, 1) for p in (said, before))
+    low, high = np.nanpercentile((now - then)[1:], PERCENTILES)
+    return f"{now[0] - then[0]:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def bench(name: str, cohort: Cohort, candidates: Mapping[str, Callable[[list[Fold]], list[np.ndarray]]]) -> None:
-    """candidates, `defaults` among them: each gives probabilities (test, C) of each fold, as `judge` does."""
+    """candidates, `defaults` first: each gives probabilities (test, C) of each fold, as `judge` does."""
     torch.set_num_threads(1)
     outer, inner = splits(cohort)
     names, outer_results, inner_losses = list(candidates), {}, {}
@@ -124,13 +135,16 @@ def bench(name: str, cohort: Cohort, candidates: Mapping[str, Callable[[list[Fol
         tested = figures(cohort, outer, of_outer)
         print(
             f"{name}, {candidate}: inner log loss {raw:.3f}, calibrated {loss:.3f}, AUROC {area:.3f}; "
-            f"outer log loss {tested[0]:.3f}, AUROC {tested[1]:.3f}",
+            f"outer log loss {tested[0]:.3f}, AUROC {tested[1]:.3f}, gained "
+            f"{gained(cohort, outer, of_outer, outer_results['defaults'])}",
             flush=True,
         )
     chosen = [names[int(np.argmin([inner_losses[c][k] for c in names]))] for k in range(OUTER)]
     for label, picks in (("defaults", ["defaults"] * OUTER), ("nested choice", chosen)):
-        loss, area = figures(cohort, outer, [outer_results[pick][k] for k, pick in enumerate(picks)])
-        print(f"{name}, {label}: outer log loss {loss:.3f}, AUROC {area:.3f}")
+        said = [outer_results[pick][k] for k, pick in enumerate(picks)]
+        loss, area = figures(cohort, outer, said)
+        more = gained(cohort, outer, said, outer_results["defaults"])
+        print(f"{name}, {label}: outer log loss {loss:.3f}, AUROC {area:.3f}, gained {more}")
     print(f"{name}, chosen: {', '.join(chosen)}")
 
 

@@ -7,8 +7,12 @@ moves these by one along a direction of its own, forwards where it is positive a
 target half of the slides have no label: its own run is on the others. AUROCs out of three folds with one model each,
 and the paired difference over seeds (mean, 95 % interval by t).
 
-    python tests/benchmarks/accuracy/accuracy_targets.py [--seeds 6] [--slides 80] [--head gated-abmil] [--shift 3.5]
-        [--same-patches] [--shared-attention]
+Ways of attention, of which all after the first are compared with it too: each target's `own`, as `gated-abmil` has it,
+one that is `shared`, as in earlier releases, the `mean` of both, or a `sum`, where scores of each target's own, which
+start at 0, are added to those shared.
+
+    python tests/benchmarks/accuracy/accuracy_targets.py [--seeds 6] [--first-seed 0] [--slides 80] [--shift 3.5]
+        [--same-patches] [--attention own,shared,mean,sum]
 """
 
 import argparse
@@ -17,14 +21,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from torch import Tensor, nn
 
 from mil.cohort.cohort import Cohort, load_cohort
 from mil.cohort.splits import Fold, make_folds
+from mil.heads.bags import Bags, segment_softmax
+from mil.heads.head import HeadShape, MilOutput
+from mil.heads.zoo import gated_abmil
+from mil.heads.zoo.gated_abmil import GatedABMIL
 from mil.run.ensemble import load_head, predict_slide
 from mil.training.config import TrainConfig
 from mil.training.plan import plan_training
@@ -58,20 +68,55 @@ def make_cohort(folder: Path, slides: int, shift: float, same_patches: bool, see
     return pd.DataFrame(rows, columns=["slide_id", *TARGETS])
 
 
-def aurocs(folder: Path, told: argparse.Namespace, seed: int) -> list[tuple[float, float]]:
-    """At once and alone, of each target."""
+class MeanAttention(GatedABMIL):
+    """Each target's attention is the mean of its own and one that is shared."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.score = nn.Linear(shape.attention_dim, 1 + len(shape.targets))
+
+    def pool(self, embedded: Tensor, bags: Bags) -> MilOutput:
+        attention = segment_softmax(self.scores(embedded), bags.sizes)
+        return self._pool_each(embedded, (attention[:, :1] + attention[:, 1:]) / 2, bags)
+
+
+class SumAttention(GatedABMIL):
+    """Scores of each target's own, from 0, are added to those shared."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__(shape)
+        self.score = nn.Linear(shape.attention_dim, 1)
+        self.own = nn.Linear(shape.attention_dim, len(shape.targets), bias=False)
+        nn.init.zeros_(self.own.weight)
+
+    def scores(self, embedded: Tensor) -> Tensor:
+        gated = torch.tanh(self.value(embedded)) * torch.sigmoid(self.gate(embedded))
+        scores: Tensor = self.score(gated) + self.own(gated)
+        return scores
+
+
+HEADS = {"own": GatedABMIL, "shared": GatedABMIL, "mean": MeanAttention, "sum": SumAttention}
+
+
+def aurocs(folder: Path, told: argparse.Namespace, seed: int) -> list[list[float]]:
+    """Of each target: of its own run, then at once in each way of attention."""
     table, config = (
         make_cohort(folder, told.slides, told.shift, told.same_patches, seed),
-        TrainConfig(head=told.head, seed=seed, folds=3, inner_folds=0, device="cpu"),
+        TrainConfig(head="gated-abmil", seed=seed, folds=3, inner_folds=0, device="cpu"),
     )
     both = load_cohort(folder, table, ",".join(TARGETS))
     folds = make_folds(both, config.split_plan())
-    said, found = out_of_fold(both, folds, config, told.shared_attention), []
-    for k, (name, task) in enumerate(zip(both.task.names, both.task.tasks, strict=True)):
-        has = ~np.isnan(both.targets[:, k])
+    found = []
+    for k, name in enumerate(TARGETS):
         own = load_cohort(folder, table[table[name] != ""], name)
-        alone = out_of_fold(own, [_of(fold, np.flatnonzero(has)) for fold in folds], config)
-        found.append((task.score(said[has, 2 * k : 2 * k + 2], own.targets), task.score(alone, own.targets)))
+        kept = np.flatnonzero(~np.isnan(both.targets[:, k]))
+        found.append([own.task.score(out_of_fold(own, [_of(fold, kept) for fold in folds], config), own.targets)])
+    for way in told.attention.split(","):
+        with patch.object(gated_abmil, "GatedABMIL", HEADS[way]):
+            said = out_of_fold(both, folds, config, shared=way == "shared")
+        for k, task in enumerate(both.task.tasks):
+            has = ~np.isnan(both.targets[:, k])
+            found[k].append(task.score(said[has, 2 * k : 2 * k + 2], both.targets[has, k].astype(int)))
     return found
 
 
@@ -104,23 +149,27 @@ def _of(fold: Fold, kept: np.ndarray) -> Fold:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--slides", type=int, default=80)
-    parser.add_argument("--head", default="gated-abmil")
     parser.add_argument("--shift", type=float, default=3.5)
     parser.add_argument("--same-patches", action="store_true")
-    parser.add_argument("--shared-attention", action="store_true", help="one for all targets, as in earlier releases")
+    parser.add_argument("--attention", default="own", help=f"one or more of {', '.join(HEADS)}")
     arguments = parser.parse_args()
     found = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             found.append(aurocs(Path(folder), arguments, seed))
         print(f"seed {seed}: {found[-1]}", flush=True)
-    print("\n| target | AUROC at once | AUROC of its own run | gained at once |\n| --- | --- | --- | --- |")
+    print("\n| target | attention | AUROC | of its own run | gained at once | against the first |\n|" + " --- |" * 6)
     for (name, labels), values in zip(TARGETS.items(), np.array(found).transpose(1, 2, 0), strict=True):
-        gained = values[0] - values[1]
-        half = stats.t.ppf(0.975, len(gained) - 1) * gained.std(ddof=1) / np.sqrt(len(gained))
-        said = f"{gained.mean():+.3f} ({gained.mean() - half:+.3f} to {gained.mean() + half:+.3f})"
-        print(f"| {name}, {labels} | {values[0].mean():.3f} | {values[1].mean():.3f} | {said} |")
+        for way, own in zip(arguments.attention.split(","), values[1:], strict=True):
+            gained, against = _difference(own - values[0]), _difference(own - values[1])
+            print(f"| {name}, {labels} | {way} | {own.mean():.3f} | {values[0].mean():.3f} | {gained} | {against} |")
+
+
+def _difference(gained: np.ndarray) -> str:
+    half = stats.t.ppf(0.975, len(gained) - 1) * gained.std(ddof=1) / np.sqrt(len(gained))
+    return f"{gained.mean():+.3f} ({gained.mean() - half:+.3f} to {gained.mean() + half:+.3f})"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_all_get_one_network_and_know_how_near_it_is(stores, extract, tmp_path, 
     assert extract(stores, "--out", parts, "--part", "1/2", *INT8) == 0
     network, said = read_int8(kept), capsys.readouterr().out
     near = f"6 others: {network.cosine_mean:.4f} on average, {network.cosine_lowest:.4f} at least"
-    assert said.count(f"calibrated on 18 patches of 3 slide(s); cosine to fp32 of {near}") == 2
+    assert said.count(f"calibrated on 18 patches (slides: 3); cosine to fp32 of {near}") == 2
 
     table = tmp_path / "one.csv"
     table.write_text("slide_id\ns2\n")

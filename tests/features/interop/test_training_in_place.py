@@ -74,7 +74,7 @@ def test_what_training_in_place_says_and_refuses(cohort, tmp_path):
         as_clam(tmp_path / "c", file.stem, features, embeddings.coords_l0)
         as_stamp(tmp_path / "stamp", file.stem, embeddings.features, embeddings.coords_l0 * 0.25)
     said = load_cohort(tmp_path / "c", cohort / "labels.csv", "diagnosis").warnings
-    assert "features of 1 slide(s) are float32 and are rounded to float16 for training" in said
+    assert "features of 1 slide are float32 and are rounded to float16 for training" in said
     assert any("export-heatmaps will refuse them" in line for line in said)
     assert load_cohort(cohort / "clam", cohort / "labels.csv", "diagnosis").warnings == said[1:]
     with pytest.raises(RequestError, match="its coordinates are in µm and it does not say the slide's µm per pixel"):

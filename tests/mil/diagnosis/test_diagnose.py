@@ -184,3 +184,13 @@ def test_other_kinds_of_target_are_asked_by_their_strata(tmp_path, task, event):
     assert any("findings that tell classes apart are asked of" in text for text in heard)
     assert sum(found.counts["slides_of_class"].values()) == 40
     assert found["duplicates"].severity == found["shortcut"].severity == "fine"
+
+
+def test_of_several_targets_each_is_asked_on_the_slides_that_have_its_label(sources):
+    frame = pd.read_csv(sources.table, dtype=str)
+    frame["pr"] = frame["diagnosis"].where(frame.index % 4 > 0, "")
+    with pytest.raises(RequestError, match="give --target diagnosis, then the same for pr: slides without a label"):
+        load_inputs(replace(sources, table=frame, target="diagnosis,pr"), DiagnoseConfig())
+    heard: list[str] = []
+    inputs = load_inputs(replace(sources, table=frame, target="pr"), DiagnoseConfig(), warn=heard.append)
+    assert len(inputs.cohort.slide_ids) == 18 and any("without a label, ignored: 6" in text for text in heard)

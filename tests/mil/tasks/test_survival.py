@@ -48,7 +48,7 @@ def test_times_and_events_are_read_as_they_stand():
             "row 7: months is 'soon', expected a number.*\nrow 5: months is -1, expected 0",
         ),
         ({"died": {2: "yes", 4: ""}}, "row 4: died is 'yes', expected 1 .seen. or 0.*\nrow 6: died is ''"),
-        ({"died": dict.fromkeys(range(24), "0")}, "0 of 24 slides have died = 1; 10 are needed"),
+        ({"died": dict.fromkeys(range(24), "0")}, "died is 1 for 0 of 24; 10 are needed"),
         ({"patients": {3: "p01"}}, "row 5: patient 'p01' has months '4' here and '2' in row 3"),
         ({"event": "dead"}, "no column 'dead' in t.csv; --event names .*; the label columns are 'months', 'died'"),
     ],
@@ -149,6 +149,31 @@ def test_the_loss_is_half_the_deviance_over_the_hazard_of_the_training_part():
         TASK.criterion("focal", TASK.loss_terms(targets))
 
 
+@pytest.mark.parametrize("entry", ["", "since"])
+def test_the_loss_in_discrete_time_is_that_of_grouped_survival_data(entry):
+    """Prentice and Gloeckler's likelihood by a loop over spans that end at tenths of the events."""
+    targets, others = _targets(), np.column_stack([_targets(7), np.arange(60) % 3])
+    events = np.sort(targets[targets[:, 1] > 0, 0])
+    ends = [events[int(np.ceil(len(events) * k / 10)) - 1] for k in range(1, 11)]
+    steps, hazards = nelson_aalen_estimator(targets[:, 1] > 0, targets[:, 0])
+    by = np.diff([0.0, *(hazards[steps <= end].max() for end in ends)])
+    logits = np.random.default_rng(1).normal(size=60)
+    given = others if entry else others[:, :2]
+    terms = TASK.loss_terms(targets)
+    found = replace(TASK, entry=entry).criterion("discrete-time", terms)(
+        torch.from_numpy(logits)[:, None], torch.from_numpy(given)
+    )
+    for (time, event, begun), logit, loss in zip(others, logits, found.tolist(), strict=True):
+        expected, past = 0.0, False
+        for k, end in enumerate(ends):
+            if event and not past and (time <= end or k == 9):
+                expected -= np.log(1 - np.exp(-max(by[k], 1e-3) * np.exp(logit)))
+                past = True
+            elif not past and end <= time and not (entry and end <= begun):
+                expected += by[k] * np.exp(logit)
+        assert loss == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("slides", [60, 700])
 def test_in_the_training_part_itself_0_is_the_best_output_for_all(slides):
     """As many events are expected as were seen; with more events than knots up to their grain."""
@@ -180,9 +205,10 @@ def test_mean_survival_is_kaplan_and_meiers_and_half_of_the_slides_have_high_ris
 
 
 def test_the_loss_of_a_slide_is_of_what_was_said_of_its_time():
-    table = pd.DataFrame({"label": ["3", "3+", "1+", "20", "20+"], "risk": 0.0})
+    table = pd.DataFrame({"label": ["3", "5", "3+", "1+", "20", "20+"], "risk": 0.0})
     table[["survival_2", "survival_5", "survival_9"]] = [0.8, 0.5, 0.2]
-    expected = -np.log([0.8 - 0.5, 0.8, 1.0, 0.2, 0.2])
+    passed = -np.log([0.8, 0.5, 0.8, 1.0, 0.2, 0.2])
+    expected = passed - np.array([1, 1, 0, 0, 1, 0]) * (1 + np.log(np.maximum(passed, 1e-3)))
     assert TASK.judge(table).loss == pytest.approx(expected)
 
 
@@ -226,11 +252,11 @@ def test_a_hazard_that_nothing_shows_is_not_found(tmp_path, write_features):
     assert "this run does not show that the model works" in run.report.read_text()
 
 
-def test_the_command_takes_time_and_event(tmp_path, write_features, capsys):
+def test_the_command_takes_time_event_and_loss(tmp_path, write_features, capsys):
     table, _ = _cohort(tmp_path / "f", write_features, 40, 4, 2.0)
     asked = [str(table.parent), "--labels", str(table), "--task", "survival", "--time", "months", "--event", "died"]
     more = ["--out", str(tmp_path / "run"), "--folds", "2", "--epochs", "5", "--bootstrap", "100", "--device", "cpu"]
     with pytest.raises(SystemExit) as ended:
-        main([*asked, *more])
+        main([*asked, *more, "--loss", "discrete-time"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "events in 40 slides" in said and "C-index" in said and "hazard ratio" in said
+    assert ended.value.code == 0 and "events in 40, followed" in said and "C-index" in said and "hazard ratio" in said

@@ -33,7 +33,7 @@ def test_training_is_read_from_a_run(clean, tmp_path):
     history.loc[6, "train_loss"] += 1
     history.to_csv(tmp_path / "run/fold-1/history.csv", index=False)
     found = training.find(inputs)
-    assert found.evidence["spike_slides"] == {"1": {}, "2": {7: slides}} and "1 model(s) spikes" in found.verdict
+    assert found.evidence["spike_slides"] == {"1": {}, "2": {7: slides}} and "spike, those of 1 model;" in found.verdict
     assert found.numbers["recall of tumour"]["value"] > 0.7 and len(found.pictures) == 2
     assert sum(int(row[2]) for row in found.details[0].rows) == Plan().slides
     wrong = wrong_labels.find(inputs)
