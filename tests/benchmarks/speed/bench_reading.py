@@ -5,8 +5,8 @@ model of gated attention learns from all of them for one epoch, one slide a step
 page cache: in the order of the file and in the shuffled order of a true epoch, where nothing is asked for ahead, and as
 `train-mil` does it. Busy is the processor's time over the clock's, that in which other programs had the core left out.
 
-With fewer DRAWN slides than SLIDES the rest of the file is a hole, which holds zeros and takes no room, and only the way
-of `train-mil` is run: 10,000 slides are 100 GB.
+With fewer DRAWN slides than SLIDES the rest of the file is a hole, which holds zeros and takes no room, and only the
+way of `train-mil` is run: 10,000 slides are 100 GB.
 
     python tests/benchmarks/speed/bench_reading.py [FOLDER [SLIDES [DRAWN]]]      default: /tmp 40 40
 """
