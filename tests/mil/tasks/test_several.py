@@ -105,7 +105,7 @@ def test_a_request_that_is_wrong_is_refused_before_slides_are_read(tmp_path):
     with pytest.raises(RequestError, match="--task several learns two targets or more, and --target names er"):
         Target("er", task="several")
     frame.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(RequestError, match="a diagnosis is of one target; give --target one of er, pr"):
+    with pytest.raises(RequestError, match="a diagnosis is of one target; give --target er, then the same for pr"):
         diagnose(Sources(tmp_path, tmp_path / "t.csv", "er,pr"))
 
 

@@ -33,7 +33,7 @@ def test_wrong_labels_are_found_and_come_first(flipped):
 def test_slides_that_show_nothing_of_a_right_label_are_called_atypical_too_and_are_not_to_be_dropped(build):
     found = wrong_labels.find(build(silent=0.4))
     assert found.severity == "look" and "their labels are wrong, or the slides are atypical" in found.verdict
-    assert "(9 labelled tumour, 1 labelled normal)" in found.verdict
+    assert "another class: 9 labelled tumour, 1 labelled normal" in found.verdict
     assert "Keep a slide that is only atypical" in found.remedy and "leave out" not in found.remedy
 
 
