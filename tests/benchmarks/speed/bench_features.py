@@ -120,9 +120,8 @@ def main(count: int = 64, runs: int = 3) -> None:
             "its forward path",
             path / whole,
         )
-        say(
-            f"forward path, {precision}", medians["plain torch, fp32, few"] / medians[f"forward path, {precision}, few"]
-        )
+        faster = medians["plain torch, fp32, few"] / medians[f"forward path, {precision}, few"]
+        say(f"forward path, {precision}", "plain torch", faster)
     say("two slides of 18", "one slide of 36", medians["one slide of 36"] / medians["two slides of 18"])
 
 
