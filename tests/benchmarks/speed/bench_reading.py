@@ -8,7 +8,7 @@ page cache: in the order of the file and in the shuffled order of a true epoch, 
 With fewer DRAWN slides than SLIDES the rest of the file is a hole, which holds zeros and takes no room, and only the
 way of `train-mil` is run: 10,000 slides are 100 GB.
 
-    python tests/benchmarks/speed/bench_reading.py [FOLDER [SLIDES [DRAWN]]]      default: that of temporary files, 40 40
+    python tests/benchmarks/speed/bench_reading.py [FOLDER [SLIDES [DRAWN]]]   default: for temporary files, 40 40
 """
 
 import os
