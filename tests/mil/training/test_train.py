@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mil.cohort.splits import Fold, make_folds
 from mil.heads.bags import pack
 from mil.heads.dropout import Noise
 from mil.heads.registry import HEADS, heads_of
+from mil.report.report import write_report
 from mil.run.attention import attention_path, read_attention
 from mil.run.checkpoint import fold_numbers, read_checkpoint
 from mil.run.ensemble import load_ensemble, load_head, predict_slide
@@ -368,11 +370,14 @@ def test_bf16_follows_the_same_loss_curve_in_whole_blocks_and_judges_in_float32(
     assert 0 < gap.max() < 0.02
 
 
-def test_tensorboard_and_charts_are_there(trained):
+def test_tensorboard_and_charts_are_there(trained, tmp_path, true_charts):
     out, _ = trained
+    drawn = Path(shutil.copytree(out, tmp_path / "run"))
+    write_report(drawn)
     assert len(list(Path(out).glob("tensorboard/fold-*/events*"))) == 3 * 3
     for name in ("learning-fold-2", "roc", "precision-recall", "calibration"):
-        assert (out / "charts" / f"{name}.png").exists() and (out / "charts" / f"{name}.pdf").exists()
+        assert (drawn / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (drawn / "charts" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_damaged_feature_file_is_recorded_and_tells_the_exit_code(tmp_path, make_cohort):

@@ -71,8 +71,10 @@ def _file_size(limit_bytes):
     """Of this process; None for no limit."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes or before, most))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def tile(slides, out, *more, **how):
