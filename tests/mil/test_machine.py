@@ -1,5 +1,7 @@
 """check-machine says what is there, what is not and what to do; what is needed and missing ends it with 1."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mil import machine
@@ -11,9 +13,15 @@ def by_part(folder, *required):
     return {finding.part: finding for finding in check_machine(folder, frozenset(required))}
 
 
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch):
+    """The disk that the tests run on may be nearly full: that is no fault of what they look at."""
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50e9))
+
+
 def test_a_machine_that_runs_these_tests_lacks_nothing_needed(tmp_path):
     found = by_part(tmp_path)
-    assert all(finding.there for part, finding in found.items() if part not in OPTIONAL), found
+    assert [finding for part, finding in found.items() if part not in OPTIONAL and not finding.there] == []
     assert "OpenSlide" in found["openslide"].text and "WebP" in found["codecs"].text
     assert found["folder: lock"].text == "a lock keeps others out"
     assert not list(tmp_path.iterdir())
@@ -40,7 +48,7 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, capsys)
 
 def test_a_folder_that_keeps_nobody_out_or_is_full_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("tiling.jobs.locks.os.link", lambda source, target: None)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: type("", (), {"free": 2e9}))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2e9))
     monkeypatch.setattr("tiling.jobs.atomic._swapped", lambda one, other: False)
     found = by_part(tmp_path)
     assert "two jobs can hold one lock" in found["folder: lock"].text and not found["folder: lock"].there
