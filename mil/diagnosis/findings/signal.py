@@ -40,7 +40,8 @@ def find(inputs: Inputs) -> Finding:
     of_run = _of_run(inputs)
     if of_run:
         numbers["AUROC of the run"] = of_run
-    severity, verdict, remedy = _judge((p_mean, p_any), auroc, of_run, curve, floor)
+    given_run = inputs.sources.run is not None
+    severity, verdict, remedy = _judge((p_mean, p_any), auroc, (of_run, given_run), curve, floor)
     pictures = [_chart(curve)] if curve else []
     evidence = {"permutations": inputs.config.permutations}
     return Finding(KEY, TITLE, severity, verdict, remedy, numbers, pictures, evidence=evidence)
@@ -107,25 +108,38 @@ def _of_run(inputs: Inputs) -> Figure | None:
 
 
 def _judge(
-    ps: tuple[float, float], auroc: Figure, of_run: Figure | None, curve: LearningCurve | None, floor: dict[str, Figure]
+    ps: tuple[float, float],
+    auroc: Figure,
+    run: tuple[Figure | None, bool],
+    curve: LearningCurve | None,
+    floor: dict[str, Figure],
 ) -> tuple[Severity, str, str]:
-    """ps: of the average, and of the best of average, spread and extremes."""
-    value, (p_mean, p_any) = auroc["value"] or np.nan, ps
+    """ps: of the average, and of the best of average, spread and extremes. run: its AUROC, and whether one is given."""
+    value, (p_mean, p_any), (of_run, given_run) = auroc["value"] or np.nan, ps, run
     if p_any >= 0.05:
         if of_run and (of_run["low"] or 0) > 0.5:
             return (
                 "look",
-                f"The run finds signal (AUROC {of_run['value']:.2f}, {of_run['low']:.2f}–{of_run['high']:.2f}) where "
-                f"average, spread and extremes of a slide's patches show none (p = {p_any:.2f}): a few patches may "
-                "carry it.",
+                f"The run finds signal ({_of(of_run)}) where average, spread and extremes of a slide's patches "
+                f"show none (p = {p_any:.2f}): a few patches may carry it.",
                 "Keep to heads that look for few patches, such as gated-abmil, and tile densely.",
+            )
+        nor = f" Nor does the run show any ({_of(of_run)})." if of_run else ""
+        if of_run:
+            few_patches = ""
+        elif given_run:  # of another kind of target
+            few_patches = "What a few patches show may be hidden here: the run's report.html says whether it found any. "
+        else:
+            few_patches = (
+                "A head that looks for few patches may find what these do not show: train gated-abmil and give its "
+                "--run. "
             )
         return (
             "fault",
             "No signal found: with shuffled labels the features do as well, by average, spread and extremes of a "
-            f"slide's patches (AUROC {value:.2f} by average; p = {p_any:.2f} of the best).",
-            "Check first that labels and slides belong together. A head that looks for few patches may find what these "
-            "do not show: train gated-abmil and give its --run. Then try another scale or encoder, or more patients.",
+            f"slide's patches (AUROC {value:.2f} by average; p = {p_any:.2f} of the best).{nor}",
+            f"Check first that labels and slides belong together. {few_patches}Then try another scale or encoder, or "
+            "more patients.",
         )
     grows = ""
     if curve and curve.doubled["value"] is not None and curve.doubled["low"] is not None:
@@ -150,6 +164,11 @@ def _judge(
         f"There is signal: AUROC {value:.2f} with averaged features (p = {p_mean:.3f}).{grows}",
         "Nothing is wrong here. More patients help as far as the curve still rises.",
     )
+
+
+def _of(run: Figure) -> str:
+    low, high = (np.nan if run[end] is None else run[end] for end in ("low", "high"))
+    return f"AUROC {run['value']:.2f}, {low:.2f}–{high:.2f}"
 
 
 def _floor(inputs: Inputs) -> dict[str, Figure]:

@@ -38,6 +38,14 @@ def test_scraps_of_tissue_do_not_decide_how_many_patches_are_compared(build):
 )
 def test_a_run_that_finds_signal_is_believed(low, severity, said):
     auroc = {"value": 0.56, "low": 0.37, "high": 0.74}
-    found = signal._judge((0.12, 0.08), auroc, {"value": 0.97, "low": low, "high": 1.0}, None, {})
-    assert found[0] == severity and found[1].startswith(said)
-    assert signal._judge((0.12, 0.08), auroc, None, None, {})[0] == "fault"
+    found = signal._judge((0.12, 0.08), auroc, ({"value": 0.97, "low": low, "high": 1.0}, True), None, {})
+    assert found[0] == severity and found[1].startswith(said) and f"AUROC 0.97, {low:.2f}–1.00" in found[1]
+    assert "give its --run" not in found[2]
+
+
+@pytest.mark.parametrize(("given", "advice"), [(False, "give its --run"), (True, "the run's report.html says")])
+def test_a_run_that_is_there_already_is_not_asked_for(given, advice):
+    """One of another kind of target, which this finding cannot read."""
+    auroc = {"value": 0.56, "low": 0.37, "high": 0.74}
+    severity, _, remedy = signal._judge((0.12, 0.08), auroc, (None, given), None, {})
+    assert severity == "fault" and advice in remedy and ("give its --run" in remedy) is not given
