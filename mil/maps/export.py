@@ -40,7 +40,7 @@ from tiling.slides.slide import Slide
 if TYPE_CHECKING:
     from mil.maps.judges import SlideModels
 
-VERSION = 2  # of what is drawn; raised when the same input gives another picture
+VERSION = 3  # of what is drawn; raised when the same input gives another picture
 
 
 def export_heatmaps(

@@ -38,7 +38,3 @@ def patch_picture(source: Slide, slide: SlideAttention, index: int) -> Pixels:
     side = max(1, round(slide.patch_size_l0 / downsample))
     whole = Image.fromarray(source.read(level, x, y, side, side))
     return np.asarray(whole.resize((_PATCH_PX, _PATCH_PX), Image.Resampling.LANCZOS))
-
-
-def said(score: float) -> str:
-    return f"{score:.3g}" if abs(score) < 1000 else f"{score:,.0f}"

@@ -16,6 +16,7 @@ COLOURS = "inferno"  # perceptually uniform; more is the warm, bright end
 _FAINTEST = 0.3  # opacity of the cold end relative to the warm one, so that tissue stays visible
 _SMALLEST_SHARE = 0.1  # of an average patch: logarithmic colours do not tell shares below this apart
 _BAR_STEPS = 65
+_LEAST_LOGIT, _MOST_LOGIT = 1.0, 5.0  # half-widths of colours of logits; log-odds beyond 5 are all "sure" (99.3 %)
 _UNCOVERED = 1e-6  # share of a pixel below which there is no patch in it; rounding stays far below
 
 
@@ -38,15 +39,34 @@ class ColourScale:
 
 
 def colour_scale(scores: PatchScores) -> ColourScale:
-    """The range of the scores of a slide, or of all slides of its bag; the same in every form."""
+    """The range of the scores of a slide, or of all slides of its bag; the same in every form.
+
+    0 speaks neither for nor against and has the middle colour, unless scores are attention.
+    """
     if not len(scores.values):
         return ColourScale(0.0, 1.0)
     low, high = scores.span or (float(scores.values.min()), float(scores.values.max()))
     if scores.logarithmic:
         low, high = min(1.0, max(_SMALLEST_SHARE, low)) * 0.999, max(1.0, high) * 1.001
+    elif scores.kind != "attention":
+        high = max(-low, high) or 0.5
+        high = float(np.clip(high, _LEAST_LOGIT, _MOST_LOGIT)) if scores.kind == "logit" else high
+        low = -high
     elif high <= low:
         low, high = low - 0.5, high + 0.5
     return ColourScale(low, high, scores.logarithmic)
+
+
+def bar_ticks(scores: PatchScores) -> list[str]:
+    """What stands at the colour bar's low end, middle and high end."""
+    scale, values = colour_scale(scores), scores.values
+    below, above = (len(values) > 0 and part for part in ((values < scale.low).any(), (values > scale.high).any()))
+    low, middle, high = map(said, (scale.low, scale.middle, scale.high))
+    return [f"≤ {low}" if below else low, middle, f"≥ {high}" if above else high]
+
+
+def said(score: float) -> str:
+    return f"{score:.3g}" if abs(score) < 1000 else f"{score:,.0f}"
 
 
 def score_grid(

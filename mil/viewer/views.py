@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mil.heads.registry import judges_patches
 from mil.maps.export import require_same_slide
-from mil.maps.extremes import extremes, patch_picture, said
-from mil.maps.grid import colour_scale, render, score_grid
+from mil.maps.extremes import extremes, patch_picture
+from mil.maps.grid import bar_ticks, colour_scale, render, said, score_grid
 from mil.maps.scores import Kind, PatchScores, default_class, patch_scores
 from mil.run.attention import SlideAttention, attention_path, read_bag
 from mil.run.layout import require_complete
@@ -156,13 +156,12 @@ def slide_view(run: Path, row: SlideRow, source: Slide) -> SlideView:
 
 
 def _describe(score: str, of_class: str, scores: PatchScores, slide: SlideAttention) -> dict[str, Any]:
-    scale = colour_scale(scores)
     top = extremes(scores, _TOP).top.tolist()
     corners = slide.coords.tolist()
     return {
         "score": score,
         "class": of_class,
         "meaning": scores.meaning,
-        "ticks": [said(scale.low), said(scale.middle), said(scale.high)],
+        "ticks": bar_ticks(scores),
         "top": [{"index": i, "score": said(scores.values[i]), "x": corners[i][0], "y": corners[i][1]} for i in top],
     }

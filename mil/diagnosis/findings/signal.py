@@ -128,7 +128,7 @@ def _judge(
         if of_run:
             few_patches = ""
         elif given_run:  # of another kind of target
-            few_patches = "What a few patches show may be hidden here: the run's report.html says whether it found any. "
+            few_patches = "A few patches may show what these do not: see in the run's report.html whether any do. "
         else:
             few_patches = (
                 "A head that looks for few patches may find what these do not show: train gated-abmil and give its "

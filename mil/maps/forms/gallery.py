@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mil.maps.drawn import Drawn
-from mil.maps.extremes import SHOWN, extremes, patch_picture, said
+from mil.maps.extremes import SHOWN, extremes, patch_picture
+from mil.maps.grid import said
 from mil.maps.pictures import read_figure, write_figure
 from mil.maps.scores import title
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from mil.maps.drawn import Drawn
-from mil.maps.extremes import extremes, patch_picture, said
-from mil.maps.grid import colour_bar, colour_scale, render, score_grid
+from mil.maps.extremes import extremes, patch_picture
+from mil.maps.grid import bar_ticks, colour_bar, colour_scale, render, said, score_grid
 from mil.maps.pictures import data_url
 from mil.maps.scores import decision
 from tiling.jobs.atomic import write_text
@@ -67,7 +67,7 @@ def _data(drawn: Drawn) -> dict[str, Any]:
         "mpp": slide.mpp_l0 if slide.mpp_l0 == slide.mpp_l0 else None,
         "side": slide.patch_size_l0,
         "meaning": scores.meaning,
-        "ticks": [said(scale.low), said(scale.middle), said(scale.high)],
+        "ticks": bar_ticks(scores),
         "bar": data_url(colour_bar(scale)),
         "tissue": data_url(thumbnail.pixels),
         "layer": data_url(render(grid, scale)),

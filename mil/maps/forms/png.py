@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mil.maps.drawn import Drawn
 from mil.maps.grid import COLOURS, ColourScale, colour_scale, render, score_grid
 from mil.maps.pictures import read_figure, write_figure
-from mil.maps.scores import title
+from mil.maps.scores import PatchScores, title
 from tiling.tissue.polygons import read_polygons
 
 ENDING = ".png"
@@ -47,7 +47,7 @@ def _figure(drawn: Drawn) -> Figure:
         for ring in rings:
             axes.plot(*ring.T, color="#00a651", linewidth=1.4)
     right.imshow(render(grid, scale, drawn.opacity), interpolation="none")
-    _colour_bar(figure, scale, scores.meaning)
+    _colour_bar(figure, scale, scores)
     _scale_bar(left, slide.mpp_l0 * thumbnail.downsample, width, height)
     figure.suptitle(title(slide), fontsize=11, parse_math=False)  # names may hold dollar signs
     for axes, name in ((left, "slide"), (right, scores.kind)):
@@ -61,19 +61,26 @@ def _outlines(annotation: Path | None, downsample: float) -> list[NDArray[np.flo
     return [np.vstack([ring, ring[:1]]) - 0.5 for ring in rings]
 
 
-def _colour_bar(figure: Figure, scale: ColourScale, meaning: str) -> None:
+def _colour_bar(figure: Figure, scale: ColourScale, scores: PatchScores) -> None:
     bar = figure.colorbar(
         ScalarMappable(scale.norm(), COLOURS),
         ax=figure.axes,
         shrink=0.8,
         pad=0.01,
         format="%g" if scale.logarithmic else None,
+        extend=_beyond(scale, scores.values),
     )
-    bar.set_label(meaning, parse_math=False)
+    bar.set_label(scores.meaning, parse_math=False)
     if scale.logarithmic:
         ticks = np.geomspace(scale.low, scale.high, 5) if scale.high > 1.05 * scale.low else np.ones(1)
         bar.set_ticks([t for t in (float(f"{tick:.2g}") for tick in ticks) if scale.low <= t <= scale.high])
         bar.minorticks_off()
+
+
+def _beyond(scale: ColourScale, values: NDArray[np.float64]) -> str:
+    """Which ends of the bar stand for values beyond them, as matplotlib calls it; they get a tip."""
+    ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
+    return ends[bool((values < scale.low).any()), bool((values > scale.high).any())]
 
 
 def _scale_bar(axes: Axes, mpp: float, width: int, height: int) -> None:

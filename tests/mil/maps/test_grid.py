@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
 
-from mil.maps.grid import colour_bar, colour_scale, render, score_grid
+from mil.maps.grid import bar_ticks, colour_bar, colour_scale, render, score_grid
 from mil.maps.scores import PatchScores, patch_scores
 
 
@@ -45,8 +45,25 @@ def test_more_is_warmer_and_the_colours_are_the_scores():
     rgba = render(score_grid(slide.coords, values, 64, (1, 52), 64.0), scale)[0]
     assert (rgba[50:, 3] == 0).all() and (np.diff(rgba[:50, :3].astype(float) @ (0.2126, 0.7152, 0.0722)) > 0).all()
     table = np.rint(colormaps["inferno"](np.arange(256))[:, :3] * 255)
-    back = [np.abs(table - colour).sum(1).argmin() / 255 * 8 - 3 for colour in rgba[:50, :3].astype(int)]
-    assert np.abs(back - values).max() <= 2 * 8 / 255  # the darkest steps of the table are hardly told apart
+    back = [np.abs(table - colour).sum(1).argmin() / 255 * 10 - 5 for colour in rgba[:50, :3].astype(int)]
+    assert np.abs(back - values).max() <= 2 * 10 / 255  # the darkest steps of the table are hardly told apart
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "high", "ticks"),
+    [
+        ("logit", [-17.0, 2.5], 5.0, ["≤ -5", "0", "5"]),  # a normal slide's patches do not glow for being the highest
+        ("logit", [-2.0, 3.0], 3.0, ["-3", "0", "3"]),
+        ("logit", [0.1, 33.0], 5.0, ["-5", "0", "≥ 5"]),
+        ("logit", [-0.1, 0.2], 1.0, ["-1", "0", "1"]),
+        ("contribution", [-0.02, 0.05], 0.05, ["-0.05", "0", "0.05"]),
+        ("gradient", [0.0, 0.0], 0.5, ["-0.5", "0", "0.5"]),
+    ],
+)
+def test_what_speaks_neither_for_nor_against_has_the_middle_colour(kind, values, high, ticks):
+    scores = PatchScores(np.array(values), kind, kind)
+    scale = colour_scale(scores)
+    assert (scale.low, scale.middle, scale.high) == (-high, 0.0, high) and bar_ticks(scores) == ticks
 
 
 def test_the_colour_bar_runs_from_low_to_high():

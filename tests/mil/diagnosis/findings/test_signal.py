@@ -43,7 +43,7 @@ def test_a_run_that_finds_signal_is_believed(low, severity, said):
     assert "give its --run" not in found[2]
 
 
-@pytest.mark.parametrize(("given", "advice"), [(False, "give its --run"), (True, "the run's report.html says")])
+@pytest.mark.parametrize(("given", "advice"), [(False, "give its --run"), (True, "see in the run's report.html")])
 def test_a_run_that_is_there_already_is_not_asked_for(given, advice):
     """One of another kind of target, which this finding cannot read."""
     auroc = {"value": 0.56, "low": 0.37, "high": 0.74}
