@@ -111,7 +111,7 @@ def _print_story(metrics: dict[str, Any], against: dict[str, Difference], agreem
         f"({words.low_to_high(vars(difference), 2)}, p = {difference.p:.3f}).",
         f"Nobody told it where the tumour is. Its patches against the drawn lesions, {agreement.slides} slides: "
         f"patch AUROC {words.interval(agreement.attention, 2, '–')} by attention, "
-        f"{words.interval(agreement.patch_logit, 2, '–')} by each patch's own logit.",
+        f"{words.interval(agreement.shown, 2, '–')} by what a patch adds to the decision, which heatmaps show.",
     ]
     _print("\n".join(lines))
 

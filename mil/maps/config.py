@@ -12,8 +12,10 @@ class HeatmapConfig:
     """Raises ValueError for a form that is not known, and for settings that contradict each other."""
 
     formats: str = setting("png,geojson", f"forms to write, separated by commas: {', '.join(FORMS)}")
-    score: Literal["attention", "logit", "contribution", "gradient"] = setting(
-        "logit", "what is shown of a patch; logit, contribution and gradient speak of one class"
+    score: Literal["auto", "attention", "logit", "contribution", "gradient"] = setting(
+        "auto",
+        "what is shown of a patch; auto: its contribution where the head's decision is a sum over patches, else its "
+        "logit; logit, contribution and gradient speak of one class",
     )
     class_name: str = setting("", "class that the score speaks of; empty: the positive or the predicted one")
     attention_as: Literal["raw", "rank", "percentile"] = setting("raw", "how attention is shown")

@@ -18,7 +18,7 @@ from mil.maps.finer import make_finer
 from mil.maps.forms.registry import FORMS, Form, load_form
 from mil.maps.index import write_index
 from mil.maps.measured import was_measured
-from mil.maps.scores import default_class, patch_scores, title
+from mil.maps.scores import default_class, default_kind, patch_scores, title
 from mil.run.attention import SlideAttention, attention_path, read_bag
 from mil.run.layout import bags_of, require_complete
 from mil.run.novelty import read_training_slides
@@ -70,7 +70,7 @@ def export_heatmaps(
     execution = Execution(workers, scheduler=config.scheduler, gpu=config.device.startswith("cuda"))
     outcomes = run_slides(largest_first(rows), work, out, execution, listener)
     if config.faithfulness:
-        faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows}, config.score)
+        faithfulness.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
     if config.lesions:
         lesions.write_cohort(out, {row.slide_id: row.patient_id for row in rows})
     write_index(out)
@@ -147,8 +147,9 @@ class _Export:
     ) -> Drawn:
         config, (slide, *others) = self.config, bag
         assert row.path is not None
-        gradient = models().gradients() if config.score == "gradient" else None
-        scores = patch_scores(slide, config.score, config.class_name, config.attention_as, gradient, others)
+        kind = default_kind(slide) if config.score == "auto" else config.score
+        gradient = models().gradients() if kind == "gradient" else None
+        scores = patch_scores(slide, kind, config.class_name, config.attention_as, gradient, others)
         bounds_l0 = bounds_of(row.path) if config.qupath_bounds else None
         provenance = {
             "version": VERSION,

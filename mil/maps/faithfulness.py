@@ -78,14 +78,15 @@ def write_slide(folder: Path, slide_id: str, score: str, digest: str, found: Fai
         )
 
 
-def write_cohort(folder: Path, patient_of: Mapping[str, str], score: str) -> None:
+def write_cohort(folder: Path, patient_of: Mapping[str, str]) -> None:
     """`faithfulness.json`: the mean area over the slides in `folder`, its interval by a bootstrap over patients."""
-    areas, patients = [], []
+    areas, patients, score = [], [], ""
     for slide_id, patient in patient_of.items():
         found = read_measured(folder / f"{slide_id}{ENDING}")
         if found:
             areas.append(found["area"]["value"])
             patients.append(patient)
+            score = found["score"]
     if areas:
         area = mean_over_slides(areas, patients)
         write_json(folder / "faithfulness.json", {"score": score, "area": area, "slides": len(areas)})

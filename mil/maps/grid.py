@@ -14,6 +14,7 @@ from mil.maps.scores import PatchScores
 
 COLOURS = "inferno"  # perceptually uniform; more is the warm, bright end
 _FAINTEST = 0.3  # opacity of the cold end relative to the warm one, so that tissue stays visible
+_NEUTRAL = 0.1  # that of the middle relative to the ends, where it speaks neither for nor against
 _SMALLEST_SHARE = 0.1  # of an average patch: logarithmic colours do not tell shares below this apart
 _BAR_STEPS = 65
 _LEAST_LOGIT, _MOST_LOGIT = 1.0, 5.0  # half-widths of colours of logits; log-odds beyond 5 are all "sure" (99.3 %)
@@ -31,6 +32,11 @@ class ColourScale:
     def norm(self) -> Normalize:
         kind = LogNorm if self.logarithmic else Normalize
         return kind(self.low, self.high, clip=True)
+
+    @property
+    def signed(self) -> bool:
+        """Whether its middle is 0, which speaks neither for nor against."""
+        return self.low == -self.high
 
     @property
     def middle(self) -> float:
@@ -123,12 +129,13 @@ def _steps(start: NDArray[np.float64], length: float, size: int) -> tuple[NDArra
 def render(grid: NDArray[np.float64], scale: ColourScale, opacity: float | None = None) -> NDArray[np.uint8]:
     """(H, W) scores -> (H, W, 4) RGBA; pixels without a patch are transparent.
 
-    opacity: of the warm end, the cold one being fainter; None: all patches are opaque.
+    opacity: of the warm end, the cold one being fainter, or of both ends, the middle of signed scores being fainter;
+    None: all patches are opaque.
     """
     there = ~np.isnan(grid)
     level = np.asarray(scale.norm()(np.where(there, grid, scale.low)), np.float64)
     rgba = np.asarray(colormaps[COLOURS](level, bytes=True))
-    alpha = np.ones_like(level) if opacity is None else opacity_of(level, opacity)
+    alpha = np.ones_like(level) if opacity is None else opacity * _strength(level, scale.signed)
     rgba[..., 3] = np.rint(255 * alpha * there)
     return rgba
 
@@ -139,6 +146,6 @@ def colour_bar(scale: ColourScale) -> NDArray[np.uint8]:
     return render(steps[None, :], scale)
 
 
-def opacity_of(level: NDArray[np.float64], opacity: float) -> NDArray[np.float64]:
-    """Opacity of colours at `level`, 0 (cold) to 1 (warm)."""
-    return opacity * (_FAINTEST + (1 - _FAINTEST) * level)
+def _strength(level: NDArray[np.float64], signed: bool) -> NDArray[np.float64]:
+    """Opacity, 0 to 1, of colours at `level`, 0 (cold) to 1 (warm)."""
+    return _NEUTRAL + (1 - _NEUTRAL) * abs(2 * level - 1) if signed else _FAINTEST + (1 - _FAINTEST) * level

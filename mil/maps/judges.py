@@ -120,4 +120,5 @@ def _loaded(run: Path, device: str) -> tuple[Ensemble, TrainedOn]:
 
 @functools.lru_cache(maxsize=1)
 def _read(run: Path, device: str, made: tuple[int, ...] | None) -> tuple[Ensemble, TrainedOn]:
+    torch.set_num_threads(1)  # a worker has one core: threads of several would wait for each other, 50 times as long
     return load_ensemble(run, device), read_trained_on(run)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from mil.maps.measured import mean_over_slides, read_measured
-from mil.maps.scores import PatchScores
+from mil.maps.scores import PatchScores, default_kind, patch_scores
 from mil.metrics.bootstrap import Interval
 from mil.run.attention import SlideAttention, attention_path, read_attention
 from tiling.jobs.atomic import atomic_file, write_json
@@ -86,7 +86,7 @@ class LesionAgreement:
     """Patch-level AUROC inside a slide, its mean over annotated slides with an interval over patients."""
 
     attention: Interval
-    patch_logit: Interval  # of the slide's own class: the classifier applied to each patch alone
+    shown: Interval  # by what export-heatmaps shows unless another score is asked for, of the slide's own class
     slides: int
     lesion_patches: int
     patches: int
@@ -104,8 +104,8 @@ def lesion_agreement(run: Path, rows: Sequence[SlideRow]) -> LesionAgreement:
             continue
         slide = read_attention(path)
         truth = lesion_patches(slide, read_polygons(row.annotation))
-        logits = slide.patch_logits[:, slide.classes.index(slide.label)]
-        found = patch_auroc(truth, slide.attention), patch_auroc(truth, logits)
+        scores = patch_scores(slide, default_kind(slide), slide.label)
+        found = patch_auroc(truth, slide.attention), patch_auroc(truth, scores.values)
         if found[0] is not None and found[1] is not None:
             aurocs.append(found)
             patients.append(row.patient_id)
@@ -113,9 +113,9 @@ def lesion_agreement(run: Path, rows: Sequence[SlideRow]) -> LesionAgreement:
     if not aurocs:
         nothing: Interval = {"value": None, "low": None, "high": None}
         return LesionAgreement(nothing, nothing, 0, 0, 0)
-    attention, logit = (mean_over_slides(values, patients) for values in zip(*aurocs, strict=True))
+    attention, shown = (mean_over_slides(values, patients) for values in zip(*aurocs, strict=True))
     every = np.concatenate(truths)
-    return LesionAgreement(attention, logit, len(aurocs), int(every.sum()), len(every))
+    return LesionAgreement(attention, shown, len(aurocs), int(every.sum()), len(every))
 
 
 def lesion_patches(slide: SlideAttention, polygons: Sequence[Polygon]) -> NDArray[np.bool_]:

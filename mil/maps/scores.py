@@ -1,5 +1,8 @@
 """One number a patch, of which more is always warmer: what a heatmap shows of a slide.
 
+Unless another is asked for it is the contribution, where the head has it, and else the logit. A logit is of a slide of
+that one patch, of which the models have seen none: it is large for patches that the slide's own decision passes over.
+
 attention     the weight of the patch in the slide's embedding: where the head looked, not for what
 logit         what the head's classifier says of an output on the patch's own embedding, as if it were a slide: for a
               class its log-odds
@@ -34,6 +37,10 @@ class PatchScores:
     meaning: str
     logarithmic: bool = False  # of the colours: values are shares > 0 that differ by orders of magnitude
     span: tuple[float, float] | None = None  # lowest and highest of all slides of the bag; None: of these
+
+
+def default_kind(slide: SlideAttention) -> Kind:
+    return "logit" if slide.contributions is None else "contribution"
 
 
 def patch_scores(

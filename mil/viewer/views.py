@@ -15,7 +15,7 @@ from mil.heads.registry import judges_patches
 from mil.maps.export import require_same_slide
 from mil.maps.extremes import extremes, patch_picture
 from mil.maps.grid import bar_ticks, colour_scale, render, said, score_grid
-from mil.maps.scores import Kind, PatchScores, default_class, patch_scores
+from mil.maps.scores import Kind, PatchScores, default_class, default_kind, patch_scores
 from mil.run.attention import SlideAttention, attention_path, read_bag
 from mil.run.layout import require_complete
 from mil.run.novelty import read_training_slides
@@ -83,15 +83,16 @@ class SlideView:
 
     @cached_property
     def layers(self) -> dict[tuple[str, str], PatchScores]:
-        """By score and output: what patches alone say, the default one first, attention, and what else the head has."""
+        """By score and output, the default of heatmaps first: what patches add, what they say alone, and attention."""
         if (slide := self.slide) is None:
             return {}
         first = default_class(slide)
         names = sorted(slide.classes, key=lambda name: name != first)
-        asked: dict[tuple[str, str], tuple[Kind, str]] = {(slide.task.patch_score, n): ("logit", n) for n in names}
-        asked["attention", ""] = "attention", ""
-        if slide.contributions is not None:
+        asked: dict[tuple[str, str], tuple[Kind, str]] = {}
+        if default_kind(slide) == "contribution":
             asked |= {("contribution", n): ("contribution", n) for n in names}
+        asked |= {(slide.task.patch_score, n): ("logit", n) for n in names}
+        asked["attention", ""] = "attention", ""
         if slide.class_attention is not None:
             asked |= {("attention of a class", n): ("attention", n) for n in names}
         return {layer: patch_scores(slide, *of, others=self.others) for layer, of in asked.items()}
@@ -123,7 +124,7 @@ class SlideView:
             return np.zeros((TILE_PX, TILE_PX, 4), np.uint8)
         shape = (TILE_PX, TILE_PX)
         values, coords = scores.values[inside], self.slide.coords[inside]
-        return render(score_grid(coords, values, side, shape, 2**zoom, (*corner.tolist(),)), colour_scale(scores))
+        return render(score_grid(coords, values, side, shape, 2**zoom, (*corner.tolist(),)), colour_scale(scores), 1.0)
 
     def patch(self, source: Slide, index: int) -> Pixels:
         """IndexError where the slide has no such patch."""

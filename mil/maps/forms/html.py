@@ -70,7 +70,7 @@ def _data(drawn: Drawn) -> dict[str, Any]:
         "ticks": bar_ticks(scores),
         "bar": data_url(colour_bar(scale)),
         "tissue": data_url(thumbnail.pixels),
-        "layer": data_url(render(grid, scale)),
+        "layer": data_url(render(grid, scale, 1.0)),
         "patches": {"highest": _patches(drawn, chosen.top), "lowest": _patches(drawn, chosen.bottom)},
     }
 

@@ -31,7 +31,7 @@ def test_faithfulness_knows_a_true_map_from_a_false_one(tmp_path):
     assert true.deletion[0] == 1 and true.deletion[FRACTIONS.index(0.05)] == 0 and (true.insertion == 1).all()
     for slide_id, found in (("a", true), ("b", false)):
         write_slide(tmp_path, slide_id, "logit", "digest", found)
-    write_cohort(tmp_path, {"a": "p1", "b": "p2", "missing": "p3"}, "logit")
+    write_cohort(tmp_path, {"a": "p1", "b": "p2", "missing": "p3"})
     cohort = read_measured(tmp_path / "faithfulness.json")
-    assert cohort["slides"] == 2
+    assert cohort["slides"] == 2 and cohort["score"] == "logit"
     assert cohort["area"]["value"] == pytest.approx((true.areas.mean() + false.areas.mean()) / 2)

@@ -66,6 +66,15 @@ def test_what_speaks_neither_for_nor_against_has_the_middle_colour(kind, values,
     assert (scale.low, scale.middle, scale.high) == (-high, 0.0, high) and bar_ticks(scores) == ticks
 
 
+def test_what_speaks_neither_for_nor_against_lets_the_tissue_through():
+    scale = colour_scale(PatchScores(np.array([-2.0, 2.0]), "contribution", "contribution"))
+    opacity = render(np.array([[-2.0, -1.0, 0.0, 1.0, 2.0]]), scale, 1.0)[0, :, 3].astype(int).tolist()
+    assert opacity[0] == opacity[4] == 255 and opacity[2] < 32 and opacity[2] < opacity[1] < 255
+    assert opacity[1] == pytest.approx(opacity[3], abs=1)
+    cold = render(np.array([[0.1, 1.0, 10.0]]), colour_scale(PatchScores(np.array([0.1, 10.0]), "attention", "")), 1.0)
+    assert (np.diff(cold[0, :, 3].astype(int)) > 0).all()
+
+
 def test_the_colour_bar_runs_from_low_to_high():
     scale = colour_scale(PatchScores(np.array([0.5, 8.0]), "attention", "attention", logarithmic=True))
     bar = colour_bar(scale)

@@ -89,20 +89,23 @@ def test_a_slide_and_its_cohort(tmp_path, annotation):
 
 def test_agreement_is_the_auroc_within_slides_averaged(tmp_path):
     rng = np.random.default_rng(0)
-    rows, expected = [], []
+    rows, expected, expected_shown = [], [], []
     square = [[1024, 1024], [2048, 1024], [2048, 2048], [1024, 2048], [1024, 1024]]
     geojson = {"features": [{"geometry": {"type": "MultiPolygon", "coordinates": [[square]]}}]}
     (tmp_path / "lesion.geojson").write_text(json.dumps(geojson))
     truth = np.array([1024 <= x < 2048 and 1024 <= y < 2048 for x, y in GRID])
     for i in range(6):
-        values = rng.random(len(GRID)) + 0.5 * truth
-        write_attention(attention_path(tmp_path, f"s{i}"), replace(attention(GRID, values), slide_id=f"s{i}"))
+        values, added = rng.random((2, len(GRID))).astype(np.float32) + np.float32(0.5) * truth
+        slide = replace(attention(GRID, values), slide_id=f"s{i}", contributions=np.stack([-added, added], 1))
+        write_attention(attention_path(tmp_path, f"s{i}"), slide)
         expected.append(roc_auc_score(truth, values))
+        expected_shown.append(roc_auc_score(truth, added))
         rows.append(SlideRow(f"s{i}", patient_id=f"p{i // 2}", annotation=tmp_path / "lesion.geojson"))
     rows.append(SlideRow("unannotated", patient_id="p9"))
     found = lesion_agreement(tmp_path, rows)
     assert found.attention["value"] == pytest.approx(np.mean(expected))
     assert found.attention["low"] < found.attention["value"] < found.attention["high"]
+    assert found.shown["value"] == pytest.approx(np.mean(expected_shown))
     assert (found.slides, found.lesion_patches, found.patches) == (6, 6 * truth.sum(), 6 * len(GRID))
 
 

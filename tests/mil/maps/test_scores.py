@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from drawn_slides import attention
 
-from mil.maps.scores import patch_scores
+from mil.maps.scores import default_kind, patch_scores
 from mil.tasks.classification import Classification
 from tiling.jobs.errors import SlideError
 
@@ -25,6 +25,7 @@ def test_scores_by_their_definitions():
     summed = contributed.sum(0)
     found = patch_scores(slide, "contribution", "a").values.sum()
     assert found == pytest.approx(summed[0] - (summed[1] + summed[2]) / 2)
+    assert default_kind(slide) == "contribution" and default_kind(replace(slide, contributions=None)) == "logit"
     order = np.argsort(slide.attention)
     assert (patch_scores(slide, "attention", "", "rank").values[order] == np.arange(1, 31)).all()
     assert patch_scores(slide, "attention", "", "percentile").values[order[-1]] == pytest.approx(100 * 29.5 / 30)

@@ -64,7 +64,8 @@ def run(tmp_path_factory, make_cohort, write_features):
     scores[MARKED] = 3
     path = attention_path(folder / "run", "s00")
     logits = np.stack([-scores, scores], 1).astype(np.float32) / 2
-    write_attention(path, replace(read_attention(path), coords=np.array(CORNERS), patch_logits=logits))
+    scored = {"patch_logits": logits, "contributions": logits}
+    write_attention(path, replace(read_attention(path), coords=np.array(CORNERS), **scored))
     x, y = CORNERS[MARKED]
     ring = [[x, y], [x + SIDE, y], [x + SIDE, y + SIDE], [x, y + SIDE], [x, y]]
     region = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
@@ -123,7 +124,8 @@ def test_tiles_are_means_of_level_zero_pixels(tmp_path, levels):
 
 def test_layers_cover_exactly_the_marked_square_at_every_zoom(server):
     view = server.view("s00")
-    assert list(view.layers)[:3] == [("patch log-odds", "tumour"), ("patch log-odds", "normal"), ("attention", "")]
+    classes, scores = ("tumour", "normal"), ("contribution", "patch log-odds")
+    assert list(view.layers)[:5] == [*((s, c) for s in scores for c in classes), ("attention", "")]
     x, y = CORNERS[MARKED]
     for zoom in range(zooms((WIDTH, HEIGHT))):
         step = 256 * 2**zoom
