@@ -81,11 +81,12 @@ class SlideModels:
 def slide_models(
     run: Path, features: Path, row: SlideRow, bag: Sequence[str], device: str, fold: int = -1
 ) -> SlideModels:
-    """The models that may judge a slide; `fold` asks for this one alone.
+    """The models that may judge a slide, on one thread of this process; `fold` asks for this one alone.
 
     bag: ids of its patient's slides where these are one bag, else empty.
     SlideError where no model may, or the features are missing or of another kind than those of the run, or its columns.
     """
+    torch.set_num_threads(1)  # a worker has one core: threads of several would wait for each other, 50 times as long
     slide_id, source = row.slide_id, open_features(features)
     try:
         slides = [source.read(name) for name in bag or [slide_id]]
@@ -120,5 +121,4 @@ def _loaded(run: Path, device: str) -> tuple[Ensemble, TrainedOn]:
 
 @functools.lru_cache(maxsize=1)
 def _read(run: Path, device: str, made: tuple[int, ...] | None) -> tuple[Ensemble, TrainedOn]:
-    torch.set_num_threads(1)  # a worker has one core: threads of several would wait for each other, 50 times as long
     return load_ensemble(run, device), read_trained_on(run)

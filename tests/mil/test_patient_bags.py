@@ -287,7 +287,9 @@ def test_maps_and_the_viewer_say_which_slide_of_the_patient(run, cohort, tmp_pat
     )
     scores = [pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("a", "b")]
     assert sum(of["attention"].sum() for of in scores) == pytest.approx(1, abs=1e-5)
+    torch.set_num_threads(2)
     models = slide_models(run.path, tmp_path / "f", rows[1], ["a", "b"], "cpu")
+    assert torch.get_num_threads() == 1  # several workers would else wait for each other's threads
     everything = models.answer("tumour", np.arange(10))
     own, other = models.attention("")
     assert (own.slide_id, other.slide_id) == ("b", "a") and everything == pytest.approx(own.probabilities[1])
