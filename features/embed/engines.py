@@ -90,9 +90,11 @@ def _int8_model(encoder: Encoder, side: int) -> Any:
     network = encoder.int8
     if network is None:
         raise RequestError("--precision int8 needs a network that extract-features has calibrated: --int8-network FILE")
-    if network.input_px != side:
-        sizes = (f"{px} px" if px else "any size" for px in (network.input_px, side))
-        raise RequestError("--input-px: the int8 network was calibrated for images of {}, not of {}".format(*sizes))
+    if network.input_px not in (0, side):
+        asked = f"{side} px" if side else "any size"
+        raise RequestError(
+            f"--input-px: the int8 network was calibrated for images of {network.input_px} px, not of {asked}"
+        )
     return _openvino().Core().read_model(network.structure.tobytes(), network.values.tobytes())
 
 

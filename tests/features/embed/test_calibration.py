@@ -11,7 +11,7 @@ import pytest
 from features.config import EmbedSettings
 from features.embed import calibration
 from features.embed.pipe import embed
-from features.embed.sample import draw_sample
+from features.embed.sample import Sample, draw_sample
 from features.encoders import load_encoder
 from features.encoders.int8 import FILE, read_int8, write_int8
 from features.feature_file import read_embeddings
@@ -72,6 +72,18 @@ def test_all_get_one_network_and_know_how_near_it_is(stores, extract, tmp_path, 
     other = ("--encoder", "resnet18", "--weights", "random", *INT8[4:])
     assert extract(stores, "--out", tmp_path / "other", *other, "--int8-network", kept) == 2
     assert "made of other weights" in capsys.readouterr().err
+
+
+def test_a_network_for_any_size_takes_the_size_that_is_named(tissue):
+    """As export-heatmaps --finer does, which names the size that the features' files have."""
+    encoder, pixels = load_encoder("resnet18", "random"), tissue(12, 64, seed=0)
+    int8 = replace(FP32, precision="int8")
+    network = calibration.calibrate(encoder, Sample(pixels, 1))
+    assert network.input_px == 0
+    plain, named = (embed(encoder.in_int8(network), pixels, replace(int8, input_px=px)) for px in (0, 64))
+    assert np.array_equal(plain, named)
+    with pytest.raises(RequestError, match="calibrated for images of 64 px, not of any size"):
+        embed(encoder.in_int8(replace(network, input_px=64)), pixels, int8)
 
 
 def test_what_cannot_be_in_int8_is_a_wrong_request(stores, extract, tmp_path, capsys, monkeypatch):
