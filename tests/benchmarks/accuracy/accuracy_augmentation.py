@@ -23,12 +23,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from accuracy_defaults import bench, judge
+from accuracy_defaults import bench, in_components, judge
 from accuracy_heads import embedded_ucsb
 from accuracy_probabilities import drawn
 from few_patches import tcga
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mil.cohort.cohort import Cohort
@@ -41,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the packages before the folders of their tests
 from classic_bags import cohort_of, load_bags
 
-COMPONENTS, CLUSTERS = 64, 8
+CLUSTERS = 8
 WAYS = "defaults", "noise 0.1", "noise 0.3", "mixup within", "mixup", "without a cluster"
 Augment = Callable[[Tensor, int, np.random.Generator], Tensor]  # of a slide's features (N, D), and which slide it is
 forward = Descent._forward  # as it is
@@ -125,13 +124,6 @@ def get_cohort(name: str) -> Cohort:
         return in_components(cohort_of(bags.labels.tolist(), [x.astype(np.float16) for x in bags.tiles]))
     cohort = drawn(kind, int(number), 20, new=0)
     return replace(cohort, splits=None)
-
-
-def in_components(cohort: Cohort) -> Cohort:
-    sizes = np.cumsum([len(f) for f in cohort.features])[:-1]
-    found = PCA(COMPONENTS, random_state=0).fit_transform(np.concatenate([f.float().numpy() for f in cohort.features]))
-    parts = np.split((found / found.std()).astype(np.float16), sizes)
-    return replace(cohort, features=tuple(torch.from_numpy(part) for part in parts))
 
 
 def main() -> None:

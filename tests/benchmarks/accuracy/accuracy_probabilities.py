@@ -1,12 +1,14 @@
 """Are probabilities true? Those of `train-mil` as it is, where 5, 10, 50 and 90 % of the slides are positive.
 
 Generated cohorts of 300 slides with 10 patches of 24 features, of which a tenth, one at least, shows a positive slide;
-slides differ from each other as well. Judged on 1,000 new slides of the same kind. Printed, means over DRAWS cohorts:
-the mean probability (true: the prevalence), the Brier score beside that of always saying the prevalence, the slope of
-calibration over all of them (1: neither too sure nor too shy; Cox 1958), the AUROC. Then UCSB breast (as
-accuracy_ucsb.py embeds it) with 5 of its 26 malignant images, out of fold, mean over draws of these five.
+slides differ from each other as well. Judged on 1,000 new slides of the same kind. Printed, means over the drawn
+cohorts: the mean probability (true: the prevalence), the Brier score beside that of always saying the prevalence, the
+slope of calibration over all of them (1: neither too sure nor too shy; Cox 1958), the smallest and largest of a single
+cohort, the log loss, the AUROC. Then UCSB breast (as accuracy_ucsb.py embeds it) with 5 of its 26 malignant images, out
+of fold, mean over draws of these five.
 
     python tests/benchmarks/accuracy/accuracy_probabilities.py [--heads gated-abmil,mean,bag-stats] [--cases 0.05,ucsb]
+        [--draws 30,31]
 """
 
 import argparse
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from accuracy_heads import embedded_ucsb
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from mil.cohort.cohort import Cohort
 from mil.cohort.splits import make_folds
@@ -36,7 +38,7 @@ from classic_bags import cohort_of
 from real_data import DATA
 
 CPU = torch.device("cpu")
-DRAWS = (10, 11)  # the priors of the calibration were chosen on others
+DRAWS = "10,11"  # the priors of the calibration were chosen on others
 SLIDES, NEW, DIM = 300, 1000, 24
 KINDS = {  # of generated cohorts: patches a slide, share that shows, by how many deviations
     "few": (10, 0.1, 4.0),
@@ -101,8 +103,11 @@ def row(name: str, share: float, cohorts: Iterable[Cohort], config: TrainConfig)
     p, _, truth = (np.concatenate(part) for part in zip(*both, strict=True))
     area = np.mean([roc_auc_score(truth, p) for p, _, truth in both])
     constant = truth.mean() * (1 - truth.mean())
-    values = p.mean(), np.square(p - truth).mean(), constant, slope(p, truth), area
-    print(f"| `{config.head}` | {name}{share:.0%} |", *(f"{value:.3f} |" for value in values), flush=True)
+    values = [f"{value:.3f}" for value in (p.mean(), np.square(p - truth).mean(), constant)]
+    slopes = [slope(p, truth) for p, _, truth in both]
+    values += [f"{slope(p, truth):.2f}", f"{min(slopes):.2f}–{max(slopes):.2f}"]
+    values += [f"{value:.3f}" for value in (log_loss(truth, p), area)]
+    print(f"| `{config.head}` | {name}{share:.0%} |", *(f"{value} |" for value in values), flush=True)
 
 
 def thinned(cohort: Cohort, positives: int, seed: int) -> Cohort:
@@ -122,20 +127,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", default="gated-abmil,mean,bag-stats")
     parser.add_argument("--cases", default="0.05,0.1,0.5,0.9,ucsb", help="prevalences, and ucsb")
+    parser.add_argument("--draws", default=DRAWS, help="seeds of the cohorts")
     given = parser.parse_args()
+    draws = [int(draw) for draw in given.draws.split(",")]
     torch.set_num_threads(1)
-    print("| head | prevalence | mean probability | Brier | of the prevalence | slope | AUROC |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| head | prevalence | mean probability | Brier | of the prevalence | slope | of each | log loss | AUROC |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for case in given.cases.split(","):
         if case == "ucsb" and not DATA.is_dir():
             continue
         if case == "ucsb":
             images = embedded_ucsb()
-            cohorts = [thinned(images, 5, seed) for seed in DRAWS]
+            cohorts = [thinned(images, 5, seed) for seed in draws]
             name, share = "UCSB, ", float(np.mean(cohorts[0].labels == images.positive))
         else:
             name, share = "", float(case)
-            cohorts = [drawn("few", SLIDES, seed, share) for seed in DRAWS]
+            cohorts = [drawn("few", SLIDES, seed, share) for seed in draws]
         for head in given.heads.split(","):
             row(name, share, cohorts, TrainConfig(head=head, folds=3, inner_folds=5))
 
