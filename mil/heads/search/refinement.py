@@ -12,7 +12,7 @@ a direction of its own, and a patch's score is the largest of them.
 All sums are kept along the principal axes of the patches, where a covariance, ridged or not, is inverted by a division.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,17 +57,15 @@ class Refinement:
                 of_patches = torch.from_numpy(scores).to(self._means.device).expand(len(BEST), -1, -1)
                 best[own, :, i] = self._best(self._slide(i), of_patches, counts[own])
         kinds = self._kinds(best, counts, rng)
-        directions = [self._of_all(best, kinds, counts)]
-        said = [torch.stack([_top_means(scores.amax(1)) for _, scores in self._scored(best, kinds, counts)], dim=2)]
+        directions, said = [self._of_all(best, kinds, counts)], [self._judged(best, kinds, counts)[1]]
         one = torch.ones_like(kinds[:, :1])
         for done in range(_ROUNDS + 1):
-            scored = self._scored(best, one, counts)
-            of_slides = [(self._best(x, scores[:, 0], counts), _top_means(scores[:, 0])) for x, scores in scored]
+            following, top_means = self._judged(best, one, counts)
             if done in (0, _ROUNDS):
                 directions.append(self._of_all(best, one, counts))
-                said.append(torch.stack([top_means for _, top_means in of_slides], dim=2))
-            best = torch.stack([sums for sums, _ in of_slides], dim=2)
-        return torch.cat(directions), torch.cat(said).double().cpu().numpy()
+                said.append(top_means)
+            best = following
+        return torch.cat(directions), torch.cat(said).cpu().numpy()
 
     def _kinds(self, best: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """best (C, Q, S, D + 1) -> (C, KINDS, Q, S), 1 where a learner takes a positive slide for one of a kind."""
@@ -85,15 +83,19 @@ class Refinement:
         directions = self._directions(*self._sums(best, kinds), counts) @ self._axes.T
         return directions.expand(-1, KINDS, -1, -1).transpose(1, 2)
 
-    def _scored(self, best: Tensor, kinds: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each slide's patches (N, D) and their scores (C, K, Q, N), by directions without its patient."""
+    def _judged(self, best: Tensor, kinds: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """As best (C, Q, S, D + 1) and the mean of each slide's best patches (C, Q, S, TOPS), by directions without its
+        patient."""
+        following, top_means = torch.empty_like(best), best.new_empty(*best.shape[:3], len(TOPS))
         sums = self._sums(best, kinds)
         for i in range(best.shape[2]):
             x, mates = self._slide(i), self._learners.patient == self._learners.patient[i]
             of_patient = self._sums(best[:, :, mates], kinds[..., mates], mates)
             found, likest, other = (a - b for a, b in zip(sums, of_patient, strict=True))
-            directions = self._directions(found, likest, other, counts)
-            yield x, directions.float() @ self._back @ x.T
+            directions = self._directions(found, likest, other, counts)  # (C, K, Q, D)
+            scores = (directions.float() @ self._back @ x.T).amax(1)  # (C, Q, N)
+            following[:, :, i], top_means[:, :, i] = self._best(x, scores, counts), _top_means(scores)
+        return following, top_means
 
     def _sums(
         self, best: Tensor, kinds: Tensor, own: NDArray[np.bool_] | slice = slice(None)
