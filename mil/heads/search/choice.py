@@ -45,6 +45,8 @@ def logistic_regressions(x: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
     Classes are balanced, and a ridge of half the square of the slope is added to the sum over slides.
     """
     weights = np.where(positive, 0.5 / positive.mean(), 0.5 / (1 - positive.mean()))[:, None]
+    centres = x.mean(axis=0)  # top scores lie many deviations from 0, where limited steps would not get to the minimum
+    x = x - centres
     slopes, intercepts = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for _ in range(_STEPS):
         odds = expit(slopes * x + intercepts)
@@ -61,4 +63,4 @@ def logistic_regressions(x: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
             break
     log_odds = slopes * x + intercepts
     losses: Floats = (weights * np.logaddexp(0, np.where(positive[:, None], -log_odds, log_odds))).mean(axis=0)
-    return slopes, intercepts, losses
+    return slopes, intercepts - slopes * centres, losses

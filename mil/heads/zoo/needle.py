@@ -1,4 +1,4 @@
-"""Few positive patches among thousands: a direction that positive slides' best patches have and negative slides lack.
+"""Few positive patches among thousands: directions that positive slides' best patches have and negative slides lack.
 
 Attention that starts at random averages ten positive patches in five thousand away and gets no gradient from them. Here
 nothing starts at random:
@@ -9,9 +9,10 @@ nothing starts at random:
    need many patches.
 3. A linear discriminant of the best three or ten patches of each positive slide against negative ones is learned from
    each guess, once and again, each slide's patches always chosen without its patient (mil.heads.search.refinement).
+   Where kinds take turns among positive slides, each has a discriminant of its own (mil.heads.search.kinds).
 4. All of this is done five times without a fifth of the patients, whose slides are scored then. On these scores stand
-   the choice of the guess, of three or ten, of once or again, and of how many top patches make a slide's score (one,
-   three or ten), the calibration, and the loss; what is said of a slide, on the choice that the other fifths make.
+   the choice of the guess, of three or ten, of once, again or by kind, and of how many top patches make a slide's
+   score, the calibration, and the loss; what is said of a slide, on the choice that the other fifths make.
    Where the loss is not below log 2 nothing was found, and all slides get nearly the same probability.
 
 A slide that is tumour all over has nothing left after its centring: what shows in a slide's mean is not for this head.
@@ -19,6 +20,7 @@ All of this applies to two classes.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from torch import Tensor
 from mil.heads.bags import Bags
 from mil.heads.head import Fitted, HeadShape, MilOutput, OwnRecipe, TrainingSlides
 from mil.heads.search.choice import choose
+from mil.heads.search.kinds import KINDS
 from mil.heads.search.learners import Learners
 from mil.heads.search.local_discriminants import cell_counts, local_discriminants
 from mil.heads.search.neighbours import neighbours
@@ -53,16 +56,21 @@ class Needle(OwnRecipe):
             raise RequestError(
                 f"the head needle tells two classes apart, the target has {shape.n_classes}; take gated-abmil"
             )
-        self.register_buffer("direction", torch.zeros(shape.dim_in))  # (D,) in which patches of all have deviation 1
+        self.register_buffer("directions", torch.zeros(KINDS, shape.dim_in))  # in which patches of all have deviation 1
         self.register_buffer("top", torch.ones((), dtype=torch.int64))
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # slope and intercept of the positive's log odds
         self.register_buffer("positive", torch.ones((), dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if (direction := state_dict.pop(f"{prefix}direction", None)) is not None:  # (D,), all that a model had before
+            state_dict[f"{prefix}directions"] = direction.expand(KINDS, -1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, bags: Bags) -> MilOutput:
         slope, intercept = self.get_buffer("calibration")
         logits, attention, patch_logits = [], [], []
         for features in bags.features.split(bags.sizes):
-            scores = self._centred(features) @ self.get_buffer("direction")  # (N,)
+            scores = (self._centred(features) @ self.get_buffer("directions").T).amax(1)  # (N,)
             top = scores.topk(min(int(self.get_buffer("top")), len(scores))).values
             logits.append(slope * top.mean() + intercept)
             attention.append((slope.abs() * scores).softmax(0))
@@ -91,21 +99,22 @@ class Needle(OwnRecipe):
 
         means, covariance = _moments(slide, len(labels))
         variances, axes = torch.linalg.eigh(covariance)
-        variances, axes = variances[-_PROJECTED:].clamp_min(0), axes[:, -_PROJECTED:].float()
-        projected = [slide(i) @ axes for i in range(len(labels))]
-        scale = (variances + 0.05 * variances.mean()).clamp_min(_SMALLEST_STD).float()
+        variances.clamp_min_(0)
+        main, onto = variances[-_PROJECTED:], axes[:, -_PROJECTED:].float()
+        projected = [slide(i) @ onto for i in range(len(labels))]
+        scale = (main + 0.05 * main.mean()).clamp_min(_SMALLEST_STD).float()
         counts = cell_counts(sum(map(len, projected)))
         guesses = [
             neighbours([x / scale**0.25 for x in projected], learners, rng),
             *(local_discriminants(projected, scale.sqrt(), count, learners, rng) for count in counts),
         ]
         del projected
-        directions, said = Refinement(slide, means, covariance, learners).run(guesses)
+        directions, said = Refinement(slide, means, variances, axes, learners).run(guesses, rng)
         held_out = np.empty((*said.shape[2:], len(said)))  # (S, TOPS, C)
         for q, part in enumerate(parts):
             held_out[part] = said[:, q, part].transpose(1, 2, 0)
         best = choose(held_out, labels)
-        self.get_buffer("direction").copy_(directions[best.candidate, -1])
+        self.get_buffer("directions").copy_(directions[best.candidate, -1])
         self.get_buffer("top").fill_(best.top)
         self.get_buffer("calibration").copy_(torch.tensor([best.slope, best.intercept]))
         log_odds = np.empty(len(labels))

@@ -123,6 +123,7 @@ WITHOUT = {  # parts of needle, and what stands in their place
     "rounds": (refinement, "_ROUNDS", 0),
     "three": (refinement, "BEST", (10,)),
     "ten": (refinement, "BEST", (3,)),
+    "kinds": (refinement, "of_slides", lambda means, _: means.new_ones(refinement.KINDS, len(means))),
 }
 
 

@@ -10,11 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mil.heads.bags import pack
+from mil.heads.committee import Committee, joined
 from mil.heads.head import HeadShape, TrainingSlides
 from mil.heads.registry import build_head
 from mil.heads.search import neighbours as by_neighbours
 from mil.heads.search import refinement
 from mil.heads.search.choice import logistic_regressions
+from mil.heads.search.kinds import of_slides
 from mil.heads.search.learners import Learners
 from mil.heads.search.local_discriminants import _aligned, _negative_means, _without_each_patient, local_discriminants
 from mil.heads.search.neighbours import neighbours
@@ -30,17 +32,17 @@ from mil.training.config import TrainConfig
 from tiling.jobs.errors import RequestError
 
 
-def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0, distance=6.0):
+def _slides(count, patches=300, positives=6, shift=0.3, dim=16, seed=0, distance=6.0, kinds=1):
     """Clusters mixed in other proportions in each slide, each slide shifted; the first patches of odd ones are odd."""
     rng = np.random.default_rng(seed)
     centres = 2 * rng.standard_normal((5, dim))
-    way = rng.standard_normal(dim)
-    odd = centres[0] + distance * way / np.linalg.norm(way)
+    ways = rng.standard_normal((kinds, dim))
+    odd = centres[:kinds] + distance * ways / np.linalg.norm(ways, axis=1, keepdims=True)
     features = []
     for i in range(count):
         x = centres[rng.choice(5, patches, p=rng.dirichlet(np.full(5, 2.0)))]
         if i % 2:
-            x[:positives] = odd
+            x[:positives] = odd[i // 2 % kinds]
         noise = 0.8 * rng.standard_normal((patches, dim)) + shift * rng.standard_normal(dim)
         features.append(torch.from_numpy(x + noise).half())
     ids = np.array([f"s{i:02d}" for i in range(count)])
@@ -87,6 +89,11 @@ def test_order_of_patches_and_company_of_slides_change_nothing(fitted):
         assert of_bag.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def _three(kinds, positive, count):
+    """(3, count) of the last `count` positive slides, 1 where one is of a kind."""
+    return np.arange(3)[:, None] == kinds[positive][-count:]
+
+
 def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
     """What the sums say without a patient's slides, against learning without them; two slides a patient."""
     slides = _slides(24, patches=60)
@@ -94,28 +101,37 @@ def test_a_patient_left_out_is_as_if_the_patient_were_not_there():
     positive, patient = slides.labels == 1, np.array([f"p{i // 4}{i % 2}" for i in range(24)])
     learners = Learners.cross_fit(positive, patient, [np.arange(8)])
     means, covariance = torch.stack([s.double().mean(0) for s in x]), torch.cat(x).double().T.cov()
+    variances, axes = torch.linalg.eigh(covariance)
     guess = {i: np.tile(np.arange(60.0)[::-1], (2, 1)) for i in np.flatnonzero(positive).tolist()}  # the first are best
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refinement, "_ROUNDS", 0)
         patch.setattr(refinement, "BEST", (3,))
-        directions, said = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
+        kinds = np.arange(24) // 2 % 3
+        patch.setattr(refinement, "of_slides", lambda m, _: torch.from_numpy(_three(kinds, positive, len(m))).double())
+        search = refinement.Refinement(x.__getitem__, means, variances, axes, learners)
+        (of_kinds, directions), said = search.run([guess], np.random.default_rng(0))
         patch.setattr(refinement, "_ROUNDS", 1)
-        refined, _ = refinement.Refinement(x.__getitem__, means, covariance, learners).run([guess])
-    torch.testing.assert_close(refined[:1], directions)  # what the guess says is a candidate beside what follows
-    assert len(refined) == 2 and not torch.allclose(refined[1], directions[0])
-    inverse = torch.linalg.inv(covariance + 16 / (16 + 3 * 12) * covariance.diagonal().mean() * torch.eye(16))
+        refined, _ = search.run([guess], np.random.default_rng(0))
+    torch.testing.assert_close(refined[:2], torch.stack([of_kinds, directions]))  # candidates beside what follows
+    assert len(refined) == 3 and not torch.allclose(refined[2], directions)
 
-    def direction(known):
+    def direction(known, learned_from=12):
         found = torch.cat([x[i][:3].double() for i in np.flatnonzero(known & positive)]).mean(0)
-        v = inverse @ (found - means[known & ~positive].mean(0))
+        ridge = 16 / (16 + 3 * learned_from) * covariance.diagonal().mean() * torch.eye(16)
+        v = torch.linalg.inv(covariance + ridge) @ (found - means[known & ~positive].mean(0))
         return v / (v @ covariance @ v).sqrt()
 
     for q, learns in enumerate(learners.learns):
-        torch.testing.assert_close(directions[0, q], direction(learns))
+        torch.testing.assert_close(directions[q], direction(learns).expand(3, -1))
+        for k in range(3):
+            torch.testing.assert_close(of_kinds[q, k], direction(learns & (~positive | (kinds == k)), 4))
         for i in (0, 1, 2, 9, 23):  # of both classes, learned from by both and by the last learner alone
-            scores = x[i].double() @ direction(learns & (patient != patient[i]))
-            expected = [scores.topk(top).values.mean().item() for top in refinement.TOPS]
-            np.testing.assert_allclose(said[0, q, i], expected, rtol=1e-4)
+            known = learns & (patient != patient[i])
+            each = [direction(known & (~positive | (kinds == k)), 4) for k in range(3)]
+            for candidate, of in enumerate((each, [direction(known)])):
+                scores = (x[i].double() @ torch.stack(of).T).amax(1)
+                expected = [scores.topk(top).values.mean().item() for top in refinement.TOPS]
+                np.testing.assert_allclose(said[candidate, q, i], expected, rtol=1e-4)
 
 
 def test_neighbours_are_asked_in_other_patients_slides_alone():
@@ -193,6 +209,46 @@ def test_many_patches_are_asked_of_a_part_of_the_slides(monkeypatch):
     assert len(_fitted(slides)[1].held_out) == 40
 
 
+def test_positive_slides_are_divided_by_kind():
+    rng = np.random.default_rng(0)
+    kinds = rng.permutation(np.arange(30) % 3)
+    means = 3 * rng.standard_normal((3, 40))[kinds] / 4 + 0.5 * rng.standard_normal((30, 40))
+    divided = of_slides(torch.from_numpy(means), 0)
+    assert (divided.sum(0) == 1).all() and divided.sum(1).tolist() == [10, 10, 10]
+    assert all(len(set(kinds[own == 1])) == 1 for own in divided.numpy())
+    assert of_slides(torch.from_numpy(means[:2]), 0).tolist() == [[1, 1]] * 3
+
+
+@torch.no_grad()
+def test_patches_of_kinds_that_take_turns_are_all_found():
+    slides = _slides(120, kinds=3)
+    known = TrainingSlides(slides.features[:72], slides.labels[:72], slides.patient_ids[:72], slides.slide_ids[:72])
+    head, result = _fitted(known)
+    output = head.eval()(pack(slides.features[72:]))
+    assert roc_auc_score(slides.labels[72:], output.logits[:, 1]) > 0.95
+    positive = torch.stack(output.patch_logits[:, 1].split(300))[1::2]
+    aurocs = [roc_auc_score(np.tile(np.arange(300) < 6, 8), positive[kind::3].ravel()) for kind in range(3)]
+    assert min(aurocs) > 0.95 and result.loss < 0.5
+
+
+@torch.no_grad()
+def test_a_model_with_one_direction_says_what_it_said():
+    head = _fitted(_slides(16))[0].eval()
+    slides, direction = (
+        pack(_slides(16).features),
+        torch.from_numpy(np.random.default_rng(0).standard_normal(16)).float(),
+    )
+    head.get_buffer("directions").copy_(direction)
+    earlier = {name: value for name, value in head.state_dict().items() if name != "directions"}
+    earlier["direction"] = direction
+    alone, member = (build_head("needle", HeadShape(16, 2, 16, 8, 0.25)) for _ in range(2))
+    committee = Committee([member], 2)
+    alone.load_state_dict(earlier)
+    committee.load_state_dict(joined([earlier], torch.ones(1), torch.zeros(2)))
+    for restored in (alone, committee):
+        torch.testing.assert_close(restored.eval()(slides).logits, head(slides).logits)
+
+
 def test_shuffled_labels_teach_nothing():
     slides = _slides(40)
     labels = np.random.default_rng(5).permutation(slides.labels)
@@ -258,7 +314,7 @@ def test_from_feature_files_to_predictions(tmp_path, write_features):
     assert said in html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     slide = read_attention(attention_path(tmp_path / "run", "s01"))
     assert slide.attention.sum() == pytest.approx(1, abs=1e-4) and slide.patch_logits.shape == (120, 2)
-    assert read_checkpoint(tmp_path / "run", 0).tensors["direction"].shape == (16,)
+    assert read_checkpoint(tmp_path / "run", 0).tensors["directions"].shape == (3, 16)
     for slide_id, features in zip(slides.slide_ids, slides.features, strict=True):  # strangers, for all models
         write_features(tmp_path / "new", f"new-{slide_id}", features.numpy())
     found = predict_folder(tmp_path / "run", tmp_path / "new", {}, "cpu")
@@ -270,7 +326,7 @@ def test_regressions_at_once_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     y = np.arange(48) % 3 == 0
     x = np.stack([rng.standard_normal(48), y + 0.0, 5 * y + rng.standard_normal(48), rng.standard_cauchy(48)], axis=1)
-    x /= x.std(axis=0)
+    x = x / x.std(axis=0) + np.array([0, 0, 8, -8])  # top scores lie many deviations from 0
     slopes, intercepts, _ = logistic_regressions(x, y)
     for m, column in enumerate(x.T[..., None]):
         alone = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=1000).fit(column, y)
