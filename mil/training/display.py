@@ -73,8 +73,9 @@ class Display(Watcher):
             self._live.start()
         self._completed[fold.number, fold.member] = int(values["epoch"])
         self._trained += 1
-        models = len(self._folds[0].members)
-        model = f", model {fold.member + 1} of {models}" if models > 1 else ""
+        models = self._heads * len(self._folds[0].members)
+        of = f" of {models}" if self._heads == 1 else ""  # several heads are fewer where some are fitted in one go
+        model = f", model {fold.member + 1}{of}" if models > 1 else ""
         text = (
             f"{self._name(fold)}{model}  epoch {values['epoch']}/{self._epochs}  "
             f"{words.seconds(self._seconds_left())} left  train {values['train_loss']:.3f}  "

@@ -1,7 +1,9 @@
 """Training finds what is there and nothing else, repeats to the byte, and survives a kill."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from mil.cohort.cohort import load_cohort
 from mil.cohort.splits import Fold, make_folds
@@ -36,6 +39,7 @@ from mil.run.tables import (
 from mil.training.command import train_mil
 from mil.training.config import TrainConfig
 from mil.training.descent import epoch_order
+from mil.training.display import Display
 from mil.training.plan import _groups, can_stack, plan_training
 from mil.training.stack import Stack
 from mil.training.trainer import train_folds
@@ -49,9 +53,9 @@ COMPARED = (
 )
 
 
-def _train(table, out, **settings):
+def _train(table, out, watcher=None, **settings):
     config = TrainConfig(**{**FAST, **settings})
-    assert not train_mil(table.parent, table, "diagnosis", out, config).unreadable
+    assert not train_mil(table.parent, table, "diagnosis", out, config, watcher).unreadable
     return read_metrics(out)
 
 
@@ -171,7 +175,11 @@ def test_features_are_standardised_with_the_training_part(planted):
 
 def test_auto_weighs_several_heads_and_says_how_much(tmp_path, planted, monkeypatch):
     monkeypatch.setattr("mil.heads.zoo.bag_stats._TREES", 20)
-    metrics = _train(planted, tmp_path / "run", head="auto", folds=2, inner_folds=3, epochs=30, learning_rate=0.01)
+    monkeypatch.setattr("mil.training.display._PLAIN_EVERY_S", -1.0)
+    said = io.StringIO()
+    auto = dict(head="auto", folds=2, inner_folds=3, epochs=30, learning_rate=0.01)
+    metrics = _train(planted, tmp_path / "run", Display(Console(file=said, width=200)), **auto)
+    assert {"1", "6"} <= set(re.findall(r"model (\d+)  epoch", said.getvalue())) and "model 6 of" not in said.getvalue()
     assert metrics["slide"]["auroc"]["value"] > 0.9 and set(metrics["heads"]) == set(heads_of("auto", 2, 21))
     checkpoint = read_checkpoint(tmp_path / "run", 0)
     assert checkpoint.members == (*("mean",) * 3, *("gated-abmil",) * 3, "bag-stats", "needle")
