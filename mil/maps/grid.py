@@ -38,6 +38,10 @@ class ColourScale:
         """Whether its middle is 0, which speaks neither for nor against."""
         return self.low == -self.high
 
+    def passed_by(self, values: NDArray[np.float64]) -> tuple[bool, bool]:
+        """Whether any lies below, and above: an end's colour then stands for those beyond it too."""
+        return bool((values < self.low).any()), bool((values > self.high).any())
+
     @property
     def middle(self) -> float:
         """The score of the colour half-way."""
@@ -65,8 +69,8 @@ def colour_scale(scores: PatchScores) -> ColourScale:
 
 def bar_ticks(scores: PatchScores) -> list[str]:
     """What stands at the colour bar's low end, middle and high end."""
-    scale, values = colour_scale(scores), scores.values
-    below, above = (len(values) > 0 and part for part in ((values < scale.low).any(), (values > scale.high).any()))
+    scale = colour_scale(scores)
+    below, above = scale.passed_by(scores.values)
     low, middle, high = map(said, (scale.low, scale.middle, scale.high))
     return [f"≤ {low}" if below else low, middle, f"≥ {high}" if above else high]
 

@@ -22,6 +22,7 @@ HELP = "slide and map side by side, for reading and print"
 _LONGEST_SIDE_PX = 1000
 _LONGEST_SIDE_INCH = 6.5
 _DPI = 150
+_TIPS = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}  # of the bar
 
 
 def write(path: Path, drawn: Drawn) -> None:
@@ -68,19 +69,13 @@ def _colour_bar(figure: Figure, scale: ColourScale, scores: PatchScores) -> None
         shrink=0.8,
         pad=0.01,
         format="%g" if scale.logarithmic else None,
-        extend=_beyond(scale, scores.values),
+        extend=_TIPS[scale.passed_by(scores.values)],
     )
     bar.set_label(scores.meaning, parse_math=False)
     if scale.logarithmic:
         ticks = np.geomspace(scale.low, scale.high, 5) if scale.high > 1.05 * scale.low else np.ones(1)
         bar.set_ticks([t for t in (float(f"{tick:.2g}") for tick in ticks) if scale.low <= t <= scale.high])
         bar.minorticks_off()
-
-
-def _beyond(scale: ColourScale, values: NDArray[np.float64]) -> str:
-    """Which ends of the bar stand for values beyond them, as matplotlib calls it; they get a tip."""
-    ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-    return ends[bool((values < scale.low).any()), bool((values > scale.high).any())]
 
 
 def _scale_bar(axes: Axes, mpp: float, width: int, height: int) -> None:
